@@ -1,0 +1,182 @@
+//! The authorize layer: may this caller make this request?
+//!
+//! A [`Policy`] is compiled from the Pomerium Policy Language when the configuration is loaded, and
+//! evaluated for every request without allocating. The answer is a [`Decision`], and it always says which
+//! rule decided and why. [`Permit`] is the only way to the upstream, and this module is the only one that
+//! can make it.
+//!
+//! Order: a deny rule that holds comes first, so that a refusal by address, method or path asks nobody to
+//! sign in; then, when anything that matters concerns identity and nobody has signed in, the caller is
+//! challenged; then allow; then refusal. An empty policy allows nobody.
+
+use std::net::IpAddr;
+
+use ::http::{HeaderMap, Method};
+
+use crate::identity::Caller;
+
+mod compile;
+mod criterion;
+mod evaluate;
+mod matcher;
+mod reason;
+
+pub use compile::{PolicyError, Shorthand, Step};
+pub use reason::{Reason, Reasons};
+
+/// A compiled policy.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    allow: Vec<Rule>,
+    deny: Vec<Rule>,
+    /// Whether any criterion looks at the path, so that other readings of it must agree.
+    reads_path: bool,
+    /// `require_verified_email`.
+    require_verified_email: bool,
+}
+
+/// What a policy may look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// Who is calling.
+    pub caller: &'a Caller,
+    /// The request's method.
+    pub method: &'a Method,
+    /// The canonical path.
+    pub path: &'a str,
+    /// The client's address, after trusted proxies.
+    pub client: IpAddr,
+    /// The request's header fields.
+    pub headers: &'a HeaderMap,
+}
+
+/// The answer, with what decided it.
+#[derive(Debug)]
+pub enum Decision {
+    /// The request may pass.
+    Allow(Permit),
+    /// The caller has to sign in first.
+    SignIn(Decided),
+    /// The request is refused.
+    Deny(Decided),
+}
+
+/// Which rule decided, and the reasons, in Pomerium's words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decided {
+    /// The rule that held, as a place in the policy: `allow[0].or[1] email`; `None` when none held.
+    pub rule: Option<Place>,
+    /// Why.
+    pub reasons: Reasons,
+    /// An allow rule on e-mail or domain failed only because the address is not verified.
+    pub unverified_email: bool,
+}
+
+/// A criterion's place in a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Whether an allow or a deny rule.
+    pub action: Action,
+    /// The rule's position among those of its action.
+    pub rule: u16,
+    /// The operator.
+    pub operator: Operator,
+    /// The criterion's position under its operator.
+    pub criterion: u16,
+    /// The criterion's name, without a subpath.
+    pub name: &'static str,
+}
+
+/// What a rule does when it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Lets the request pass, unless a deny rule holds.
+    Allow,
+    /// Refuses it.
+    Deny,
+}
+
+/// How the criteria of a list are combined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operator {
+    /// All hold.
+    And,
+    /// At least one holds.
+    Or,
+    /// None holds.
+    Not,
+    /// Not all hold.
+    Nor,
+}
+
+/// The right to forward one request: the outcome of a decision, and who it was made for.
+///
+/// There is no way to make one but [`Policy::decide`].
+#[derive(Debug)]
+pub struct Permit {
+    caller: Caller,
+    decided: Decided,
+}
+
+#[derive(Clone, Debug)]
+struct Rule {
+    lists: Vec<List>,
+}
+
+#[derive(Clone, Debug)]
+struct List {
+    operator: Operator,
+    criteria: Vec<criterion::Criterion>,
+}
+
+impl Policy {
+    /// Whether other readings of a path have to be decided too.
+    pub const fn reads_path(&self) -> bool {
+        self.reads_path
+    }
+
+    /// Whether there is no allow rule at all: nobody can pass.
+    pub const fn allows_nobody(&self) -> bool {
+        self.allow.is_empty()
+    }
+
+    /// Adds the rules of another policy; allow rules are alternatives, deny rules all hold.
+    pub fn extend(&mut self, other: Self) {
+        self.allow.extend(other.allow);
+        self.deny.extend(other.deny);
+        self.reads_path |= other.reads_path;
+    }
+}
+
+impl Permit {
+    /// Who the request is forwarded for.
+    pub const fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// What allowed it.
+    pub const fn decided(&self) -> &Decided {
+        &self.decided
+    }
+}
+
+impl Operator {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::And => "and",
+            Self::Or => "or",
+            Self::Not => "not",
+            Self::Nor => "nor",
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let action = match self.action {
+            Action::Allow => "allow",
+            Action::Deny => "deny",
+        };
+        write!(f, "{action}[{}].{}[{}] {}", self.rule, self.operator.name(), self.criterion, self.name)
+    }
+}

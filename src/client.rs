@@ -1,0 +1,257 @@
+//! Calls to identity providers: few, small, and bounded in every way.
+//!
+//! One call ends within [`Limits::time`], body included, and within [`Limits::size`]; redirects are never
+//! followed (they would be a way to make us call somebody else); cleartext goes to loopback only. An error
+//! names the hop that failed, because "cannot reach the provider" helps nobody.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::header::HOST;
+use ::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use rustls::RootCertStore;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+mod dial;
+
+pub use dial::{DialError, Names, is_loopback};
+
+/// An HTTP client for one identity provider.
+#[derive(Clone)]
+pub struct Client {
+    names: Names,
+    tls: TlsConnector,
+    proxy: Option<Uri>,
+    limits: Limits,
+}
+
+/// How long a call may take and how large an answer may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For the whole call.
+    pub time: Duration,
+    /// Bytes of the answer's body.
+    pub size: usize,
+}
+
+/// How providers are reached.
+#[derive(Clone, Default)]
+pub struct Settings {
+    /// Trust roots; the system's when absent.
+    pub roots: Option<Arc<RootCertStore>>,
+    /// `idp_resolve`: addresses for names.
+    pub names: Names,
+    /// `idp_http_proxy`: an HTTP proxy for outgoing calls.
+    pub proxy: Option<Uri>,
+}
+
+/// A provider's answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The header fields.
+    pub headers: HeaderMap,
+    /// The whole body.
+    pub body: Bytes,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The URL cannot be called.
+    #[error("{0}")]
+    Url(String),
+    /// The name or the connection failed.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// TLS failed.
+    #[error("TLS with {host} failed: {error}")]
+    Tls {
+        /// The host.
+        host: String,
+        /// What went wrong.
+        error: std::io::Error,
+    },
+    /// HTTP failed.
+    #[error("HTTP with {host} failed: {error}")]
+    Http {
+        /// The host.
+        host: String,
+        /// What went wrong.
+        error: String,
+    },
+    /// The proxy for outgoing calls refused the tunnel.
+    #[error("the proxy {proxy} refused a tunnel to {host}: {status}")]
+    Proxy {
+        /// `idp_http_proxy`.
+        proxy: String,
+        /// The host that was to be reached.
+        host: String,
+        /// What the proxy answered.
+        status: StatusCode,
+    },
+    /// The answer is too large.
+    #[error("the answer of {host} is larger than {size} bytes")]
+    Size {
+        /// The host.
+        host: String,
+        /// The limit.
+        size: usize,
+    },
+    /// The call took too long.
+    #[error("{host} did not answer within {time:?}")]
+    Time {
+        /// The host.
+        host: String,
+        /// The limit.
+        time: Duration,
+    },
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(10), size: 1024 * 1024 }
+    }
+}
+
+impl Client {
+    /// A client with these trust roots and names.
+    pub fn new(settings: Settings) -> Self {
+        let roots = settings.roots.unwrap_or_else(crate::crypto::system_roots);
+        let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        Self {
+            names: settings.names,
+            tls: TlsConnector::from(Arc::new(config)),
+            proxy: settings.proxy,
+            limits: Limits::default(),
+        }
+    }
+
+    /// The same client with other limits.
+    #[must_use]
+    pub fn with_limits(&self, limits: Limits) -> Self {
+        Self { limits, ..self.clone() }
+    }
+
+    /// Makes one call. The request's URI is absolute.
+    ///
+    /// # Errors
+    /// The hop that failed, or the limit that was reached.
+    pub async fn call(&self, request: Request<Bytes>) -> Result<Answer, ClientError> {
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        match tokio::time::timeout(self.limits.time, Box::pin(self.exchange(request, &host))).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ClientError::Time { host, time: self.limits.time }),
+        }
+    }
+
+    async fn exchange(&self, request: Request<Bytes>, host: &str) -> Result<Answer, ClientError> {
+        let uri = request.uri();
+        let encrypted = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") if is_loopback(host) => false,
+            Some("http") => {
+                return Err(ClientError::Url(format!("{uri}: http:// is accepted for loopback only")));
+            }
+            _ => return Err(ClientError::Url(format!("{uri} is not an https:// URL"))),
+        };
+        let port = uri.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
+        let stream = match &self.proxy {
+            Some(proxy) if !is_loopback(host) => self.tunnel(proxy, host, port).await?,
+            _ => self.names.dial(host, port).await?,
+        };
+        if encrypted {
+            let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            let name = ServerName::try_from(name)
+                .map_err(|_| ClientError::Url(format!("{host} is not a name that a certificate can have")))?;
+            let tls = self.tls.connect(name, stream).await;
+            let tls = tls.map_err(|error| ClientError::Tls { host: host.to_owned(), error })?;
+            self.send(request, tls, host).await
+        } else {
+            self.send(request, stream, host).await
+        }
+    }
+
+    async fn send<S>(&self, request: Request<Bytes>, stream: S, host: &str) -> Result<Answer, ClientError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let http =
+            |error: hyper::Error| ClientError::Http { host: host.to_owned(), error: error.to_string() };
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+        let driver = tokio::spawn(connection);
+        let answer = self.receive(&mut sender, request, host).await;
+        driver.abort();
+        answer
+    }
+
+    async fn receive(
+        &self,
+        sender: &mut hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+        request: Request<Bytes>,
+        host: &str,
+    ) -> Result<Answer, ClientError> {
+        let http = |error: String| ClientError::Http { host: host.to_owned(), error };
+        let (mut parts, body) = request.into_parts();
+        let authority =
+            parts.uri.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
+        parts
+            .headers
+            .insert(HOST, HeaderValue::from_str(&authority).map_err(|error| http(error.to_string()))?);
+        parts.headers.insert(::http::header::CONNECTION, HeaderValue::from_static("close"));
+        parts.uri = parts.uri.path_and_query().map_or("/", |path| path.as_str()).parse().unwrap_or_default();
+        let request = Request::from_parts(parts, Full::new(body));
+        let answer = sender.send_request(request).await.map_err(|error| http(error.to_string()))?;
+        let (parts, body) = answer.into_parts();
+        let body = Limited::new(body, self.limits.size).collect().await.map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() {
+                ClientError::Size { host: host.to_owned(), size: self.limits.size }
+            } else {
+                http(error.to_string())
+            }
+        })?;
+        Ok(Answer { status: parts.status, headers: parts.headers, body: body.to_bytes() })
+    }
+
+    /// Asks an HTTP proxy for a tunnel (RFC 9110 §9.3.6).
+    async fn tunnel(&self, proxy: &Uri, host: &str, port: u16) -> Result<TcpStream, ClientError> {
+        let name = proxy.host().unwrap_or_default();
+        let mut stream = self.names.dial(name, proxy.port_u16().unwrap_or(3128)).await?;
+        let fail = |error: String| ClientError::Http { host: name.to_owned(), error };
+        let ask = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n");
+        tokio::io::AsyncWriteExt::write_all(&mut stream, ask.as_bytes())
+            .await
+            .map_err(|error| fail(error.to_string()))?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            if head.len() > 8192 {
+                return Err(fail("its answer to CONNECT is too long".into()));
+            }
+            let byte = tokio::io::AsyncReadExt::read_u8(&mut stream)
+                .await
+                .map_err(|error| fail(error.to_string()))?;
+            head.push(byte);
+        }
+        let status = head.get(9..12).and_then(|code| StatusCode::from_bytes(code).ok());
+        match status {
+            Some(status) if status.is_success() => Ok(stream),
+            Some(status) => Err(ClientError::Proxy { proxy: name.to_owned(), host: host.to_owned(), status }),
+            None => Err(fail("its answer to CONNECT is not HTTP".into())),
+        }
+    }
+}
+
+impl ClientError {
+    /// Whether trying again later may help, as opposed to a mistake in the configuration.
+    pub const fn is_temporary(&self) -> bool {
+        !matches!(self, Self::Url(_))
+    }
+}

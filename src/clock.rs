@@ -1,0 +1,138 @@
+//! Time as a value.
+//!
+//! Nothing in the crate asks the operating system for the time: it asks a [`Clock`] that it was given,
+//! so that a test can hold time still or move it. Points in time that are stored or compared with a
+//! token's claims are [`Timestamp`]s (wall clock); spans on the road are measured with [`Clock::instant`].
+
+use std::fmt;
+use std::ops::{Add, Sub};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// A point in time: milliseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(u64);
+
+/// Where the time comes from: the system, or a test.
+#[derive(Clone, Debug, Default)]
+pub struct Clock {
+    held: Option<Arc<AtomicU64>>,
+}
+
+impl Timestamp {
+    /// A `NumericDate` of a token (RFC 7519 §2): seconds since the epoch.
+    pub const fn from_unix_seconds(seconds: u64) -> Self {
+        Self(seconds.saturating_mul(1000))
+    }
+
+    /// Milliseconds since the epoch, as stored.
+    pub const fn from_unix_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Whole seconds since the epoch.
+    pub const fn as_unix_seconds(self) -> u64 {
+        self.0 / 1000
+    }
+
+    /// Milliseconds since the epoch.
+    pub const fn as_unix_millis(self) -> u64 {
+        self.0
+    }
+
+    /// How long ago `earlier` was; zero when it lies ahead.
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Timestamp {
+    type Output = Self;
+
+    fn add(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+impl Sub<Duration> for Timestamp {
+    type Output = Self;
+
+    fn sub(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// RFC 3339, UTC, to the second: `2026-11-20T09:30:00Z`.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = i64::try_from(self.as_unix_seconds()).unwrap_or(i64::MAX);
+        match chrono::DateTime::from_timestamp(seconds, 0) {
+            Some(time) => write!(f, "{}", time.format("%Y-%m-%dT%H:%M:%SZ")),
+            None => write!(f, "@{seconds}"),
+        }
+    }
+}
+
+impl Clock {
+    /// The system's clock.
+    pub const fn system() -> Self {
+        Self { held: None }
+    }
+
+    /// A clock that stands still until it is moved.
+    pub fn held_at(time: Timestamp) -> Self {
+        Self { held: Some(Arc::new(AtomicU64::new(time.0))) }
+    }
+
+    /// Moves a held clock on; the system's clock is not moved.
+    pub fn advance(&self, span: Duration) {
+        if let Some(held) = &self.held {
+            held.store((Timestamp(held.load(Ordering::Relaxed)) + span).0, Ordering::Relaxed);
+        }
+    }
+
+    /// The time now. A system clock before 1970 reads as the epoch, at which every session has yet to begin.
+    #[allow(clippy::disallowed_methods, reason = "the one place that asks the system")]
+    pub fn now(&self) -> Timestamp {
+        match &self.held {
+            Some(held) => Timestamp(held.load(Ordering::Relaxed)),
+            None => {
+                let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                Timestamp(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+            }
+        }
+    }
+
+    /// A monotonic reading, for measuring how long something took.
+    #[allow(clippy::disallowed_methods, reason = "the one place that asks the system")]
+    pub fn instant(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_clock_moves_only_when_it_is_moved() {
+        let clock = Clock::held_at(Timestamp::from_unix_seconds(100));
+        let other = clock.clone();
+        clock.advance(Duration::from_secs(5));
+        assert_eq!(other.now(), Timestamp::from_unix_seconds(105));
+    }
+
+    #[test]
+    fn a_timestamp_prints_as_rfc_3339() {
+        assert_eq!(Timestamp::from_unix_seconds(1_790_000_000).to_string(), "2026-09-21T14:13:20Z");
+    }
+
+    #[test]
+    fn time_before_the_epoch_saturates() {
+        assert_eq!(Timestamp::from_unix_seconds(1) - Duration::from_secs(2), Timestamp::default());
+    }
+}

@@ -1,0 +1,39 @@
+//! Plain data about the connection a request came in on.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// One downstream connection, as it was accepted.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// The address at the other end of the socket.
+    pub peer: SocketAddr,
+    /// The address that was connected to.
+    pub local: SocketAddr,
+    /// What TLS agreed on; `None` on a cleartext listener.
+    pub tls: Option<Tls>,
+    /// The version of HTTP that the connection speaks.
+    pub protocol: Protocol,
+}
+
+/// What a TLS handshake agreed on.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The server name that the client asked for, in lower case (RFC 6066 §3).
+    pub server_name: Option<Box<str>>,
+}
+
+/// The version of HTTP that a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0 or HTTP/1.1, one request at a time.
+    Http1,
+    /// HTTP/2, many streams.
+    Http2,
+}
+
+impl Connection {
+    /// The peer's address; an IPv4 address that came in as `::ffff:a.b.c.d` is the IPv4 address.
+    pub fn peer_ip(&self) -> IpAddr {
+        self.peer.ip().to_canonical()
+    }
+}

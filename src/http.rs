@@ -1,0 +1,20 @@
+//! The ground rules of HTTP that every stage shares.
+//!
+//! One request has one meaning. [`Canonical`] is computed once, from the bytes that came in; everything
+//! that could be read in two ways is refused here with a [`BadRequest`] and not repaired. [`headers`] holds
+//! the hygiene of header fields, [`cookies`] reads and removes cookies without touching the others,
+//! [`forwarded`] decides whom to believe about the client, and [`Client`] says what kind of answer the
+//! caller can use.
+
+mod body;
+mod client;
+pub mod cookies;
+pub mod forwarded;
+pub mod headers;
+mod path;
+mod request;
+
+pub use body::{Body, BodyError, End, Limits, Watcher};
+pub use client::{Client, is_cross_site, is_same_site_form};
+pub use path::{EscapedSlashes, PathRules, Readings};
+pub use request::{BadRequest, Canonical, Scheme, canonicalise, split_host};

@@ -1,0 +1,234 @@
+//! The one body type of the road: nothing, a few bytes of our own, or a stream that passes through.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+/// A message body. Streams are passed on frame by frame, with back-pressure; nothing is collected.
+pub struct Body {
+    source: Source,
+    sent: u64,
+    limits: Option<Box<Limits>>,
+    watchers: [Option<Box<dyn Watcher>>; 2],
+}
+
+enum Source {
+    Empty,
+    Full(Bytes),
+    Stream(Incoming),
+}
+
+/// Told once when a body has ended, however it ended.
+pub trait Watcher: Send {
+    /// `sent` counts the bytes of data that were passed on.
+    fn ended(self: Box<Self>, end: End, sent: u64);
+}
+
+/// How a body ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The whole of it was passed on.
+    Complete,
+    /// The receiver went away before that.
+    Dropped,
+    /// The sender failed, or a limit was reached.
+    Failed,
+}
+
+/// How long a stream may take.
+pub struct Limits {
+    idle: Option<Duration>,
+    deadline: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection that it came in on failed.
+    #[error(transparent)]
+    Stream(#[from] hyper::Error),
+    /// Nothing came for too long.
+    #[error("nothing was sent for {0:?}")]
+    Idle(Duration),
+    /// The whole exchange took too long.
+    #[error("the time for the whole exchange is over")]
+    Deadline,
+}
+
+impl Body {
+    /// No body.
+    pub const fn empty() -> Self {
+        Self::of(Source::Empty)
+    }
+
+    /// A body that is at hand.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Self::of(if bytes.is_empty() { Source::Empty } else { Source::Full(bytes) })
+    }
+
+    /// A body that streams in from a connection.
+    pub fn stream(incoming: Incoming) -> Self {
+        Self::of(if http_body::Body::is_end_stream(&incoming) {
+            Source::Empty
+        } else {
+            Source::Stream(incoming)
+        })
+    }
+
+    const fn of(source: Source) -> Self {
+        Self { source, sent: 0, limits: None, watchers: [None, None] }
+    }
+
+    /// Sets limits of time on a stream.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        if matches!(self.source, Source::Stream(_)) && (limits.idle.is_some() || limits.deadline.is_some()) {
+            self.limits = Some(Box::new(limits));
+        }
+        self
+    }
+
+    /// Adds a watcher; a body takes two.
+    pub fn watch(&mut self, watcher: Box<dyn Watcher>) {
+        match &mut self.watchers {
+            [first @ None, _] => *first = Some(watcher),
+            [_, second] => *second = Some(watcher),
+        }
+    }
+
+    /// Whether there is nothing to send at all.
+    pub const fn is_empty(&self) -> bool {
+        matches!(self.source, Source::Empty)
+    }
+
+    fn finish(&mut self, end: End) {
+        for watcher in &mut self.watchers {
+            if let Some(watcher) = watcher.take() {
+                watcher.ended(end, self.sent);
+            }
+        }
+    }
+}
+
+impl Limits {
+    /// `idle`: the longest silence. `deadline`: when the whole must be over.
+    pub const fn new(idle: Option<Duration>, deadline: Option<Instant>) -> Self {
+        Self { idle, deadline, timer: None }
+    }
+
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let timer = self.timer.get_or_insert_with(|| {
+            let idle = self.idle.map(|idle| Instant::now() + idle);
+            let end = match (idle, self.deadline) {
+                (Some(idle), Some(deadline)) => idle.min(deadline),
+                (Some(end), None) | (None, Some(end)) => end,
+                (None, None) => Instant::now() + Duration::from_secs(86_400 * 365),
+            };
+            Box::pin(tokio::time::sleep_until(end))
+        });
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(match (self.idle, self.deadline) {
+            (_, Some(deadline)) if Instant::now() >= deadline => BodyError::Deadline,
+            (Some(idle), _) => BodyError::Idle(idle),
+            (None, _) => BodyError::Deadline,
+        })
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let incoming = match &mut this.source {
+            Source::Empty => {
+                this.finish(End::Complete);
+                return Poll::Ready(None);
+            }
+            Source::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.sent += bytes.len() as u64;
+                this.source = Source::Empty;
+                this.finish(End::Complete);
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            Source::Stream(incoming) => incoming,
+        };
+        match Pin::new(incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    this.sent += data.len() as u64;
+                }
+                if let Some(limits) = &mut this.limits {
+                    limits.timer = None;
+                }
+                if this.limits.is_none() && this.is_end_stream() {
+                    this.finish(End::Complete);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.source = Source::Empty;
+                this.finish(End::Failed);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                this.source = Source::Empty;
+                this.finish(End::Complete);
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                let Some(limits) = &mut this.limits else { return Poll::Pending };
+                let error = ready!(limits.poll_over(cx));
+                this.source = Source::Empty;
+                this.finish(End::Failed);
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Empty => true,
+            Source::Full(_) => false,
+            Source::Stream(incoming) => http_body::Body::is_end_stream(incoming),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Empty => SizeHint::with_exact(0),
+            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Stream(incoming) => http_body::Body::size_hint(incoming),
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let end = if http_body::Body::is_end_stream(self) { End::Complete } else { End::Dropped };
+        self.finish(end);
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.source {
+            Source::Empty => "Body(empty)",
+            Source::Full(_) => "Body(full)",
+            Source::Stream(_) => "Body(stream)",
+        })
+    }
+}

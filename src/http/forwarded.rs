@@ -1,0 +1,188 @@
+//! Whom to believe about the client, and the one chain that upstreams see.
+
+use std::net::IpAddr;
+
+use http::header::{HeaderMap, HeaderValue};
+use ipnet::IpNet;
+
+use super::headers::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PORT, FORWARDED_PROTO};
+use super::{Canonical, Scheme};
+use crate::connection::Connection;
+
+/// The settings of this module.
+#[derive(Clone, Debug, Default)]
+pub struct ForwardedRules {
+    /// `trusted_proxies`: networks whose forwarded headers are believed.
+    pub trusted: Vec<IpNet>,
+    /// `xff_num_trusted_hops`: so many of the rightmost hops are proxies of ours, whatever their address.
+    pub trusted_hops: usize,
+    /// `skip_xff_append`: send a believed chain on as it came.
+    pub skip_append: bool,
+}
+
+impl ForwardedRules {
+    /// Whether what this peer says about the client is believed.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted_hops > 0 || self.trusted.iter().any(|network| network.contains(&peer.to_canonical()))
+    }
+
+    /// The client's address: the peer's, or, when the peer is trusted, the nearest address in its chain
+    /// that is not a trusted proxy itself.
+    pub fn client(&self, connection: &Connection, headers: &HeaderMap) -> IpAddr {
+        let peer = connection.peer_ip();
+        if !self.trusts(peer) {
+            return peer;
+        }
+        let chain = chain(headers);
+        if self.trusted_hops > 0 {
+            return chain.iter().rev().nth(self.trusted_hops - 1).copied().flatten().unwrap_or(peer);
+        }
+        let mut client = peer;
+        for hop in chain.into_iter().rev() {
+            let Some(hop) = hop else { break };
+            client = hop;
+            if !self.trusted.iter().any(|network| network.contains(&hop)) {
+                break;
+            }
+        }
+        client
+    }
+
+    /// Writes the chain for the upstream: one `X-Forwarded-For`, `-Proto`, `-Host` and `-Port`.
+    pub fn write(
+        &self,
+        headers: &mut HeaderMap,
+        connection: &Connection,
+        request: &Canonical,
+        external: Scheme,
+    ) {
+        let peer = connection.peer_ip();
+        let believed = self.trusts(peer);
+        let mut hops: Vec<String> = Vec::new();
+        if believed {
+            hops.extend(
+                chain(headers)
+                    .into_iter()
+                    .map(|hop| hop.map_or_else(|| "unknown".into(), |hop| hop.to_string())),
+            );
+        }
+        if !(believed && self.skip_append && !hops.is_empty()) {
+            hops.push(peer.to_string());
+        }
+        set(headers, &FORWARDED_FOR, &hops.join(", "));
+        if !(believed && one_word(headers, &FORWARDED_PROTO)) {
+            headers.insert(FORWARDED_PROTO.clone(), HeaderValue::from_static(external.as_str()));
+        }
+        if !(believed && one_word(headers, &FORWARDED_HOST)) {
+            set(headers, &FORWARDED_HOST, &request.authority());
+        }
+        if !(believed && one_word(headers, &FORWARDED_PORT)) {
+            let port = request.port.unwrap_or_else(|| external.default_port());
+            set(headers, &FORWARDED_PORT, itoa::Buffer::new().format(port));
+        }
+    }
+}
+
+/// The addresses of `X-Forwarded-For`, left to right; `None` for what is no address.
+fn chain(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+    headers
+        .get_all(&FORWARDED_FOR)
+        .iter()
+        .flat_map(|line| line.to_str().unwrap_or("unknown").split(','))
+        .map(|hop| {
+            let hop = hop.trim();
+            let address = hop
+                .parse()
+                .ok()
+                .or_else(|| hop.parse::<std::net::SocketAddr>().ok().map(|address| address.ip()))
+                .or_else(|| hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok());
+            address.map(|address: IpAddr| address.to_canonical())
+        })
+        .collect()
+}
+
+fn one_word(headers: &HeaderMap, name: &http::HeaderName) -> bool {
+    let mut values = headers.get_all(name).iter();
+    values.next().is_some_and(|value| {
+        value.to_str().is_ok_and(|value| !value.is_empty() && !value.contains([',', ' ']))
+    }) && values.next().is_none()
+}
+
+fn set(headers: &mut HeaderMap, name: &http::HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name.clone(), value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::Protocol;
+    use crate::http::Readings;
+
+    fn connection(peer: &str) -> Connection {
+        Connection {
+            peer: format!("{peer}:1").parse().unwrap(),
+            local: "127.0.0.1:443".parse().unwrap(),
+            tls: None,
+            protocol: Protocol::Http1,
+        }
+    }
+
+    fn headers(chain: &str) -> HeaderMap {
+        HeaderMap::from_iter([(FORWARDED_FOR.clone(), HeaderValue::from_str(chain).unwrap())])
+    }
+
+    fn client(rules: &ForwardedRules, peer: &str, chain: &str) -> String {
+        rules.client(&connection(peer), &headers(chain)).to_string()
+    }
+
+    #[test]
+    fn an_untrusted_peer_is_the_client_whatever_it_says() {
+        let rules = ForwardedRules::default();
+        for peer in ["203.0.113.9", "10.0.0.1", "127.0.0.1", "192.168.1.1"] {
+            assert_eq!(client(&rules, peer, "1.2.3.4"), peer);
+        }
+    }
+
+    #[test]
+    fn behind_trusted_proxies_the_nearest_untrusted_address_is_the_client() {
+        let rules =
+            ForwardedRules { trusted: vec!["10.0.0.0/8".parse().unwrap()], ..ForwardedRules::default() };
+        assert_eq!(client(&rules, "10.0.0.1", "6.6.6.6, 203.0.113.9, 10.0.0.2"), "203.0.113.9");
+        assert_eq!(client(&rules, "10.0.0.1", "6.6.6.6, garbage, 10.0.0.2"), "10.0.0.2");
+        assert_eq!(client(&rules, "10.0.0.1", "::ffff:203.0.113.9"), "203.0.113.9");
+        assert_eq!(client(&rules, "203.0.113.1", "6.6.6.6"), "203.0.113.1");
+    }
+
+    #[test]
+    fn a_number_of_trusted_hops_counts_from_the_right() {
+        let rules = ForwardedRules { trusted_hops: 2, ..ForwardedRules::default() };
+        assert_eq!(client(&rules, "10.0.0.1", "6.6.6.6, 203.0.113.9, 10.0.0.2"), "203.0.113.9");
+        assert_eq!(client(&rules, "10.0.0.1", "203.0.113.9"), "10.0.0.1");
+    }
+
+    #[test]
+    fn one_chain_is_written() {
+        let request = Canonical {
+            scheme: Scheme::Https,
+            host: "app.test".into(),
+            port: None,
+            path: Readings { canonical: "/".into(), others: Vec::new() },
+        };
+        let mut map = HeaderMap::new();
+        ForwardedRules::default().write(&mut map, &connection("203.0.113.9"), &request, Scheme::Https);
+        assert_eq!(map.get(&FORWARDED_FOR).unwrap(), "203.0.113.9");
+        assert_eq!(map.get(&FORWARDED_PROTO).unwrap(), "https");
+        assert_eq!(map.get(&FORWARDED_HOST).unwrap(), "app.test");
+        assert_eq!(map.get(&FORWARDED_PORT).unwrap(), "443");
+
+        let rules =
+            ForwardedRules { trusted: vec!["10.0.0.0/8".parse().unwrap()], ..ForwardedRules::default() };
+        let mut map = headers("203.0.113.9");
+        map.append(FORWARDED_FOR.clone(), HeaderValue::from_static("10.0.0.2"));
+        rules.write(&mut map, &connection("10.0.0.1"), &request, Scheme::Https);
+        assert_eq!(map.get_all(&FORWARDED_FOR).iter().count(), 1);
+        assert_eq!(map.get(&FORWARDED_FOR).unwrap(), "203.0.113.9, 10.0.0.2, 10.0.0.1");
+    }
+}

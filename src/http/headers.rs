@@ -1,0 +1,362 @@
+//! Hygiene of header fields: what is hop by hop, what is ours, what a client must not say.
+//!
+//! Names are compared *folded*: case and every character that is not a letter or a digit are ignored, as
+//! CGI, WSGI and PHP do. A header that an application could take for one of ours is one of ours.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use super::BadRequest;
+
+/// What to do with a header whose name has an underscore, which many applications read as a dash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Underscores {
+    /// Refuse the request with 400.
+    #[default]
+    Reject,
+    /// Remove the header.
+    Drop,
+    /// Let it pass; identity and forwarded headers are removed under every spelling all the same.
+    Allow,
+}
+
+/// The settings of this module.
+#[derive(Clone, Debug, Default)]
+pub struct HeaderRules {
+    /// `headers_with_underscores_action`.
+    pub underscores: Underscores,
+    /// Further identity headers, folded: the names that claims are sent under.
+    pub identity: Vec<Box<str>>,
+}
+
+/// `X-Pomerium-Jwt-Assertion`, the signed statement about the caller.
+pub static ASSERTION: HeaderName = HeaderName::from_static("x-pomerium-jwt-assertion");
+/// `X-Request-Id`, on every answer and in every record.
+pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// `X-Forwarded-For`.
+pub static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// `X-Forwarded-Proto`.
+pub static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// `X-Forwarded-Host`.
+pub static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// `X-Forwarded-Port`.
+pub static FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Folded beginnings of names that say who is calling or which certificate they showed. A client that
+/// sends one of these is not believed, and no upstream sees it.
+const IDENTITY: &[&str] = &[
+    "xpomerium",
+    "xauthrequest",
+    "xforwardeduser",
+    "xforwardedemail",
+    "xforwardedgroup",
+    "xforwardedpreferredusername",
+    "xforwardedaccesstoken",
+    "xforwardedidtoken",
+    "xforwardedclientcert",
+    "xssl",
+    "sslclient",
+    "clientcert",
+    "xclientcert",
+    "xclientverify",
+    "remoteuser",
+    "remotegroup",
+    "remoteemail",
+    "remotename",
+    "xremoteuser",
+    "xremotegroup",
+    "xremoteemail",
+    "xauthuser",
+    "xauthemail",
+    "xauthgroup",
+    "xauthname",
+    "xauthusername",
+    "xwebauthuser",
+    "xwebauthemail",
+    "xwebauthname",
+    "xwebauthgroup",
+    "xwebauthrole",
+    "oidcclaim",
+    "oidcaccesstoken",
+    "oidcidtoken",
+    "xamznoidc",
+    "xgoogauthenticateduser",
+    "xgoogiapjwtassertion",
+    "cfaccessjwtassertion",
+    "cfaccessauthenticateduser",
+    "tailscaleuser",
+    "xvouch",
+    "xauthentik",
+    "impersonateuser",
+    "impersonategroup",
+    "impersonateuid",
+    "impersonateextra",
+];
+
+/// Folded beginnings of names that say how a request reached us.
+const FORWARDED: &[&str] = &[
+    "forwarded",
+    "xforwarded",
+    "xrealip",
+    "xoriginal",
+    "xrewrite",
+    "xenvoy",
+    "xclusterclientip",
+    "trueclientip",
+];
+
+/// A name with only its letters and digits, in lower case.
+pub fn fold(name: &str) -> String {
+    name.bytes().filter(u8::is_ascii_alphanumeric).map(|byte| byte.to_ascii_lowercase() as char).collect()
+}
+
+/// The letters and digits of a name: compared with a folded one without making a copy.
+fn folded(name: &HeaderName) -> impl Iterator<Item = u8> + '_ {
+    name.as_str().bytes().filter(u8::is_ascii_alphanumeric)
+}
+
+fn folds_to_prefix(name: &HeaderName, prefix: &str) -> bool {
+    let mut letters = folded(name);
+    prefix.bytes().all(|byte| letters.next() == Some(byte))
+}
+
+/// Whether a name, folded, is one by which an upstream learns who is calling.
+pub fn is_identity(name: &HeaderName, rules: &HeaderRules) -> bool {
+    // The first letter of every entry of IDENTITY; a glance spares the list for most headers.
+    if matches!(name.as_str().as_bytes().first(), Some(b'x' | b's' | b'c' | b'r' | b'o' | b't' | b'i') | None)
+        && IDENTITY.iter().any(|prefix| folds_to_prefix(name, prefix))
+    {
+        return true;
+    }
+    rules.identity.iter().any(|own| folded(name).eq(own.bytes()))
+}
+
+/// Whether a name, folded, says how the request reached us.
+pub fn is_forwarded(name: &HeaderName) -> bool {
+    matches!(name.as_str().as_bytes().first(), Some(b'x' | b'f' | b't') | None)
+        && FORWARDED.iter().any(|prefix| folds_to_prefix(name, prefix))
+}
+
+/// Removes what a client must not say to an upstream: identity headers under every spelling, and, unless
+/// the peer is trusted, everything about how the request reached us.
+///
+/// # Errors
+/// When a name has an underscore and that is not allowed.
+pub fn scrub(headers: &mut HeaderMap, rules: &HeaderRules, trust_forwarded: bool) -> Result<(), BadRequest> {
+    let mut doomed: Vec<HeaderName> = Vec::new();
+    for name in headers.keys() {
+        let underscore = name.as_str().contains('_');
+        if is_identity(name, rules) || (!trust_forwarded && is_forwarded(name)) {
+            doomed.push(name.clone());
+        } else if underscore {
+            match rules.underscores {
+                Underscores::Allow => {}
+                Underscores::Drop => doomed.push(name.clone()),
+                Underscores::Reject => {
+                    return Err(BadRequest(
+                        "a header name has an underscore (headers_with_underscores_action: reject_request)",
+                    ));
+                }
+            }
+        }
+    }
+    for name in doomed {
+        headers.remove(name);
+    }
+    Ok(())
+}
+
+/// Removes the fields that concern one connection only (RFC 9110 §7.6.1), the ones that `Connection` names
+/// included. `TE: trailers` stays, because trailers pass through.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .filter(|name| !is_end_to_end(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    let trailers = has_token(headers, &header::TE, "trailers");
+    for name in [
+        &header::TE,
+        &header::TRANSFER_ENCODING,
+        &header::UPGRADE,
+        &header::PROXY_AUTHORIZATION,
+        &header::PROXY_AUTHENTICATE,
+        &KEEP_ALIVE,
+        &PROXY_CONNECTION,
+        &HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Fields that `Connection` cannot take away: a client that lists them means to confuse somebody.
+fn is_end_to_end(name: &HeaderName) -> bool {
+    [
+        &header::HOST,
+        &header::COOKIE,
+        &header::AUTHORIZATION,
+        &header::CONTENT_LENGTH,
+        &header::CONTENT_TYPE,
+        &header::CACHE_CONTROL,
+        &header::ORIGIN,
+        &header::SET_COOKIE,
+    ]
+    .contains(&name)
+}
+
+/// Whether a comma-separated field holds a token, in any case.
+pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|value| value.trim().eq_ignore_ascii_case(token))
+}
+
+/// The one value of a field that decides something; `Err` when it occurs more than once.
+pub fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h HeaderValue>, BadRequest> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(BadRequest("a header field that may occur once occurs twice"));
+    }
+    Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(names: &[&str]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for name in names {
+            map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_static("v"));
+        }
+        map
+    }
+
+    fn left(names: &[&str], rules: &HeaderRules) -> Vec<String> {
+        let mut map = map(names);
+        scrub(&mut map, rules, false).unwrap();
+        map.keys().map(|name| name.as_str().to_owned()).collect()
+    }
+
+    #[test]
+    fn identity_headers_go_under_every_spelling() {
+        let rules = HeaderRules {
+            underscores: Underscores::Allow,
+            identity: vec![fold("X-Team")].into_iter().map(Into::into).collect(),
+        };
+        let spellings = [
+            "X-Pomerium-Jwt-Assertion",
+            "x_pomerium_jwt_assertion",
+            "X-POMERIUM_JWT-Assertion",
+            "x.pomerium.jwt.assertion",
+            "xpomeriumjwtassertion",
+            "X-Pomerium-Claim-Email",
+            "X_Pomerium_Claim_Groups",
+            "X-Forwarded-User",
+            "X_Forwarded_User",
+            "X-Forwarded-Email",
+            "X-Auth-Request-User",
+            "Remote_User",
+            "Remote-User",
+            "X-Forwarded-Client-Cert",
+            "Client-Cert",
+            "X-SSL-Client-S-DN",
+            "Ssl-Client-Verify",
+            "X-WebAuth-User",
+            "x_team",
+            "X-TEAM",
+            "Impersonate-User",
+            "Impersonate-Extra-x",
+        ];
+        for name in spellings {
+            assert_eq!(left(&[name], &rules), Vec::<String>::new(), "{name}");
+        }
+        let kept = ["x-team-colour", "authorization", "cookie", "x-custom", "accept", "x-requested-with"];
+        assert_eq!(left(&kept, &rules), kept);
+    }
+
+    #[test]
+    fn the_whole_forwarded_family_goes_when_the_peer_is_not_trusted() {
+        let rules = HeaderRules { underscores: Underscores::Allow, ..HeaderRules::default() };
+        for name in [
+            "Forwarded",
+            "X-Forwarded-For",
+            "x_forwarded_for",
+            "X-Forwarded-Proto",
+            "X-Forwarded-Prefix",
+            "X-Forwarded-Port",
+            "X-Forwarded-Server",
+            "X-Forwarded-Ssl",
+            "X-Forwarded-Scheme",
+            "X-Forwarded-Uri",
+            "X-Forwarded-Method",
+            "X-Real-IP",
+            "X_Real_IP",
+            "X-Original-URL",
+            "X-Original-Uri",
+            "X-Rewrite-URL",
+            "X-Envoy-Original-Path",
+        ] {
+            assert_eq!(left(&[name], &rules), Vec::<String>::new(), "{name}");
+            let mut trusted = map(&[name]);
+            scrub(&mut trusted, &rules, true).unwrap();
+            assert_eq!(trusted.len(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn underscores_are_refused_dropped_or_let_through() {
+        assert!(scrub(&mut map(&["x_custom"]), &HeaderRules::default(), false).is_err());
+        let drop = HeaderRules { underscores: Underscores::Drop, ..HeaderRules::default() };
+        assert!(left(&["x_custom"], &drop).is_empty());
+        let allow = HeaderRules { underscores: Underscores::Allow, ..HeaderRules::default() };
+        assert_eq!(left(&["x_custom"], &allow), ["x_custom"]);
+    }
+
+    #[test]
+    fn hop_by_hop_fields_and_those_that_connection_names_are_removed() {
+        let mut headers = map(&[
+            "keep-alive",
+            "te",
+            "upgrade",
+            "x-listed",
+            "x-kept",
+            "proxy-authorization",
+            "http2-settings",
+        ]);
+        headers.append(header::CONNECTION, HeaderValue::from_static("close, X-Listed"));
+        headers.append(header::CONNECTION, HeaderValue::from_static("keep-alive, cookie"));
+        headers.append(header::COOKIE, HeaderValue::from_static("a=b"));
+        remove_hop_by_hop(&mut headers);
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["cookie", "x-kept"]);
+    }
+
+    #[test]
+    fn te_trailers_survives_alone() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::TE, HeaderValue::from_static("gzip, Trailers"));
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(headers.get(header::TE).unwrap(), "trailers");
+    }
+}

@@ -1,0 +1,195 @@
+//! The canonical request: scheme, host and path, computed once and used by everything after.
+
+use http::header::HOST;
+use http::request::Parts;
+use http::{Method, Version};
+
+use super::headers::single;
+use super::{PathRules, Readings};
+
+/// Why a request is refused before any decision. The client is to blame; the text says how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadRequest(pub &'static str);
+
+/// `http` or `https`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Cleartext.
+    Http,
+    /// TLS.
+    Https,
+}
+
+/// What a request is about.
+#[derive(Clone, Debug)]
+pub struct Canonical {
+    /// How it came in.
+    pub scheme: Scheme,
+    /// The host: lower case, without a trailing dot; an IPv6 address in brackets.
+    pub host: String,
+    /// The port in the authority, when there is one.
+    pub port: Option<u16>,
+    /// The path.
+    pub path: Readings,
+}
+
+impl Scheme {
+    /// The scheme's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    /// 80 or 443.
+    pub const fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+impl Canonical {
+    /// `host` or `host:port`.
+    pub fn authority(&self) -> String {
+        match self.port {
+            Some(port) => format!("{}:{port}", self.host),
+            None => self.host.clone(),
+        }
+    }
+}
+
+/// Reads what a request is about.
+///
+/// # Errors
+/// When the method is not for proxies, the host is missing, repeated, malformed or contradicted, or the
+/// path could be read in two ways.
+pub fn canonicalise(parts: &Parts, scheme: Scheme, rules: PathRules) -> Result<Canonical, BadRequest> {
+    if parts.method == Method::CONNECT {
+        return Err(BadRequest("CONNECT is not served"));
+    }
+    if parts.method == Method::TRACE {
+        return Err(BadRequest("TRACE is not served"));
+    }
+    let named = single(&parts.headers, &HOST)?;
+    let named = match named {
+        Some(value) => Some(value.to_str().map_err(|_| BadRequest("the host is not text"))?),
+        None => None,
+    };
+    let authority = match (parts.uri.authority(), named) {
+        (Some(authority), Some(named)) if !authority.as_str().eq_ignore_ascii_case(named) => {
+            return Err(BadRequest("the target and the `Host` header name different hosts"));
+        }
+        (Some(authority), None) if parts.version < Version::HTTP_2 => {
+            let _ = authority;
+            return Err(BadRequest("the `Host` header is missing"));
+        }
+        (Some(authority), _) => authority.as_str(),
+        (None, Some(named)) => named,
+        (None, None) => return Err(BadRequest("the `Host` header is missing")),
+    };
+    if let Some(stated) = parts.uri.scheme_str() {
+        let fits = match scheme {
+            Scheme::Https => stated == "https",
+            Scheme::Http => matches!(stated, "http" | "https"),
+        };
+        if !fits {
+            return Err(BadRequest("the target names another scheme"));
+        }
+    }
+    let (host, port) = split_host(authority).ok_or(BadRequest("the host is malformed"))?;
+    let path = Readings::of(parts.uri.path(), rules)?;
+    Ok(Canonical { scheme, host, port, path })
+}
+
+/// `host[:port]`, with the host in lower case and without a trailing dot; `None` when it is malformed.
+pub fn split_host(authority: &str) -> Option<(String, Option<u16>)> {
+    if authority.is_empty() || authority.len() > 261 {
+        return None;
+    }
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (address, rest) = rest.split_once(']')?;
+            address.parse::<std::net::Ipv6Addr>().ok()?;
+            (authority.get(..address.len() + 2)?, rest)
+        }
+        None => match authority.find(':') {
+            Some(at) => authority.split_at(at),
+            None => (authority, ""),
+        },
+    };
+    let port = match port.strip_prefix(':') {
+        Some(digits)
+            if !digits.is_empty()
+                && digits.len() <= 5
+                && digits.bytes().all(|byte| byte.is_ascii_digit()) =>
+        {
+            Some(digits.parse().ok()?)
+        }
+        None if port.is_empty() => None,
+        _ => return None,
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    let valid = host.starts_with('[') || (!host.is_empty() && host.bytes().all(name) && !host.ends_with('.'));
+    valid.then(|| (host.to_ascii_lowercase(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn read(target: &str, hosts: &[&str]) -> Result<Canonical, BadRequest> {
+        let mut request = Request::get(target);
+        for host in hosts {
+            request = request.header(HOST, *host);
+        }
+        canonicalise(&request.body(()).unwrap().into_parts().0, Scheme::Https, PathRules::default())
+    }
+
+    #[test]
+    fn a_host_is_lower_case_and_without_a_trailing_dot() {
+        let canonical = read("/a", &["App.Test.:8443"]).unwrap();
+        assert_eq!((canonical.host.as_str(), canonical.port), ("app.test", Some(8443)));
+        assert_eq!(canonical.authority(), "app.test:8443");
+    }
+
+    #[test]
+    fn a_host_that_is_missing_repeated_malformed_or_contradicted_is_refused() {
+        assert!(read("/", &[]).is_err());
+        assert!(read("/", &["a.test", "a.test"]).is_err());
+        assert!(read("https://admin.test/", &["open.test"]).is_err());
+        assert!(read("https://admin.test/", &[]).is_err());
+        assert!(read("http://app.test/", &["app.test"]).is_err());
+        for host in [
+            "",
+            "a b",
+            "a.test:",
+            "a.test:x",
+            "a.test:99999",
+            "user@a.test",
+            "a/b",
+            "[::1",
+            "[x]",
+            "a..",
+            "é",
+        ] {
+            assert!(split_host(host).is_none(), "{host}");
+        }
+        assert!(split_host(&"a".repeat(300)).is_none());
+        assert!(read("https://app.test/x", &["app.test"]).is_ok());
+    }
+
+    #[test]
+    fn connect_and_trace_are_not_served() {
+        for method in [Method::CONNECT, Method::TRACE] {
+            let request =
+                Request::builder().method(method).uri("a.test:1").header(HOST, "a.test:1").body(()).unwrap();
+            assert!(canonicalise(&request.into_parts().0, Scheme::Https, PathRules::default()).is_err());
+        }
+    }
+}

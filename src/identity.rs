@@ -1,0 +1,196 @@
+//! Plain data: who is calling.
+//!
+//! An [`Identity`] is what a verified sign-in says about a person. It is made by `authenticate` from the
+//! provider's claims, carried by `session`, judged by `authorize` and shown to upstreams by `assertion`.
+
+use std::sync::Arc;
+
+use ::http::{HeaderName, HeaderValue};
+use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::clock::Timestamp;
+
+mod claims;
+
+pub use claims::{ClaimPath, Claims};
+
+/// The longest `sub` that identifies anyone (OpenID Connect Core §2: at most 255 ASCII characters).
+pub const LONGEST_SUBJECT: usize = 255;
+
+/// Who makes a request.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// Nobody has signed in.
+    Anonymous,
+    /// A person with a live session.
+    Identified(Arc<Identity>),
+}
+
+/// What a sign-in established about a person.
+#[derive(Debug)]
+pub struct Identity {
+    /// The session's public name, as logs and assertions show it. Not a secret: it opens nothing.
+    pub session: Box<str>,
+    /// The `id` of the identity provider that vouched for the person.
+    pub provider: Arc<str>,
+    /// `sub`, with the issuer the only stable name of a person (OpenID Connect Core §5.7).
+    pub subject: Box<str>,
+    /// The e-mail address, when the provider sent one.
+    pub email: Option<Box<str>>,
+    /// `email_verified`; three states, because absent is neither.
+    pub email_verified: Option<bool>,
+    /// The name to show: `name`, else the first that is there of given and family name,
+    /// `preferred_username`, `cognito:username`, e-mail, `sub`.
+    pub name: Box<str>,
+    /// The values of the configured groups claim; `None` when the provider sent no such claim.
+    pub groups: Option<Vec<Box<str>>>,
+    /// Every claim, as the provider sent it.
+    pub claims: Claims,
+    /// When the session began.
+    pub signed_in: Timestamp,
+    /// What was rendered for upstreams from this identity; see [`Rendered`].
+    pub rendered: ArcSwap<Vec<Arc<Rendered>>>,
+}
+
+/// Headers made from an identity, kept until shortly before the assertion in them expires.
+#[derive(Debug)]
+pub struct Rendered {
+    /// Which form: routes with the same settings and host share one.
+    pub form: u64,
+    /// After this the assertion has to be signed anew.
+    pub fresh_until: Timestamp,
+    /// Names and values to set on a request to the upstream.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// The parts of an identity that come from a provider's settings and not from its claims.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reading {
+    /// The claim that holds the groups.
+    pub groups_claim: Box<str>,
+}
+
+impl Identity {
+    /// Reads an identity out of verified claims; `None` when `sub` is missing, empty or too long.
+    pub fn read(
+        session: Box<str>,
+        provider: Arc<str>,
+        claims: Map<String, Value>,
+        reading: &Reading,
+        signed_in: Timestamp,
+    ) -> Option<Self> {
+        let claims = Claims::from(claims);
+        let subject =
+            claims.text("sub").filter(|sub| !sub.is_empty() && sub.len() <= LONGEST_SUBJECT)?.into();
+        let email = claims.text("email").filter(|email| !email.is_empty()).map(Into::into);
+        let email_verified = claims.get("email_verified").map(is_true);
+        let groups = claims
+            .get(&reading.groups_claim)
+            .filter(|value| !value.is_null())
+            .map(|_| claims.texts(&reading.groups_claim));
+        let name = display_name(&claims).into();
+        Some(Self {
+            session,
+            provider,
+            subject,
+            email,
+            email_verified,
+            name,
+            groups,
+            claims,
+            signed_in,
+            rendered: ArcSwap::default(),
+        })
+    }
+}
+
+/// `true` and `"true"` in any case are true; anything else is false. Cognito's userinfo sends strings.
+fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Bool(value) => *value,
+        Value::String(value) => value.eq_ignore_ascii_case("true"),
+        _ => false,
+    }
+}
+
+fn display_name(claims: &Claims) -> String {
+    let text = |name| claims.text(name).filter(|value| !value.trim().is_empty());
+    if let Some(name) = text("name") {
+        return name.into();
+    }
+    match (text("given_name"), text("family_name")) {
+        (Some(given), Some(family)) => return format!("{given} {family}"),
+        (Some(one), None) | (None, Some(one)) => return one.into(),
+        (None, None) => {}
+    }
+    ["preferred_username", "cognito:username", "email", "sub"]
+        .into_iter()
+        .find_map(text)
+        .unwrap_or_default()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(claims: Value) -> Option<Identity> {
+        let Value::Object(claims) = claims else { panic!("claims are an object") };
+        let reading = Reading { groups_claim: "cognito:groups".into() };
+        Identity::read("s".into(), "p".into(), claims, &reading, Timestamp::default())
+    }
+
+    #[test]
+    fn a_subject_must_be_a_text_of_1_to_255_characters() {
+        for bad in [json!(null), json!(""), json!(7), json!("x".repeat(256))] {
+            assert!(read(json!({ "sub": bad })).is_none(), "{bad}");
+        }
+        assert!(read(json!({})).is_none());
+        assert!(read(json!({ "sub": "x".repeat(255) })).is_some());
+    }
+
+    #[test]
+    fn email_verified_is_true_only_as_true_or_its_text() {
+        for (sent, expected) in [
+            (json!(true), Some(true)),
+            (json!("true"), Some(true)),
+            (json!("TRUE"), Some(true)),
+            (json!(false), Some(false)),
+            (json!("false"), Some(false)),
+            (json!("yes"), Some(false)),
+            (json!(1), Some(false)),
+            (json!(null), Some(false)),
+        ] {
+            assert_eq!(
+                read(json!({ "sub": "1", "email_verified": sent })).unwrap().email_verified,
+                expected,
+                "{sent}"
+            );
+        }
+        assert_eq!(read(json!({ "sub": "1" })).unwrap().email_verified, None);
+    }
+
+    #[test]
+    fn the_shown_name_falls_back_in_order() {
+        let full = json!({ "sub": "1", "name": "Jane Doe", "given_name": "J", "email": "j@example.com" });
+        assert_eq!(&*read(full).unwrap().name, "Jane Doe");
+        let parts = json!({ "sub": "1", "given_name": "Jane", "family_name": "Doe" });
+        assert_eq!(&*read(parts).unwrap().name, "Jane Doe");
+        let bare = json!({ "sub": "1", "cognito:username": "jane", "email": "j@example.com" });
+        assert_eq!(&*read(bare).unwrap().name, "jane");
+        assert_eq!(&*read(json!({ "sub": "1" })).unwrap().name, "1");
+    }
+
+    #[test]
+    fn groups_may_be_a_list_or_one_text_or_absent() {
+        let groups =
+            |value| read(json!({ "sub": "1", "cognito:groups": value })).unwrap().groups.unwrap_or_default();
+        assert_eq!(groups(json!(["a", "b", 3])), ["a".into(), "b".into(), "3".into()] as [Box<str>; 3]);
+        assert_eq!(groups(json!("a,b")), ["a,b".into()] as [Box<str>; 1]);
+        assert!(groups(json!(null)).is_empty());
+        assert!(read(json!({ "sub": "1" })).unwrap().groups.is_none());
+    }
+}

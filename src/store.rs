@@ -1,0 +1,131 @@
+//! Where sessions live.
+//!
+//! A store keeps sealed records and cannot read them: a *session* is sealed under a key that only its
+//! handles hold, and a *handle* (one for each host) under a key that only the browser holds. In clear beside
+//! them stand only what ending needs: identifiers, times, hosts and keyed hashes. A store also keeps things
+//! that can be taken *once*, for hand-offs and for requests that wait for a sign-in.
+//!
+//! Every store passes the conformance suite in `store/conformance.rs`.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+use crate::crypto;
+
+#[cfg(test)]
+mod conformance;
+mod file;
+mod memory;
+
+pub use file::FileStore;
+pub use memory::MemoryStore;
+
+/// An identifier of 128 random bits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Id(pub [u8; 16]);
+
+/// A stored session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// Its name in the store. Not the one in the cookie.
+    pub id: Id,
+    /// Counts replacements, so that two refreshes cannot overwrite each other.
+    pub revision: u64,
+    /// When it began.
+    pub created: Timestamp,
+    /// When it ends at the latest.
+    pub expires: Timestamp,
+    /// Keyed hash of issuer and `sub`.
+    pub subject: [u8; 32],
+    /// Keyed hash of issuer and `sid`, when the provider sends one.
+    pub provider_session: Option<[u8; 32]>,
+    /// What is in it, under the session's key.
+    pub sealed: Vec<u8>,
+}
+
+/// A host's way to a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandleRecord {
+    /// The first half of the cookie.
+    pub id: Id,
+    /// The session it opens.
+    pub session: Id,
+    /// The host it is for; on another host it opens nothing.
+    pub host: String,
+    /// When it ends at the latest.
+    pub expires: Timestamp,
+    /// The session's key, under the second half of the cookie.
+    pub sealed: Vec<u8>,
+}
+
+/// Why a store did not do it. Ours to blame, or the operator's.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, read or written.
+    #[error("the session store failed: {0}")]
+    Unavailable(String),
+    /// It holds as much as it may.
+    #[error("the session store is full")]
+    Full,
+}
+
+/// An operation under way.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// A place where sessions live. What has expired at `now` is not there.
+pub trait Store: Send + Sync {
+    /// Adds a session with its first handle.
+    fn insert(&self, session: SessionRecord, handle: HandleRecord) -> Pending<'_, ()>;
+
+    /// Adds a handle; `false` when its session is not there (any more).
+    fn add_handle(&self, handle: HandleRecord, now: Timestamp) -> Pending<'_, bool>;
+
+    /// A handle and its session.
+    fn load(&self, handle: Id, now: Timestamp) -> Pending<'_, Option<(HandleRecord, SessionRecord)>>;
+
+    /// A session.
+    fn session(&self, id: Id, now: Timestamp) -> Pending<'_, Option<SessionRecord>>;
+
+    /// Replaces a session whose revision is one less than the given one; `false` when it is not, or when
+    /// the session is not there. Once this answers `true`, the record survives the process (for stores
+    /// that outlive it).
+    fn replace(&self, session: SessionRecord) -> Pending<'_, bool>;
+
+    /// Removes a session and all of its handles; `false` when it was not there.
+    fn end(&self, session: Id) -> Pending<'_, bool>;
+
+    /// Keeps something that can be taken once.
+    fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp) -> Pending<'_, ()>;
+
+    /// Takes it: of any number of callers, one gets it.
+    fn take(&self, key: Id, now: Timestamp) -> Pending<'_, Option<Vec<u8>>>;
+
+    /// Removes what has expired; how many things that were.
+    fn sweep(&self, now: Timestamp) -> Pending<'_, usize>;
+}
+
+impl Id {
+    /// A new random identifier.
+    pub fn random() -> Self {
+        Self(crypto::random())
+    }
+
+    /// In base64url, as cookies, URLs and logs show it.
+    pub fn to_text(self) -> String {
+        crypto::encode(&self.0)
+    }
+
+    /// The inverse of [`to_text`](Self::to_text).
+    pub fn from_text(text: &str) -> Option<Self> {
+        Some(Self(crypto::decode(text)?.try_into().ok()?))
+    }
+}
+
+impl std::fmt::Debug for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.to_text())
+    }
+}

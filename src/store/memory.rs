@@ -1,0 +1,129 @@
+//! The store that ends with the process.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{HandleRecord, Id, Pending, SessionRecord, Store, StoreError};
+use crate::clock::Timestamp;
+
+/// Bytes of kept values, so that people who never finish signing in cannot fill the memory.
+const MOST_KEPT: usize = 64 * 1024 * 1024;
+
+/// Sessions in this process's memory.
+#[derive(Default)]
+pub struct MemoryStore {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    sessions: HashMap<Id, SessionRecord>,
+    handles: HashMap<Id, HandleRecord>,
+    kept: HashMap<Id, (Timestamp, Vec<u8>)>,
+    kept_bytes: usize,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held left every map whole: each operation changes them by single calls.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn session(&self, id: Id, now: Timestamp) -> Option<&SessionRecord> {
+        self.sessions.get(&id).filter(|session| session.expires > now)
+    }
+}
+
+impl Store for MemoryStore {
+    fn insert(&self, session: SessionRecord, handle: HandleRecord) -> Pending<'_, ()> {
+        let mut state = self.state();
+        state.sessions.insert(session.id, session);
+        state.handles.insert(handle.id, handle);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn add_handle(&self, handle: HandleRecord, now: Timestamp) -> Pending<'_, bool> {
+        let mut state = self.state();
+        let there = state.session(handle.session, now).is_some();
+        if there {
+            state.handles.insert(handle.id, handle);
+        }
+        Box::pin(async move { Ok(there) })
+    }
+
+    fn load(&self, handle: Id, now: Timestamp) -> Pending<'_, Option<(HandleRecord, SessionRecord)>> {
+        let state = self.state();
+        let found = state.handles.get(&handle).filter(|handle| handle.expires > now).and_then(|handle| {
+            let session = state.session(handle.session, now)?;
+            Some((handle.clone(), session.clone()))
+        });
+        Box::pin(async move { Ok(found) })
+    }
+
+    fn session(&self, id: Id, now: Timestamp) -> Pending<'_, Option<SessionRecord>> {
+        let found = self.state().session(id, now).cloned();
+        Box::pin(async move { Ok(found) })
+    }
+
+    fn replace(&self, session: SessionRecord) -> Pending<'_, bool> {
+        let mut state = self.state();
+        let replaced = match state.sessions.get_mut(&session.id) {
+            Some(old) if old.revision + 1 == session.revision => {
+                *old = session;
+                true
+            }
+            _ => false,
+        };
+        Box::pin(async move { Ok(replaced) })
+    }
+
+    fn end(&self, session: Id) -> Pending<'_, bool> {
+        let mut state = self.state();
+        let ended = state.sessions.remove(&session).is_some();
+        state.handles.retain(|_, handle| handle.session != session);
+        Box::pin(async move { Ok(ended) })
+    }
+
+    fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp) -> Pending<'_, ()> {
+        let mut state = self.state();
+        let fits = state.kept_bytes + value.len() <= MOST_KEPT;
+        if fits {
+            state.kept_bytes += value.len();
+            if let Some((_, old)) = state.kept.insert(key, (expires, value)) {
+                state.kept_bytes -= old.len();
+            }
+        }
+        Box::pin(async move { if fits { Ok(()) } else { Err(StoreError::Full) } })
+    }
+
+    fn take(&self, key: Id, now: Timestamp) -> Pending<'_, Option<Vec<u8>>> {
+        let mut state = self.state();
+        let taken = state.kept.remove(&key);
+        if let Some((_, value)) = &taken {
+            state.kept_bytes -= value.len();
+        }
+        let taken = taken.filter(|(expires, _)| *expires > now).map(|(_, value)| value);
+        Box::pin(async move { Ok(taken) })
+    }
+
+    fn sweep(&self, now: Timestamp) -> Pending<'_, usize> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let before = state.sessions.len() + state.handles.len() + state.kept.len();
+        state.sessions.retain(|_, session| session.expires > now);
+        state
+            .handles
+            .retain(|_, handle| handle.expires > now && state.sessions.contains_key(&handle.session));
+        state.kept.retain(|_, (expires, _)| *expires > now);
+        state.kept_bytes = state.kept.values().map(|(_, value)| value.len()).sum();
+        let swept = before - state.sessions.len() - state.handles.len() - state.kept.len();
+        Box::pin(async move { Ok(swept) })
+    }
+}
