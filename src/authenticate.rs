@@ -1,0 +1,179 @@
+//! The authenticate service: it makes, renews and ends sessions.
+//!
+//! Signing in (OpenID Connect Core §3.1, always with PKCE S256 and a nonce):
+//!
+//! 1. A route host has no session for a browser. It *begins*: it leaves a cookie that binds the attempt to
+//!    this browser, and sends the browser to `/.pomerium/sign_in` on the authenticate host with a sealed
+//!    [`SignInRequest`].
+//! 2. The authenticate host, unless it has a session already, seals what it must remember into a cookie of
+//!    this attempt and sends the browser to the provider with a `state` that is one opaque word.
+//! 3. The provider sends it back to the callback. The code is exchanged, the ID token verified, the session
+//!    made.
+//! 4. The route host gets a *hand-off*: a key to something that can be taken once, within a minute, on that
+//!    host, by the browser that began. With it comes that host's own cookie.
+//!
+//! No step keeps anything on the server for people who never finish, and any number of attempts of one
+//! browser run beside each other. What went wrong is a [`SignInError`], which says whose fault it is and
+//! what to change where.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::clock::Clock;
+use crate::crypto::KeyRing;
+use crate::session::Sessions;
+
+mod callback;
+mod discovery;
+mod error;
+mod handoff;
+mod keep;
+mod pending;
+mod provider;
+mod renew;
+mod sign_in;
+mod sign_out;
+mod tokens;
+mod verify;
+
+pub use discovery::{DiscoveryError, Issuer, IssuerError};
+pub use error::{Blame, Explanation, SignInError};
+pub use keep::Kept;
+pub use pending::SignInRequest;
+pub use provider::{ClientAuth, Kind, Provider, ProviderSettings, Secret};
+pub use renew::RenewError;
+pub use sign_out::SignOut;
+
+/// The settings of the service.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `authenticate_service_url`, without a path.
+    pub url: Url,
+    /// `authenticate_callback_path`.
+    pub callback_path: String,
+    /// `authenticate_callback_aliases`: further callback URLs that are answered.
+    pub callback_aliases: Vec<Url>,
+    /// `sign_in_timeout`.
+    pub sign_in_timeout: Duration,
+    /// `sign_out_at_provider`.
+    pub sign_out_at_provider: bool,
+    /// `signout_redirect_url`: where people go once they have signed out.
+    pub signed_out_url: Option<Url>,
+    /// `require_claims`.
+    pub require_claims: Vec<String>,
+    /// `preserve_post`.
+    pub preserve_post: bool,
+    /// The provider.
+    pub provider: ProviderSettings,
+}
+
+/// The service.
+pub struct Authenticate {
+    settings: Settings,
+    provider: Provider,
+    sessions: Arc<Sessions>,
+    keys: KeyRing,
+    clock: Clock,
+    /// Where work goes on when the request that asked for it is gone.
+    control: tokio::runtime::Handle,
+    /// States whose code was sent to the provider: none is sent twice.
+    spent: papaya::HashMap<String, crate::clock::Timestamp>,
+}
+
+/// Where a browser goes next.
+#[derive(Debug, Default)]
+pub struct Redirect {
+    /// `Location`.
+    pub to: String,
+    /// `Set-Cookie`, one each.
+    pub cookies: Vec<String>,
+}
+
+/// A sign-in that did not succeed, and how to go on.
+#[derive(Debug)]
+pub struct Failure {
+    /// What went wrong.
+    pub error: SignInError,
+    /// `Set-Cookie`, one each.
+    pub cookies: Vec<String>,
+    /// Where trying again begins.
+    pub retry: String,
+    /// The browser may try again by itself, once.
+    pub retry_by_itself: bool,
+}
+
+impl Authenticate {
+    /// The service, with its provider not yet asked for anything.
+    pub fn new(
+        settings: Settings,
+        sessions: Arc<Sessions>,
+        keys: KeyRing,
+        clock: Clock,
+        control: tokio::runtime::Handle,
+    ) -> Arc<Self> {
+        let provider = Provider::new(settings.provider.clone(), clock.clone());
+        Arc::new(Self { settings, provider, sessions, keys, clock, control, spent: papaya::HashMap::new() })
+    }
+
+    /// The settings.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The sessions.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// The provider.
+    pub const fn provider(&self) -> &Provider {
+        &self.provider
+    }
+
+    /// The time.
+    pub const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The callback URL, as it has to be registered at the provider.
+    pub fn callback_url(&self) -> String {
+        callback_url(&self.settings)
+    }
+
+    /// The URL to which the provider sends people who signed out, as it has to be registered.
+    pub fn signed_out_url(&self) -> String {
+        signed_out_url(&self.settings)
+    }
+
+    fn own(&self, path: &str) -> String {
+        own(&self.settings.url, path)
+    }
+
+    /// Asks the provider for its documents, again and again, so that nobody has to wait for them.
+    pub async fn keep_discovered(self: Arc<Self>) {
+        self.provider.keep_discovered().await;
+    }
+
+    /// Forgets what is too old to matter.
+    pub fn sweep(&self) {
+        let now = self.clock.now();
+        let spent = self.spent.pin();
+        spent.retain(|_, until| *until > now);
+    }
+}
+
+/// The callback URL of these settings.
+pub fn callback_url(settings: &Settings) -> String {
+    own(&settings.url, &settings.callback_path)
+}
+
+/// The signed-out URL of these settings.
+pub fn signed_out_url(settings: &Settings) -> String {
+    own(&settings.url, "/.pomerium/signed_out")
+}
+
+fn own(url: &Url, path: &str) -> String {
+    format!("{}{path}", url.origin().ascii_serialization())
+}

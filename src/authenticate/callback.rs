@@ -1,0 +1,174 @@
+//! The provider's answer: `/oauth2/callback`.
+
+use ::http::HeaderMap;
+
+use super::pending::{BEGIN, Pending};
+use super::{Authenticate, Failure, Redirect, SignInError};
+use crate::crypto::Purpose;
+use crate::session::{Content, Tags};
+
+/// The parameters of a callback.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) code: Option<String>,
+    pub(super) state: Option<String>,
+    pub(super) issuer: Option<String>,
+    pub(super) error: Option<String>,
+    pub(super) description: Option<String>,
+}
+
+impl Answer {
+    /// Reads a query. A parameter that decides something may occur once (RFC 6749 §3.1); others are ignored.
+    pub(super) fn read(query: &str) -> Option<Self> {
+        let mut answer = Self::default();
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            let slot = match &*name {
+                "code" => &mut answer.code,
+                "state" => &mut answer.state,
+                "iss" => &mut answer.issuer,
+                "error" => &mut answer.error,
+                "error_description" => &mut answer.description,
+                _ => continue,
+            };
+            if slot.replace(value.into_owned()).is_some() {
+                return None;
+            }
+        }
+        Some(answer)
+    }
+}
+
+impl Authenticate {
+    /// Whether a request to a callback path that a route may have too is for us: its state is ours.
+    pub fn is_our_callback(&self, query: Option<&str>, headers: &HeaderMap) -> bool {
+        Answer::read(query.unwrap_or_default())
+            .and_then(|answer| answer.state)
+            .is_some_and(|state| self.find_pending(&state, headers).is_some())
+    }
+
+    /// Whether a path is one of the callback's.
+    pub fn is_callback_path(&self, host: &str, path: &str) -> bool {
+        let aliased = |alias: &url::Url| alias.host_str() == Some(host) && alias.path() == path;
+        (self.settings.url.host_str() == Some(host) && self.settings.callback_path == path)
+            || self.settings.callback_aliases.iter().any(aliased)
+    }
+
+    /// Finishes a sign-in.
+    ///
+    /// # Errors
+    /// What went wrong, with a way to try again. Nothing is sent to the provider unless the state is one
+    /// that this browser was given, is recent, and was not used before.
+    pub async fn call_back(&self, query: &str, headers: &HeaderMap) -> Result<Redirect, Failure> {
+        let home = self.own("/.pomerium/");
+        let Some(answer) = Answer::read(query) else {
+            return Err(Failure::plain(SignInError::Repeated, home));
+        };
+        let state = answer.state.clone().unwrap_or_default();
+        let Some(pending) = self.find_pending(&state, headers) else {
+            // Federation errors come back without a state: the page has to work without one.
+            let error = match &answer.error {
+                Some(error) => self.provider.explain(error, answer.description.as_deref()),
+                None => SignInError::UnknownState,
+            };
+            let by_itself = matches!(error, SignInError::UnknownState);
+            return Err(Failure { error, cookies: Vec::new(), retry: home, retry_by_itself: by_itself });
+        };
+        let target = pending.request.target.clone();
+        if pending.used || self.spent.pin().contains_key(&state) {
+            return Err(Failure {
+                error: SignInError::UsedState,
+                cookies: Vec::new(),
+                retry: target,
+                retry_by_itself: true,
+            });
+        }
+        let spent = Pending { used: true, ..pending.clone() };
+        let forget = vec![self.pending_cookie(&state, &spent)];
+        if !self.is_recent(&pending.request) {
+            return Err(Failure {
+                error: SignInError::Late,
+                cookies: forget,
+                retry: target,
+                retry_by_itself: true,
+            });
+        }
+        match Box::pin(self.finish(&state, &pending, answer)).await {
+            Ok(mut redirect) => {
+                redirect.cookies.extend(forget);
+                Ok(redirect)
+            }
+            Err(error) => Err(Failure { error, cookies: forget, retry: target, retry_by_itself: false }),
+        }
+    }
+
+    async fn finish(&self, state: &str, pending: &Pending, answer: Answer) -> Result<Redirect, SignInError> {
+        let discovered = self.provider.discovered().await?;
+        discovered.check_issuer(answer.issuer.as_deref())?;
+        if let Some(error) = answer.error {
+            return Err(self.provider.explain(&error, answer.description.as_deref()));
+        }
+        let code = answer.code.filter(|code| !code.is_empty()).ok_or(SignInError::NoCode)?;
+        let until = self.clock.now() + self.settings.sign_in_timeout;
+        if self.spent.pin().try_insert(state.to_owned(), until).is_err() {
+            return Err(SignInError::UsedState);
+        }
+        let tokens =
+            self.provider.exchange(&discovered, code, &pending.verifier, &pending.redirect_uri).await?;
+        let verified = self.provider.verify(&discovered, &tokens, Some(&pending.nonce), None).await?;
+        let claims = self.provider.complete(&discovered, &tokens, verified).await?;
+        self.check_required(&claims)?;
+        let content = self.provider.content(claims, tokens, &pending.nonce, self.clock.now());
+        let tags = self.tags(&discovered.issuer, &content);
+        let host = self.settings.url.host_str().unwrap_or_default();
+        let (session, cookie) = self.sessions.begin(&content, tags, host).await?;
+        tracing::info!(session = %content.name, provider = %content.provider, "signed in");
+        let mut redirect = if pending.request.host == host {
+            let forget = self.forget(BEGIN, &pending.request.attempt);
+            Redirect { to: pending.request.target.clone(), cookies: vec![forget] }
+        } else {
+            self.hand_off(&session, &pending.request).await?
+        };
+        redirect.cookies.push(cookie);
+        Ok(redirect)
+    }
+
+    /// `require_claims`: nobody is let in without them.
+    pub(super) fn check_required(
+        &self,
+        claims: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<(), SignInError> {
+        let empty = |value: &serde_json::Value| value.is_null() || value.as_str().is_some_and(str::is_empty);
+        let missing: Vec<String> = self
+            .settings
+            .require_claims
+            .iter()
+            .filter(|name| claims.get(name.as_str()).is_none_or(empty))
+            .cloned()
+            .collect();
+        if missing.is_empty() { Ok(()) } else { Err(SignInError::MissingClaims(missing)) }
+    }
+
+    fn tags(&self, issuer: &str, content: &Content) -> Tags {
+        let text = |name: &str| content.claims.get(name).and_then(serde_json::Value::as_str);
+        let tag = |purpose, value: &str| self.keys.tag(purpose, &[issuer.as_bytes(), value.as_bytes()]);
+        Tags {
+            subject: tag(Purpose::SubjectTag, text("sub").unwrap_or_default()),
+            provider_session: text("sid").map(|sid| tag(Purpose::ProviderSessionTag, sid)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Answer;
+
+    #[test]
+    fn what_decides_occurs_once() {
+        for query in ["code=a&code=a", "state=a&code=b&state=a", "error=a&error=b", "iss=a&iss=a"] {
+            assert!(Answer::read(query).is_none(), "{query}");
+        }
+        let answer = Answer::read("code=a%2Bb&state=s&x=1&x=2").unwrap();
+        assert_eq!((answer.code.as_deref(), answer.state.as_deref()), (Some("a+b"), Some("s")));
+        assert_eq!(Answer::read("").unwrap(), Answer::default());
+    }
+}

@@ -1,0 +1,104 @@
+//! What travels with a browser while it signs in: sealed, and bound to it.
+
+use std::time::Duration;
+
+use ::http::HeaderMap;
+use serde::{Deserialize, Serialize};
+
+use super::Authenticate;
+use crate::clock::Timestamp;
+use crate::crypto::{self, Purpose};
+use crate::http::cookies;
+
+/// The cookie by which a route host knows the browser that began.
+pub(super) const BEGIN: &str = "begin";
+/// The cookie in which the authenticate host remembers an attempt.
+pub(super) const STATE: &str = "state";
+/// So many attempts of one browser are remembered; older ones give way.
+const ATTEMPTS: usize = 8;
+/// How many characters of a name say when it was made, so that the oldest can be told.
+const AGE: usize = 8;
+
+/// A route host's request that somebody signs in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignInRequest {
+    /// Where the person wanted to go.
+    pub target: String,
+    /// The host that asks.
+    pub host: String,
+    /// The attempt, which names the cookie that binds it to a browser.
+    pub attempt: String,
+    /// SHA-256 of that cookie's value, base64url.
+    pub binding: String,
+    /// When it began.
+    pub began: Timestamp,
+}
+
+/// What the authenticate host remembers about an attempt.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Pending {
+    pub(super) request: SignInRequest,
+    pub(super) nonce: String,
+    pub(super) verifier: String,
+    pub(super) redirect_uri: String,
+    /// The code of this attempt was used: nothing but the target is left.
+    pub(super) used: bool,
+}
+
+/// A name that begins with the time.
+pub(super) fn dated_name(now: Timestamp) -> String {
+    format!("{:08x}{}", now.as_unix_seconds() & 0xffff_ffff, crypto::random_name::<6>())
+}
+
+impl Authenticate {
+    pub(super) fn seal_request(&self, request: &SignInRequest) -> String {
+        let plain = serde_json::to_vec(request).unwrap_or_default();
+        crypto::encode(&self.keys.seal(Purpose::SignInRequest, &[], &plain))
+    }
+
+    /// Opens a request that one of our hosts sealed; `None` for anything else.
+    pub fn open_request(&self, sealed: &str) -> Option<SignInRequest> {
+        let plain = self.keys.open(Purpose::SignInRequest, &[], &crypto::decode(sealed)?)?;
+        serde_json::from_slice(&plain).ok()
+    }
+
+    /// A request that is not older than a sign-in may take.
+    pub(super) fn is_recent(&self, request: &SignInRequest) -> bool {
+        self.clock.now() < request.began + self.settings.sign_in_timeout
+    }
+
+    pub(super) fn pending_cookie(&self, state: &str, pending: &Pending) -> String {
+        let plain = serde_json::to_vec(pending).unwrap_or_default();
+        let sealed = crypto::encode(&self.keys.seal(Purpose::PendingSignIn, &[state.as_bytes()], &plain));
+        // It outlives the attempt, so that a late callback still knows where the person wanted to go.
+        let age = self.settings.sign_in_timeout + Duration::from_secs(3600);
+        self.sessions.cookie().sign_in(STATE, attempt_of(state), &sealed, age)
+    }
+
+    pub(super) fn find_pending(&self, state: &str, headers: &HeaderMap) -> Option<Pending> {
+        let name = self.sessions.cookie().sign_in_name(STATE, attempt_of(state));
+        let sealed = crypto::decode(cookies::find(headers, &name).ok()??)?;
+        let plain = self.keys.open(Purpose::PendingSignIn, &[state.as_bytes()], &sealed)?;
+        serde_json::from_slice(&plain).ok()
+    }
+
+    /// `Set-Cookie` that forgets an attempt.
+    pub(super) fn forget(&self, kind: &str, attempt: &str) -> String {
+        self.sessions.cookie().sign_in(kind, attempt, "", Duration::ZERO)
+    }
+
+    /// `Set-Cookie`s that make room for one more attempt, the oldest going first.
+    pub(super) fn make_room(&self, kind: &str, headers: &HeaderMap) -> Vec<String> {
+        let settings = self.sessions.cookie();
+        let mut attempts: Vec<&str> =
+            cookies::all(headers).filter_map(|(name, _)| settings.attempt(kind, name)).collect();
+        attempts.sort_unstable_by_key(|attempt| attempt.get(..AGE).unwrap_or_default());
+        let surplus = (attempts.len() + 1).saturating_sub(ATTEMPTS);
+        attempts.iter().take(surplus).map(|attempt| self.forget(kind, attempt)).collect()
+    }
+}
+
+/// The part of a state that names its cookie.
+pub(super) fn attempt_of(state: &str) -> &str {
+    state.get(..16).unwrap_or(state)
+}

@@ -1,0 +1,227 @@
+//! The identity provider: its settings, and its documents as they are known now.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use zeroize::Zeroizing;
+
+use super::discovery::{Discovered, DiscoveryError, Issuer};
+use crate::client::{self, Client};
+use crate::clock::{Clock, Timestamp};
+use crate::crypto;
+use crate::identity::Reading;
+
+/// Documents are read again after so long.
+const REFRESH: Duration = Duration::from_secs(3600);
+/// After a failure the next attempt waits at least so long, then twice as long each time.
+const RETRY: Duration = Duration::from_secs(2);
+/// The longest wait between attempts.
+const RETRY_MOST: Duration = Duration::from_secs(60);
+
+/// Which quirks a provider has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// OpenID Connect as it is written.
+    #[default]
+    Oidc,
+    /// Amazon Cognito: groups in `cognito:groups`, a sign-out of its own, no `offline_access`.
+    Cognito,
+}
+
+/// `idp_client_auth`: how we prove to the provider who we are (OpenID Connect Core §9).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// `basic` where it is offered, else `post`; `none` without a secret.
+    #[default]
+    Auto,
+    /// The secret in the `Authorization` header.
+    Basic,
+    /// The secret in the body.
+    Post,
+    /// A public client.
+    None,
+}
+
+/// A secret: shown to nobody, wiped when it is dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<String>);
+
+/// A provider's settings.
+#[derive(Clone)]
+pub struct ProviderSettings {
+    /// Its `id`.
+    pub id: String,
+    /// Its quirks.
+    pub kind: Kind,
+    /// `idp_provider_url`.
+    pub issuer: Issuer,
+    /// `idp_client_id`.
+    pub client_id: String,
+    /// `idp_client_secret`; `None` for a public client.
+    pub client_secret: Option<Secret>,
+    /// `idp_client_auth`.
+    pub client_auth: ClientAuth,
+    /// `idp_scopes`.
+    pub scopes: Vec<String>,
+    /// `idp_request_params`.
+    pub request_params: BTreeMap<String, String>,
+    /// `groups_claim`.
+    pub groups_claim: String,
+    /// How it is reached.
+    pub client: client::Settings,
+}
+
+/// An identity provider. Its documents are asked for when they are first needed and kept up to date; while
+/// it cannot be reached, those of before are used.
+pub struct Provider {
+    pub(super) settings: ProviderSettings,
+    pub(super) client: Client,
+    pub(super) clock: Clock,
+    discovered: ArcSwapOption<Known>,
+    /// Held while the documents are fetched, so that one call serves all who wait.
+    fetching: tokio::sync::Mutex<Option<Failed>>,
+    pub(super) sign_out_registered: tokio::sync::Mutex<Option<(bool, Timestamp)>>,
+}
+
+struct Known {
+    documents: Arc<Discovered>,
+    fetched: Timestamp,
+}
+
+struct Failed {
+    error: Arc<DiscoveryError>,
+    until: Timestamp,
+}
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(secret: String) -> Self {
+        Self(Zeroizing::new(secret))
+    }
+
+    /// The secret itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl std::fmt::Debug for ProviderSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProviderSettings")
+            .field("id", &self.id)
+            .field("issuer", &self.issuer)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ProviderSettings {
+    /// Changes when the issuer or the client changes; sessions from before have ended then.
+    pub fn fingerprint(&self) -> String {
+        let parts = format!("{}\n{}\n{}", self.issuer.as_str().len(), self.issuer.as_str(), self.client_id);
+        crypto::encode(&crypto::sha256(parts.as_bytes()))
+    }
+
+    /// How claims are read.
+    pub fn reading(&self) -> Reading {
+        Reading { groups_claim: self.groups_claim.as_str().into() }
+    }
+}
+
+impl Provider {
+    pub(super) fn new(settings: ProviderSettings, clock: Clock) -> Self {
+        let client = Client::new(settings.client.clone());
+        Self {
+            settings,
+            client,
+            clock,
+            discovered: ArcSwapOption::empty(),
+            fetching: tokio::sync::Mutex::new(None),
+            sign_out_registered: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    /// The settings.
+    pub const fn settings(&self) -> &ProviderSettings {
+        &self.settings
+    }
+
+    /// What the provider publishes: what is known, or else what it answers now. A provider that just failed
+    /// is not asked again at once.
+    ///
+    /// # Errors
+    /// When nothing is known and the provider cannot be asked.
+    pub async fn discovered(&self) -> Result<Arc<Discovered>, Arc<DiscoveryError>> {
+        if let Some(known) = &*self.discovered.load() {
+            return Ok(known.documents.clone());
+        }
+        self.fetch(false).await
+    }
+
+    async fn fetch(&self, again: bool) -> Result<Arc<Discovered>, Arc<DiscoveryError>> {
+        let mut failed = self.fetching.lock().await;
+        let now = self.clock.now();
+        if !again {
+            if let Some(known) = &*self.discovered.load() {
+                return Ok(known.documents.clone());
+            }
+            if let Some(failed) = &*failed
+                && now < failed.until
+            {
+                return Err(failed.error.clone());
+            }
+        }
+        match Discovered::fetch(&self.client, &self.settings.issuer, self.settings.kind == Kind::Cognito)
+            .await
+        {
+            Ok(documents) => {
+                let documents = Arc::new(documents);
+                self.discovered.store(Some(Arc::new(Known { documents: documents.clone(), fetched: now })));
+                if failed.take().is_some() {
+                    tracing::info!(issuer = %documents.issuer, "the identity provider can be used again");
+                }
+                Ok(documents)
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                if failed.is_none() {
+                    tracing::warn!(%error, "the identity provider cannot be used now");
+                }
+                *failed = Some(Failed { error: error.clone(), until: self.clock.now() + RETRY });
+                Err(error)
+            }
+        }
+    }
+
+    /// Asks at the start, after failures with growing patience, and every hour.
+    pub(super) async fn keep_discovered(&self) {
+        let mut wait = RETRY;
+        loop {
+            let due = self
+                .discovered
+                .load()
+                .as_ref()
+                .is_none_or(|known| self.clock.now() >= known.fetched + REFRESH);
+            if due {
+                wait = match self.fetch(true).await {
+                    Ok(_) => RETRY,
+                    Err(_) => (wait * 2).min(RETRY_MOST),
+                };
+            }
+            let known = self.discovered.load().is_some();
+            tokio::time::sleep(if known && wait == RETRY { Duration::from_secs(60) } else { wait }).await;
+        }
+    }
+
+    /// Whether the documents are known.
+    pub fn is_known(&self) -> bool {
+        self.discovered.load().is_some()
+    }
+}

@@ -1,0 +1,135 @@
+//! Signing out: here first, then at the provider in the form that it understands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::Request;
+use ::http::header::LOCATION;
+use bytes::Bytes;
+use url::Url;
+
+use super::Authenticate;
+use super::discovery::Discovered;
+use super::provider::{Kind, Provider};
+use crate::client::Limits;
+use crate::session::Session;
+use crate::store::StoreError;
+
+/// Where people are who have signed out.
+pub(super) const SIGNED_OUT: &str = "/.pomerium/signed_out";
+/// How long it is believed that a sign-out URL is registered.
+const REGISTERED: Duration = Duration::from_secs(600);
+/// How long it is believed that it is not.
+const UNREGISTERED: Duration = Duration::from_secs(60);
+
+/// A sign-out that was done here, and where it goes on.
+#[derive(Debug)]
+pub struct SignOut {
+    /// Where the browser goes.
+    pub to: String,
+    /// `Set-Cookie` that forgets the session.
+    pub cookie: String,
+}
+
+impl Authenticate {
+    /// Ends a session everywhere, and says where to go on. With no session there is nothing to end, and the
+    /// browser goes on all the same.
+    ///
+    /// # Errors
+    /// When the store fails; in this process the session has ended all the same.
+    pub async fn sign_out(self: &Arc<Self>, session: Option<&Session>) -> Result<SignOut, StoreError> {
+        let mut hint = None;
+        if let Some(session) = session {
+            let content = self.sessions.content(session).await;
+            self.sessions.end(session).await?;
+            tracing::info!(session = %session.identity().session, "signed out");
+            if let Ok(Some((_, content))) = content {
+                hint = Some(content.tokens.id);
+                if let Some(refresh) = content.tokens.refresh {
+                    let this = self.clone();
+                    self.control.spawn(async move {
+                        if let Ok(discovered) = this.provider.discovered().await {
+                            this.provider.revoke(&discovered, &refresh).await;
+                        }
+                    });
+                }
+            }
+        }
+        let cookie = self.sessions.cookie().remove_session();
+        let to = match self.settings.sign_out_at_provider && session.is_some() {
+            true => self.at_provider(hint.as_deref()).await,
+            false => None,
+        };
+        Ok(SignOut { to: to.unwrap_or_else(|| SIGNED_OUT.to_owned()), cookie })
+    }
+
+    async fn at_provider(&self, hint: Option<&str>) -> Option<String> {
+        let discovered = self.provider.discovered().await.ok()?;
+        let back = self.signed_out_url();
+        match self.provider.settings().kind {
+            Kind::Cognito => {
+                let url = self.provider.cognito_sign_out(&discovered, &back);
+                self.provider.is_registered(&url, &back).await.then(|| url.into())
+            }
+            Kind::Oidc => {
+                let mut url = discovered.end_session_endpoint.clone()?;
+                let mut query = url.query_pairs_mut();
+                query.append_pair("client_id", &self.provider.settings().client_id);
+                if let Some(hint) = hint.filter(|hint| !hint.is_empty()) {
+                    query.append_pair("id_token_hint", hint);
+                }
+                query.append_pair("post_logout_redirect_uri", &back);
+                drop(query);
+                Some(url.into())
+            }
+        }
+    }
+}
+
+impl Provider {
+    /// Cognito's own sign-out: exactly `client_id` and `logout_uri`, nothing else. An ID token in it would end
+    /// up in the URL of an error page.
+    fn cognito_sign_out(&self, at: &Discovered, back: &str) -> Url {
+        let mut url = at.end_session_endpoint.clone().unwrap_or_else(|| {
+            // Old pools do not publish it; it is beside the authorization endpoint.
+            let mut url = at.authorization_endpoint.clone();
+            url.set_path("/logout");
+            url
+        });
+        url.set_query(None);
+        url.query_pairs_mut()
+            .append_pair("client_id", &self.settings.client_id)
+            .append_pair("logout_uri", back);
+        url
+    }
+
+    /// Whether the sign-out URL is registered at the app client. It can be learnt without credentials: Cognito
+    /// redirects to the URL itself, or to an error page on which people would be stranded.
+    async fn is_registered(&self, url: &Url, back: &str) -> bool {
+        let mut known = self.sign_out_registered.lock().await;
+        let now = self.clock.now();
+        if let Some((registered, until)) = *known
+            && now < until
+        {
+            return registered;
+        }
+        let Ok(request) = Request::get(url.as_str()).body(Bytes::new()) else { return false };
+        let client = self.client.with_limits(Limits { time: Duration::from_secs(3), ..Limits::default() });
+        let registered = match client.call(request).await {
+            Ok(answer) => answer.headers.get(LOCATION).is_some_and(|to| to.as_bytes() == back.as_bytes()),
+            Err(error) => {
+                tracing::warn!(%error, "the provider's sign-out cannot be reached; people stay on our own page");
+                return false;
+            }
+        };
+        if !registered {
+            tracing::warn!(
+                sign_out_url = back,
+                "the sign-out URL is not registered at the provider: add it to the app client's Allowed sign-out URLs \
+                 (Amazon Cognito > User pools > the pool > App clients > Login pages); until then people stay signed in there"
+            );
+        }
+        *known = Some((registered, now + if registered { REGISTERED } else { UNREGISTERED }));
+        registered
+    }
+}

@@ -1,0 +1,372 @@
+//! Talking to the provider's endpoints: authorize, token, userinfo, revocation.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use ::http::Request;
+use ::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use bytes::Bytes;
+use openidconnect::core::{
+    CoreAuthDisplay, CoreAuthPrompt, CoreAuthenticationFlow, CoreErrorResponseType, CoreGenderClaim,
+    CoreIdToken, CoreJsonWebKey, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm,
+    CoreRevocableToken, CoreRevocationErrorResponse, CoreTokenIntrospectionResponse, CoreTokenType,
+};
+use openidconnect::{
+    AccessToken, AsyncHttpClient, AuthType, AuthUrl, AuthorizationCode, ClientId, ClientSecret, CsrfToken,
+    EmptyAdditionalClaims, EndpointNotSet, EndpointSet, HttpRequest, HttpResponse, IssuerUrl, JsonWebKeySet,
+    Nonce, OAuth2TokenResponse, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RefreshToken,
+    RequestTokenError, Scope, StandardErrorResponse, TokenResponse, TokenUrl,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::discovery::Discovered;
+use super::provider::{ClientAuth, Kind, Provider};
+use super::{Secret, SignInError};
+use crate::client::{Client, ClientError, Limits};
+
+/// How long revoking a token may take; nobody waits for it.
+const REVOCATION: Duration = Duration::from_secs(3);
+
+/// What the token endpoint answered, with the ID token as it came.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Answer {
+    access_token: AccessToken,
+    token_type: CoreTokenType,
+    #[serde(default, deserialize_with = "seconds")]
+    expires_in: Option<u64>,
+    #[serde(default)]
+    refresh_token: Option<RefreshToken>,
+    #[serde(default)]
+    id_token: Option<String>,
+}
+
+type Relying<Auth, Token> = openidconnect::Client<
+    EmptyAdditionalClaims,
+    CoreAuthDisplay,
+    CoreGenderClaim,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJsonWebKey,
+    CoreAuthPrompt,
+    StandardErrorResponse<CoreErrorResponseType>,
+    Answer,
+    CoreTokenIntrospectionResponse,
+    CoreRevocableToken,
+    CoreRevocationErrorResponse,
+    Auth,
+    EndpointNotSet,
+    EndpointNotSet,
+    EndpointNotSet,
+    Token,
+    EndpointNotSet,
+>;
+
+type TokenError = RequestTokenError<ClientError, StandardErrorResponse<CoreErrorResponseType>>;
+
+impl Answer {
+    pub(super) fn access(&self) -> &str {
+        self.access_token.secret()
+    }
+
+    pub(super) fn id(&self) -> Option<&str> {
+        self.id_token.as_deref()
+    }
+
+    pub(super) fn refresh(&self) -> Option<&str> {
+        self.refresh_token.as_ref().map(|token| token.secret().as_str())
+    }
+
+    pub(super) const fn lifetime(&self) -> Option<u64> {
+        self.expires_in
+    }
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Answer(…)")
+    }
+}
+
+impl OAuth2TokenResponse for Answer {
+    type TokenType = CoreTokenType;
+
+    fn access_token(&self) -> &AccessToken {
+        &self.access_token
+    }
+
+    fn token_type(&self) -> &CoreTokenType {
+        &self.token_type
+    }
+
+    fn expires_in(&self) -> Option<Duration> {
+        self.expires_in.map(Duration::from_secs)
+    }
+
+    fn refresh_token(&self) -> Option<&RefreshToken> {
+        self.refresh_token.as_ref()
+    }
+
+    fn scopes(&self) -> Option<&Vec<Scope>> {
+        None
+    }
+}
+
+/// The ID token is verified by `crypto`, with the claims whole; the library would refuse a token for one
+/// claim of an odd type.
+impl
+    TokenResponse<
+        EmptyAdditionalClaims,
+        CoreGenderClaim,
+        CoreJweContentEncryptionAlgorithm,
+        CoreJwsSigningAlgorithm,
+    > for Answer
+{
+    fn id_token(&self) -> Option<&CoreIdToken> {
+        None
+    }
+}
+
+impl Provider {
+    fn relying(
+        &self,
+        at: &Discovered,
+        auth: ClientAuth,
+    ) -> Result<Relying<EndpointSet, EndpointSet>, SignInError> {
+        let url = |error: url::ParseError| SignInError::Internal(error.to_string());
+        let client = Relying::<EndpointNotSet, EndpointNotSet>::new(
+            ClientId::new(self.settings.client_id.clone()),
+            IssuerUrl::new(at.issuer.clone()).map_err(url)?,
+            JsonWebKeySet::default(),
+        )
+        .set_auth_uri(AuthUrl::from_url(at.authorization_endpoint.clone()))
+        .set_token_uri(TokenUrl::from_url(at.token_endpoint.clone()))
+        .set_auth_type(if auth == ClientAuth::Basic {
+            AuthType::BasicAuth
+        } else {
+            AuthType::RequestBody
+        });
+        Ok(match (&self.settings.client_secret, auth) {
+            (Some(secret), ClientAuth::Auto | ClientAuth::Basic | ClientAuth::Post) => {
+                client.set_client_secret(ClientSecret::new(secret.expose().to_owned()))
+            }
+            _ => client,
+        })
+    }
+
+    /// Where the browser goes to sign in. `state` is one opaque word: Cognito decodes it once too often.
+    pub(super) fn authorize_url(
+        &self,
+        at: &Discovered,
+        state: &str,
+        nonce: &str,
+        verifier: &str,
+        redirect_uri: &str,
+    ) -> Result<String, SignInError> {
+        let redirect = RedirectUrl::new(redirect_uri.to_owned())
+            .map_err(|error| SignInError::Internal(error.to_string()))?;
+        let client = self.relying(at, ClientAuth::None)?.set_redirect_uri(redirect);
+        let verifier = PkceCodeVerifier::new(verifier.to_owned());
+        let (state, nonce) = (state.to_owned(), nonce.to_owned());
+        let mut request = client
+            .authorize_url(
+                CoreAuthenticationFlow::AuthorizationCode,
+                move || CsrfToken::new(state),
+                move || Nonce::new(nonce),
+            )
+            .set_pkce_challenge(PkceCodeChallenge::from_code_verifier_sha256(&verifier));
+        for scope in self.settings.scopes.iter().filter(|scope| *scope != "openid") {
+            request = request.add_scope(Scope::new(scope.clone()));
+        }
+        for (name, value) in &self.settings.request_params {
+            request = request.add_extra_param(name.clone(), value.clone());
+        }
+        Ok(request.url().0.into())
+    }
+
+    /// Exchanges a code.
+    pub(super) async fn exchange(
+        &self,
+        at: &Discovered,
+        code: String,
+        verifier: &str,
+        redirect_uri: &str,
+    ) -> Result<Answer, SignInError> {
+        let mut methods = self.methods(at).into_iter();
+        let mut method = methods.next().unwrap_or(ClientAuth::None);
+        loop {
+            let redirect = RedirectUrl::new(redirect_uri.to_owned())
+                .map_err(|error| SignInError::Internal(error.to_string()))?;
+            let client = self.relying(at, method)?.set_redirect_uri(redirect);
+            let answer = client
+                .exchange_code(AuthorizationCode::new(code.clone()))
+                .set_pkce_verifier(PkceCodeVerifier::new(verifier.to_owned()))
+                .request_async(&Calls(&self.client))
+                .await;
+            match (answer, methods.next()) {
+                (Ok(answer), _) => return Ok(answer),
+                (Err(error), Some(next)) if is_invalid_client(&error) => method = next,
+                (Err(error), _) => return Err(self.token_error(error, true)),
+            }
+        }
+    }
+
+    /// Buys new tokens with a refresh token.
+    pub(super) async fn refresh(&self, at: &Discovered, token: &str) -> Result<Answer, SignInError> {
+        let method = self.methods(at).into_iter().next().unwrap_or(ClientAuth::None);
+        let token = RefreshToken::new(token.to_owned());
+        let client = self.relying(at, method)?;
+        let answer = client.exchange_refresh_token(&token).request_async(&Calls(&self.client)).await;
+        answer.map_err(|error| self.token_error(error, false))
+    }
+
+    /// How to prove who we are, in the order to try: with `auto`, the other way is tried when the provider
+    /// does not know us by the first.
+    fn methods(&self, at: &Discovered) -> Vec<ClientAuth> {
+        let Some(secret) = &self.settings.client_secret else { return vec![ClientAuth::None] };
+        match self.settings.client_auth {
+            ClientAuth::Auto => {
+                let plain = secret
+                    .expose()
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+                // Whether Cognito form-decodes what comes in the header is not known; in the body it does.
+                let basic = at.offers_basic && (plain || self.settings.kind != Kind::Cognito);
+                if basic {
+                    vec![ClientAuth::Basic, ClientAuth::Post]
+                } else {
+                    vec![ClientAuth::Post, ClientAuth::Basic]
+                }
+            }
+            fixed => vec![fixed],
+        }
+    }
+
+    fn token_error(&self, error: TokenError, fresh_code: bool) -> SignInError {
+        match error {
+            RequestTokenError::ServerResponse(answer) => {
+                let (code, text) = (answer.error().as_ref().to_owned(), answer.error_description().cloned());
+                match code.as_str() {
+                    "invalid_client" => {
+                        SignInError::InvalidClient { had_secret: self.settings.client_secret.is_some(), text }
+                    }
+                    "invalid_grant" if fresh_code => SignInError::InvalidGrant { text },
+                    "invalid_grant" => SignInError::RefreshRefused,
+                    _ => self.explain(&code, text.as_deref()),
+                }
+            }
+            RequestTokenError::Request(error) => SignInError::Unreachable(error.to_string()),
+            RequestTokenError::Parse(error, _) => SignInError::Provider(format!(
+                "its token endpoint answered no JSON that can be used: {error}"
+            )),
+            RequestTokenError::Other(text) => SignInError::Provider(format!("its token endpoint: {text}")),
+        }
+    }
+
+    /// What userinfo says, where it is asked; `None` where it is not, or cannot be.
+    pub(super) async fn userinfo(
+        &self,
+        at: &Discovered,
+        access_token: &str,
+    ) -> Result<Option<Map<String, Value>>, SignInError> {
+        // Cognito's says nothing that the ID token does not, and leaves the groups out.
+        let (Some(endpoint), Kind::Oidc) = (&at.userinfo_endpoint, self.settings.kind) else {
+            return Ok(None);
+        };
+        let request = Request::get(endpoint.as_str())
+            .header(AUTHORIZATION, format!("Bearer {access_token}"))
+            .header(::http::header::ACCEPT, "application/json")
+            .body(Bytes::new())
+            .map_err(|error| SignInError::Internal(error.to_string()))?;
+        match self.client.call(request).await {
+            Ok(answer) if answer.status == 200 => match serde_json::from_slice(&answer.body) {
+                Ok(claims) => Ok(Some(claims)),
+                Err(error) => {
+                    tracing::warn!(%error, "the provider's userinfo is no JSON object and is not used");
+                    Ok(None)
+                }
+            },
+            Ok(answer) => {
+                tracing::warn!(status = answer.status.as_u16(), "the provider's userinfo is not used");
+                Ok(None)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the provider's userinfo cannot be asked");
+                Ok(None)
+            }
+        }
+    }
+
+    fn revocation(&self, at: &Discovered, token: &str) -> Option<Request<Bytes>> {
+        let endpoint = at.revocation_endpoint.as_ref()?;
+        let mut form = url::form_urlencoded::Serializer::new(String::new());
+        form.append_pair("token", token).append_pair("token_type_hint", "refresh_token");
+        let mut request =
+            Request::post(endpoint.as_str()).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        match (&self.settings.client_secret, self.methods(at).first()) {
+            (Some(secret), Some(ClientAuth::Basic)) => {
+                request = request.header(AUTHORIZATION, basic(&self.settings.client_id, secret));
+            }
+            (Some(secret), _) => {
+                form.append_pair("client_id", &self.settings.client_id)
+                    .append_pair("client_secret", secret.expose());
+            }
+            (None, _) => {
+                form.append_pair("client_id", &self.settings.client_id);
+            }
+        }
+        request.body(Bytes::from(form.finish())).ok()
+    }
+
+    /// Tells the provider that a refresh token is not needed any more (RFC 7009). Best effort.
+    pub(super) async fn revoke(&self, at: &Discovered, token: &str) {
+        let Some(request) = self.revocation(at, token) else { return };
+        let client = self.client.with_limits(Limits { time: REVOCATION, ..Limits::default() });
+        match client.call(request).await {
+            Ok(answer) if answer.status.is_success() => {}
+            Ok(answer) => {
+                tracing::warn!(status = answer.status.as_u16(), "the provider did not revoke a refresh token")
+            }
+            Err(error) => tracing::warn!(%error, "the provider could not be told to revoke a refresh token"),
+        }
+    }
+}
+
+/// RFC 6749 §2.3.1: both parts form-encoded, then base64.
+fn basic(id: &str, secret: &Secret) -> String {
+    use base64::Engine as _;
+    let encode = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    let both = format!("{}:{}", encode(id), encode(secret.expose()));
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(both))
+}
+
+/// Our client, as the library wants it.
+struct Calls<'a>(&'a Client);
+
+impl<'c> AsyncHttpClient<'c> for Calls<'_> {
+    type Error = ClientError;
+    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, ClientError>> + Send + 'c>>;
+
+    fn call(&'c self, request: HttpRequest) -> Self::Future {
+        Box::pin(async move {
+            let answer = self.0.call(request.map(Bytes::from)).await?;
+            let mut response = HttpResponse::new(answer.body.to_vec());
+            *response.status_mut() = answer.status;
+            *response.headers_mut() = answer.headers;
+            Ok(response)
+        })
+    }
+}
+
+fn is_invalid_client(error: &TokenError) -> bool {
+    matches!(error, RequestTokenError::ServerResponse(answer) if answer.error().as_ref() == "invalid_client")
+}
+
+/// `expires_in` is a number, which some providers write as a text.
+fn seconds<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    Ok(match Option::<Value>::deserialize(deserializer)? {
+        Some(Value::Number(number)) => number.as_u64(),
+        Some(Value::String(text)) => text.parse().ok(),
+        _ => None,
+    })
+}

@@ -1,0 +1,172 @@
+//! Believing an ID token (OpenID Connect Core §3.1.3.7), and what else the provider says about a person.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::discovery::Discovered;
+use super::provider::{Kind, Provider};
+use super::tokens::Answer;
+use super::{Authenticate, SignInError};
+use crate::clock::Timestamp;
+use crate::crypto::{self, Expected, TokenError, VerifiedToken};
+use crate::identity::LONGEST_SUBJECT;
+use crate::session::{Content, Tokens};
+
+/// Claims that say something about the token and not about the person.
+const ABOUT_THE_TOKEN: &[&str] = &["nonce", "at_hash", "c_hash", "s_hash"];
+
+impl Provider {
+    /// Verifies the ID token of an answer. `nonce` is demanded at sign-in; at a refresh it may be absent, but
+    /// not another (§12.2). `subject` is demanded at a refresh.
+    pub(super) async fn verify(
+        &self,
+        at: &Discovered,
+        answer: &Answer,
+        nonce: Option<&str>,
+        refreshed: Option<(&str, &str)>,
+    ) -> Result<Map<String, Value>, SignInError> {
+        let token = answer.id().ok_or(SignInError::NoIdToken)?;
+        let verified = self.check_signature(at, token).await?;
+        let claims = &verified.claims;
+        let refuse = |reason: &'static str| Err(SignInError::Token(reason.to_owned()));
+        let text = |name: &str| claims.get(name).and_then(Value::as_str);
+
+        if verified.kind.as_deref().is_some_and(|kind| !kind.eq_ignore_ascii_case("jwt")) {
+            return refuse("it is a token of another kind (`typ`)");
+        }
+        if text("token_use").is_some_and(|used| used != "id") && self.settings.kind == Kind::Cognito {
+            return refuse("it is not an ID token (`token_use`)");
+        }
+        if claims.contains_key("events") {
+            return refuse("it is a logout token");
+        }
+        if !claims.get("iat").is_some_and(Value::is_number) {
+            return refuse("its claim `iat` is missing");
+        }
+        if !text("sub").is_some_and(|sub| !sub.is_empty() && sub.len() <= LONGEST_SUBJECT) {
+            return refuse("its claim `sub` is missing, empty or longer than 255 characters");
+        }
+        let several =
+            claims.get("aud").and_then(Value::as_array).is_some_and(|audiences| audiences.len() > 1);
+        match claims.get("azp") {
+            None if several => {
+                return refuse("it has several audiences and does not say for whom it was made (`azp`)");
+            }
+            Some(azp) if azp.as_str() != Some(&self.settings.client_id) => {
+                return refuse("it was made for another client (`azp`)");
+            }
+            _ => {}
+        }
+        if let Some(nonce) = nonce
+            && text("nonce") != Some(nonce)
+        {
+            return refuse("it belongs to another sign-in (`nonce`)");
+        }
+        if let Some((subject, nonce)) = refreshed {
+            if text("sub") != Some(subject) {
+                return refuse("it is about somebody else (`sub`)");
+            }
+            if claims.contains_key("nonce") && text("nonce") != Some(nonce) {
+                return refuse("it belongs to another sign-in (`nonce`)");
+            }
+        }
+        if let Some(hash) = claims.get("at_hash") {
+            let bound = hash.as_str().is_some_and(|hash| {
+                crypto::verify_access_token_hash(hash, answer.access(), verified.algorithm)
+            });
+            if !bound {
+                return refuse("the access token beside it is another one (`at_hash`)");
+            }
+        }
+        Ok(verified.claims)
+    }
+
+    /// The signature, issuer, audience and times; the keys are read again once when one is unknown.
+    async fn check_signature(&self, at: &Discovered, token: &str) -> Result<VerifiedToken, SignInError> {
+        let expected = Expected {
+            issuer: &at.issuer,
+            audience: Some(&self.settings.client_id),
+            allowed: &at.algorithms,
+        };
+        let now = self.clock.now();
+        match crypto::verify(token, &at.keys.load(), &expected, now) {
+            Err(TokenError::UnknownKey) => {}
+            other => return other.map_err(|error| SignInError::Token(error.to_string())),
+        }
+        let id = crypto::peek_key_id(token).unwrap_or_default();
+        at.refetch_keys(&self.client, &id, now).await;
+        crypto::verify(token, &at.keys.load(), &expected, now)
+            .map_err(|error| SignInError::Token(error.to_string()))
+    }
+
+    /// Adds what userinfo says to the ID token's claims, which win. Userinfo about somebody else is a reason
+    /// not to go on (§5.3.2).
+    pub(super) async fn complete(
+        &self,
+        at: &Discovered,
+        answer: &Answer,
+        mut claims: Map<String, Value>,
+    ) -> Result<Map<String, Value>, SignInError> {
+        if let Some(more) = self.userinfo(at, answer.access()).await? {
+            if more.get("sub") != claims.get("sub") {
+                return Err(SignInError::Token("userinfo is about somebody else (`sub`)".into()));
+            }
+            for (name, value) in more {
+                claims.entry(name).or_insert(value);
+            }
+        }
+        Ok(claims)
+    }
+
+    /// A session's content from what was verified.
+    pub(super) fn content(
+        &self,
+        mut claims: Map<String, Value>,
+        answer: Answer,
+        nonce: &str,
+        now: Timestamp,
+    ) -> Content {
+        for name in ABOUT_THE_TOKEN {
+            claims.remove(*name);
+        }
+        Content {
+            name: crypto::random_name::<16>(),
+            provider: self.settings.id.clone(),
+            fingerprint: self.settings.fingerprint(),
+            tokens: tokens(&claims, &answer, None, now),
+            claims,
+            signed_in: now,
+            nonce: nonce.to_owned(),
+        }
+    }
+}
+
+/// The tokens of an answer; a provider that sends no new refresh token means that the old one goes on.
+pub(super) fn tokens(
+    claims: &Map<String, Value>,
+    answer: &Answer,
+    old: Option<&Tokens>,
+    now: Timestamp,
+) -> Tokens {
+    let access = answer.lifetime().map(|seconds| now + Duration::from_secs(seconds));
+    let id = answer.id().and_then(|_| claims.get("exp")?.as_u64()).map(Timestamp::from_unix_seconds);
+    let expires = match (access, id) {
+        (Some(access), Some(id)) => Some(access.min(id)),
+        (access, id) => access.or(id),
+    };
+    Tokens {
+        access: answer.access().to_owned(),
+        refresh: answer.refresh().map(str::to_owned).or_else(|| old?.refresh.clone()),
+        id: answer.id().map(str::to_owned).or_else(|| Some(old?.id.clone())).unwrap_or_default(),
+        issued: now,
+        expires,
+    }
+}
+
+impl Authenticate {
+    /// The issuer, when it is known.
+    pub async fn issuer(&self) -> Option<String> {
+        self.provider.discovered().await.ok().map(|discovered| discovered.issuer.clone())
+    }
+}

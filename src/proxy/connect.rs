@@ -1,0 +1,162 @@
+//! Connections to an upstream.
+
+use std::sync::Arc;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+
+use super::pool::Sender;
+use super::{ProxyError, Upstream, UpstreamScheme, UpstreamTls};
+use crate::client::Names;
+
+/// How the upstreams of one cluster are connected to.
+pub(super) struct Connector {
+    names: Names,
+    auto: TlsConnector,
+    http1: TlsConnector,
+    server_name: Option<ServerName<'static>>,
+}
+
+/// Why a cluster's TLS settings cannot be used. The operator is to blame.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamTlsError {
+    /// `tls_server_name` is no name that a certificate can have.
+    #[error("`{0}` is not a name that a certificate can have")]
+    ServerName(String),
+    /// The client certificate or its key cannot be used.
+    #[error("the client certificate cannot be used: {0}")]
+    Client(#[from] rustls::Error),
+}
+
+impl Connector {
+    pub(super) fn new(tls: &UpstreamTls, names: Names) -> Result<Self, UpstreamTlsError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder =
+            ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+        let builder = if tls.skip_verify {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(SkipVerify(provider)))
+        } else {
+            builder.with_root_certificates(tls.roots.clone().unwrap_or_else(crate::crypto::system_roots))
+        };
+        let mut config = match &tls.client {
+            Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key())?,
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let http1 = TlsConnector::from(Arc::new(config.clone()));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let auto = TlsConnector::from(Arc::new(config));
+        let server_name = match &tls.server_name {
+            Some(name) => Some(name_of(name).ok_or_else(|| UpstreamTlsError::ServerName(name.clone()))?),
+            None => None,
+        };
+        Ok(Self { names, auto, http1, server_name })
+    }
+
+    /// A new connection. `http1`: it has to become a tunnel, which HTTP/2 does not do here.
+    pub(super) async fn connect(&self, upstream: &Upstream, http1: bool) -> Result<Sender, ProxyError> {
+        let stream = self.names.dial(&upstream.host, upstream.port).await;
+        let stream = stream.map_err(|error| ProxyError::Connect(error.to_string()))?;
+        match upstream.scheme {
+            UpstreamScheme::Http => handshake1(stream).await,
+            UpstreamScheme::H2c if http1 => handshake1(stream).await,
+            UpstreamScheme::H2c => handshake2(stream).await,
+            UpstreamScheme::Https => {
+                let name = match &self.server_name {
+                    Some(name) => name.clone(),
+                    None => name_of(&upstream.host).ok_or_else(|| {
+                        ProxyError::Tls(format!("{} is not a certificate's name", upstream.host))
+                    })?,
+                };
+                let connector = if http1 { &self.http1 } else { &self.auto };
+                let connecting = connector.connect(name, stream);
+                let stream = tokio::time::timeout(std::time::Duration::from_secs(10), connecting)
+                    .await
+                    .map_err(|_| ProxyError::Tls("no answer within 10 s".into()))?
+                    .map_err(|error| ProxyError::Tls(error.to_string()))?;
+                if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                    handshake2(stream).await
+                } else {
+                    handshake1(stream).await
+                }
+            }
+        }
+    }
+}
+
+fn name_of(host: &str) -> Option<ServerName<'static>> {
+    ServerName::try_from(host.trim_start_matches('[').trim_end_matches(']').to_owned()).ok()
+}
+
+async fn handshake1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+) -> Result<Sender, ProxyError> {
+    let (sender, connection) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(256 * 1024)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| ProxyError::Connect(error.to_string()))?;
+    // How it ends is reported to whoever waits for an answer on it.
+    tokio::spawn(async move { drop(connection.with_upgrades().await) });
+    Ok(Sender::Http1(sender))
+}
+
+async fn handshake2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+) -> Result<Sender, ProxyError> {
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(std::time::Duration::from_secs(30))
+        .max_header_list_size(256 * 1024)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| ProxyError::Connect(error.to_string()))?;
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(Sender::Http2(sender))
+}
+
+/// `tls_skip_verify`: any certificate will do. The signature of the handshake is verified all the same.
+#[derive(Debug)]
+struct SkipVerify(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for SkipVerify {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

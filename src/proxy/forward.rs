@@ -1,0 +1,321 @@
+//! Forwarding one request.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, SET_COOKIE, TRANSFER_ENCODING};
+use ::http::uri::PathAndQuery;
+use ::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+
+use super::cluster::{Cluster, Endpoint};
+use super::pool::{Return, Sender, Taken};
+use super::upgrade::{Upgrade, tunnel};
+use super::{HostHeader, ProxyError, UpstreamScheme, spend};
+use crate::authorize::Permit;
+use crate::clock::Clock;
+use crate::http::{Body, BodyError, Canonical, Limits, PathRules, cookies, headers};
+
+/// A connection that waited longer than this may have been closed by the other side just now.
+const MAYBE_CLOSED: Duration = Duration::from_secs(1);
+
+/// What a request needs on its way besides itself.
+pub struct Errand<'a> {
+    /// Which worker's connections to use.
+    pub worker: usize,
+    /// What the request is about.
+    pub request: &'a Canonical,
+    /// How paths are read.
+    pub rules: PathRules,
+    /// The change of protocol that was asked for and is allowed.
+    pub upgrade: Option<Upgrade>,
+    /// The time.
+    pub clock: &'a Clock,
+}
+
+/// What is done to an upstream's answer.
+pub struct ResponseRules<'a> {
+    /// Which cookies are ours: an upstream cannot set them.
+    pub is_our_cookie: &'a dyn Fn(&str) -> bool,
+}
+
+impl Cluster {
+    /// Applies the route's own header rules; the identity headers are set after that.
+    pub fn edit_request(&self, headers: &mut HeaderMap) {
+        for name in &self.settings.remove_request_headers {
+            headers.remove(name);
+        }
+        for (name, value) in &self.settings.set_request_headers {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+
+    /// Forwards a request that was permitted.
+    ///
+    /// # Errors
+    /// When there is no answer; whose fault that is, the error says.
+    pub async fn forward(
+        &self,
+        permit: Permit,
+        errand: Errand<'_>,
+        mut request: Request<Body>,
+        rules: ResponseRules<'_>,
+    ) -> Result<Response<Body>, ProxyError> {
+        spend(permit);
+        let client = errand.upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
+        self.prepare(&errand, &mut request)?;
+        let started = tokio::time::Instant::now();
+        let limit =
+            self.settings.timeout.filter(|_| errand.upgrade.is_none() || self.settings.timeout_bounds_answer);
+        let exchange = Box::pin(self.exchange(&errand, request));
+        let mut response = match limit {
+            Some(limit) => {
+                tokio::time::timeout(limit, exchange).await.map_err(|_| ProxyError::Timeout(limit))??
+            }
+            None => exchange.await?,
+        };
+        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if switched {
+            let (Some(client), Some(upgrade)) = (client, &errand.upgrade) else {
+                return Err(ProxyError::Broken("it changed the protocol unasked".into()));
+            };
+            let upstream = hyper::upgrade::on(&mut response);
+            tokio::spawn(tunnel(client, upstream, self.settings.idle_timeout));
+            headers::remove_hop_by_hop(response.headers_mut());
+            upgrade.restore(response.headers_mut());
+        } else {
+            headers::remove_hop_by_hop(response.headers_mut());
+        }
+        self.edit_response(response.headers_mut(), &rules);
+        let deadline = if self.settings.timeout_bounds_answer && !switched {
+            limit.map(|limit| started + limit)
+        } else {
+            None
+        };
+        Ok(response.map(|body| body.with_limits(Limits::new(self.settings.idle_timeout, deadline))))
+    }
+
+    /// Turns the client's request into the one that the upstream gets, endpoint aside.
+    fn prepare(&self, errand: &Errand<'_>, request: &mut Request<Body>) -> Result<(), ProxyError> {
+        if let Some(rewrite) = &self.settings.rewrite {
+            let raw = request.uri().path();
+            let path = rewrite.apply(raw, errand.request, errand.rules).ok_or(ProxyError::Rewrite)?;
+            let target = match request.uri().query() {
+                Some(query) => format!("{path}?{query}"),
+                None => path,
+            };
+            *request.uri_mut() = target.parse().map_err(|_| ProxyError::Rewrite)?;
+        }
+        let fields = request.headers_mut();
+        // We answer `100 Continue` ourselves, when the body is first asked for.
+        fields.remove(EXPECT);
+        cookies::join(fields);
+        if let Some(upgrade) = &errand.upgrade {
+            upgrade.restore(fields);
+        }
+        let unknown_length = !request.body().is_empty() && !request.headers().contains_key(CONTENT_LENGTH);
+        if unknown_length {
+            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        if let Some(limit) = self.settings.read_timeout {
+            let body = std::mem::replace(request.body_mut(), Body::empty());
+            *request.body_mut() = body.with_limits(Limits::new(Some(limit), None));
+        }
+        Ok(())
+    }
+
+    fn edit_response(&self, fields: &mut HeaderMap, rules: &ResponseRules<'_>) {
+        if fields.contains_key(SET_COOKIE) {
+            let ours = |value: &HeaderValue| {
+                let text = String::from_utf8_lossy(value.as_bytes());
+                let name = text.split(['=', ';']).next().unwrap_or_default();
+                (rules.is_our_cookie)(name.trim())
+            };
+            let kept: Vec<_> =
+                fields.get_all(SET_COOKIE).iter().filter(|value| !ours(value)).cloned().collect();
+            fields.remove(SET_COOKIE);
+            for value in kept {
+                fields.append(SET_COOKIE, value);
+            }
+        }
+        for (name, value) in &self.settings.set_response_headers {
+            fields.insert(name.clone(), value.clone());
+        }
+    }
+
+    /// Sends to the endpoint whose turn it is; to the next one when it accepts no connection.
+    async fn exchange(
+        &self,
+        errand: &Errand<'_>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, ProxyError> {
+        let mut request = Some(request);
+        let mut failure = ProxyError::Connect("the route has no upstream".into());
+        for endpoint in self.in_turn() {
+            let Some(ready) = request.take() else { break };
+            match self.send(endpoint, errand, ready).await {
+                Ok(response) => return Ok(response),
+                Err(Failed { error, unsent }) => {
+                    failure = error;
+                    request = unsent;
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn send(
+        &self,
+        endpoint: &Endpoint,
+        errand: &Errand<'_>,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Failed> {
+        self.address(endpoint, errand, &mut request);
+        let http1 = errand.upgrade.is_some();
+        let now = errand.clock.instant();
+        let Some(pool) = endpoint.pools.get(errand.worker).or_else(|| endpoint.pools.first()) else {
+            return Err(Failed {
+                error: ProxyError::Connect("the endpoint has no pool".into()),
+                unsent: Some(request),
+            });
+        };
+        if let Some(taken) = pool.take(http1, now) {
+            let spare = match &taken {
+                Taken::Http1(_, waited) if *waited > MAYBE_CLOSED && is_repeatable(&request) => {
+                    Some(copy(&request))
+                }
+                _ => None,
+            };
+            match exchange_on(taken, pool, request, now, &endpoint.upstream.scheme).await {
+                Ok(response) => return Ok(response),
+                // A waiting connection that turned out to be closed: the request goes on a new one.
+                Err(Failed { unsent: Some(unsent), .. }) => request = unsent,
+                Err(Failed { error: ProxyError::Broken(_), unsent: None }) if spare.is_some() => {
+                    request = spare.unwrap_or_else(|| Request::new(Body::empty()));
+                }
+                Err(failed) => return Err(failed),
+            }
+        }
+        let taken = match self.connector.connect(&endpoint.upstream, http1).await {
+            Ok(Sender::Http1(sender)) => Taken::Http1(sender, Duration::ZERO),
+            Ok(Sender::Http2(sender)) => pool.share(sender),
+            Err(error) => return Err(Failed { error, unsent: Some(request) }),
+        };
+        // Sent once; what fails from here on is reported.
+        exchange_on(taken, pool, request, now, &endpoint.upstream.scheme)
+            .await
+            .map_err(|failed| Failed { unsent: None, ..failed })
+    }
+
+    fn address(&self, endpoint: &Endpoint, errand: &Errand<'_>, request: &mut Request<Body>) {
+        let host = match &self.settings.host {
+            HostHeader::Upstream => HeaderValue::from_str(&endpoint.authority).ok(),
+            HostHeader::Preserve => HeaderValue::from_str(&errand.request.authority()).ok(),
+            HostHeader::Rewrite(host) => Some(host.clone()),
+        };
+        if let Some(host) = host {
+            request.headers_mut().insert(HOST, host);
+        }
+    }
+}
+
+/// An exchange that failed, with the request when it was not sent.
+struct Failed {
+    error: ProxyError,
+    unsent: Option<Request<Body>>,
+}
+
+async fn exchange_on(
+    taken: Taken,
+    pool: &Arc<super::pool::Pool>,
+    mut request: Request<Body>,
+    now: Instant,
+    scheme: &UpstreamScheme,
+) -> Result<Response<Body>, Failed> {
+    match taken {
+        Taken::Http1(mut sender, _) => {
+            to_http1(&mut request);
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    let give_back = Return { pool: pool.clone(), sender, now };
+                    Ok(watched(response, Box::new(give_back)))
+                }
+                Err(mut error) => {
+                    let unsent = error.take_message();
+                    Err(Failed { error: blame(&error.into_error()), unsent })
+                }
+            }
+        }
+        Taken::Http2(mut sender, stream) => {
+            if sender.ready().await.is_err() {
+                return Err(Failed {
+                    error: ProxyError::Broken("it closed the connection".into()),
+                    unsent: Some(request),
+                });
+            }
+            to_http2(&mut request, scheme);
+            match sender.try_send_request(request).await {
+                Ok(response) => Ok(watched(response, Box::new(stream))),
+                Err(mut error) => {
+                    let unsent = error.take_message();
+                    Err(Failed { error: blame(&error.into_error()), unsent })
+                }
+            }
+        }
+    }
+}
+
+fn watched(response: Response<Incoming>, watcher: Box<dyn crate::http::Watcher>) -> Response<Body> {
+    response.map(|incoming| {
+        let mut body = Body::stream(incoming);
+        body.watch(watcher);
+        body
+    })
+}
+
+fn to_http1(request: &mut Request<Body>) {
+    *request.version_mut() = Version::HTTP_11;
+    let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(target);
+}
+
+/// HTTP/2 wants the scheme and the authority in the target, and no field that concerns one connection.
+fn to_http2(request: &mut Request<Body>, scheme: &UpstreamScheme) {
+    *request.version_mut() = Version::HTTP_2;
+    let host = request.headers_mut().remove(HOST);
+    request.headers_mut().remove(TRANSFER_ENCODING);
+    let authority = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let scheme = if *scheme == UpstreamScheme::Https { "https" } else { "http" };
+    if let Ok(uri) = Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build() {
+        *request.uri_mut() = uri;
+    }
+}
+
+fn is_repeatable(request: &Request<Body>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && request.body().is_empty()
+}
+
+fn copy(request: &Request<Body>) -> Request<Body> {
+    let mut copy = Request::new(Body::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// Whose fault a failed exchange is: our own body type reports what happened to the client's.
+fn blame(error: &hyper::Error) -> ProxyError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    let mut text = error.to_string();
+    while let Some(inner) = cause {
+        match inner.downcast_ref::<BodyError>() {
+            Some(BodyError::Idle(_)) => return ProxyError::ClientIdle,
+            Some(other) => return ProxyError::ClientBody(other.to_string()),
+            None => {}
+        }
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    ProxyError::Broken(text)
+}

@@ -1,0 +1,121 @@
+//! Connections that wait for the next request: for each worker and endpoint its own.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::{http1, http2};
+
+use crate::http::{Body, End, Watcher};
+
+/// A connection that waited longer is not used again; most origins close theirs after 60 s.
+const IDLE: Duration = Duration::from_secs(50);
+/// So many connections may wait.
+const MOST_IDLE: usize = 1024;
+/// So many requests share an HTTP/2 connection before another is opened; most origins allow 100 or more.
+const STREAMS: usize = 100;
+
+/// A connection that can take a request.
+pub(super) enum Sender {
+    Http1(http1::SendRequest<Body>),
+    Http2(http2::SendRequest<Body>),
+}
+
+/// The connections of one worker to one endpoint.
+#[derive(Default)]
+pub(super) struct Pool {
+    http1: Mutex<Vec<Waiting>>,
+    http2: Mutex<Vec<Shared>>,
+}
+
+struct Waiting {
+    sender: http1::SendRequest<Body>,
+    since: Instant,
+}
+
+struct Shared {
+    sender: http2::SendRequest<Body>,
+    streams: Arc<AtomicUsize>,
+}
+
+/// A connection that was taken from the pool.
+pub(super) enum Taken {
+    /// HTTP/1.1, with how long it waited.
+    Http1(http1::SendRequest<Body>, Duration),
+    /// HTTP/2, with the count of its streams, this one included.
+    Http2(http2::SendRequest<Body>, Stream),
+}
+
+/// One stream of a shared connection; counted until it is dropped.
+pub(super) struct Stream(Arc<AtomicUsize>);
+
+/// Gives an HTTP/1.1 connection back when the answer on it has been read to its end.
+pub(super) struct Return {
+    pub(super) pool: Arc<Pool>,
+    pub(super) sender: http1::SendRequest<Body>,
+    pub(super) now: Instant,
+}
+
+impl Pool {
+    /// A waiting connection, the one that was used last. `http1`: it has to be HTTP/1.1.
+    pub(super) fn take(&self, http1: bool, now: Instant) -> Option<Taken> {
+        if !http1 {
+            let mut shared = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.retain(|one| !one.sender.is_closed());
+            if let Some(one) = shared.iter().find(|one| one.streams.load(Ordering::Relaxed) < STREAMS) {
+                return Some(Taken::Http2(one.sender.clone(), Stream::count(&one.streams)));
+            }
+        }
+        let mut waiting = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(Waiting { sender, since }) = waiting.pop() {
+            let waited = now.saturating_duration_since(since);
+            if waited > IDLE {
+                // The ones below it have waited longer still.
+                waiting.clear();
+                break;
+            }
+            if sender.is_ready() {
+                return Some(Taken::Http1(sender, waited));
+            }
+            // Closed, or the upstream answered before it had read the whole request: not to be used again.
+        }
+        None
+    }
+
+    /// Keeps a new HTTP/2 connection for others to share, and takes a stream on it.
+    pub(super) fn share(&self, sender: http2::SendRequest<Body>) -> Taken {
+        let streams = Arc::new(AtomicUsize::new(0));
+        let taken = Taken::Http2(sender.clone(), Stream::count(&streams));
+        self.http2.lock().unwrap_or_else(PoisonError::into_inner).push(Shared { sender, streams });
+        taken
+    }
+}
+
+impl Stream {
+    fn count(streams: &Arc<AtomicUsize>) -> Self {
+        streams.fetch_add(1, Ordering::Relaxed);
+        Self(streams.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Watcher for Stream {
+    fn ended(self: Box<Self>, _: End, _: u64) {}
+}
+
+impl Watcher for Return {
+    fn ended(self: Box<Self>, end: End, _: u64) {
+        // After anything but a whole answer, dropping the sender closes the connection.
+        if end == End::Complete && !self.sender.is_closed() {
+            let mut waiting = self.pool.http1.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.len() < MOST_IDLE {
+                waiting.push(Waiting { sender: self.sender, since: self.now });
+            }
+        }
+    }
+}

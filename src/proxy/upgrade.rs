@@ -1,0 +1,239 @@
+//! Requests that become tunnels: WebSocket and others (RFC 9110 §7.8, RFC 6455).
+
+use ::http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, ORIGIN, TRANSFER_ENCODING, UPGRADE};
+use ::http::request::Parts;
+use ::http::{HeaderValue, Method, Version};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use crate::http::headers::{has_token, single};
+
+/// How much is read at once from either side of a tunnel.
+const BUFFER: usize = 16 * 1024;
+
+static WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
+static WEBSOCKET_VERSION: HeaderName = HeaderName::from_static("sec-websocket-version");
+
+/// A request to change the protocol.
+#[derive(Clone, Debug)]
+pub struct Upgrade {
+    protocol: HeaderValue,
+}
+
+/// Why a request cannot become a tunnel. The client is to blame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UpgradeError {
+    /// Not a WebSocket handshake as RFC 6455 §4.1 wants it.
+    #[error("the WebSocket handshake is malformed")]
+    Malformed,
+    /// A version other than 13.
+    #[error("only version 13 of the WebSocket protocol is served")]
+    Version,
+    /// Another site's page asks with this person's session (RFC 6455 §10.2).
+    #[error("the WebSocket was opened by a page of another site")]
+    Origin,
+}
+
+impl Upgrade {
+    /// Reads the request. Cleartext HTTP/2 (`h2c`) is no tunnel of ours: the request goes on without it, so
+    /// that no upstream can be talked to past the decision.
+    ///
+    /// # Errors
+    /// When it is a malformed WebSocket handshake.
+    pub fn of(parts: &Parts) -> Result<Option<Self>, UpgradeError> {
+        let headers = &parts.headers;
+        if parts.version != Version::HTTP_11
+            || !headers.contains_key(UPGRADE)
+            || !has_token(headers, &CONNECTION, "upgrade")
+        {
+            return Ok(None);
+        }
+        let Ok(Some(protocol)) = single(headers, &UPGRADE) else { return Err(UpgradeError::Malformed) };
+        let named = protocol.to_str().map_err(|_| UpgradeError::Malformed)?;
+        if named.split(',').any(|one| one.trim().to_ascii_lowercase().starts_with("h2")) {
+            return Ok(None);
+        }
+        let body = headers.contains_key(TRANSFER_ENCODING)
+            || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
+        if body {
+            return Err(UpgradeError::Malformed);
+        }
+        let upgrade = Self { protocol: protocol.clone() };
+        if upgrade.is_websocket() {
+            let key = single(headers, &WEBSOCKET_KEY).ok().flatten();
+            let version = single(headers, &WEBSOCKET_VERSION).ok().flatten();
+            if version.is_some_and(|version| version.as_bytes() != b"13") {
+                return Err(UpgradeError::Version);
+            }
+            // Sixteen bytes in base64.
+            let sound = key.is_some_and(|key| key.len() == 24 && key.as_bytes().ends_with(b"=="));
+            if parts.method != Method::GET || !sound || version.is_none() {
+                return Err(UpgradeError::Malformed);
+            }
+        }
+        Ok(Some(upgrade))
+    }
+
+    fn is_websocket(&self) -> bool {
+        self.protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
+    }
+
+    /// Refuses a handshake that a page of another site began. A program sends no `Origin`.
+    ///
+    /// # Errors
+    /// When `Origin` is not one of ours.
+    pub fn check_origin(&self, headers: &HeaderMap, ours: impl Fn(&str) -> bool) -> Result<(), UpgradeError> {
+        let mut origins = headers.get_all(ORIGIN).iter();
+        match (origins.next(), origins.next()) {
+            (None, _) => Ok(()),
+            (Some(origin), None) if origin.to_str().is_ok_and(ours) => Ok(()),
+            _ => Err(UpgradeError::Origin),
+        }
+    }
+
+    /// Puts the request to change the protocol back, after hop-by-hop fields were removed.
+    pub(super) fn restore(&self, headers: &mut HeaderMap) {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, self.protocol.clone());
+    }
+}
+
+/// Passes bytes both ways until either side ends, or nothing was said for `idle`.
+pub(super) async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, idle: Option<std::time::Duration>) {
+    let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) else { return };
+    let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+    match idle {
+        None => {
+            drop(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await)
+        }
+        Some(idle) => {
+            let (mut client, mut upstream) = (Idle::new(client, idle), Idle::new(upstream, idle));
+            drop(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await);
+        }
+    }
+}
+
+/// A stream that fails when neither reading nor writing went on for a while.
+struct Idle<S> {
+    stream: S,
+    limit: std::time::Duration,
+    timer: std::pin::Pin<Box<tokio::time::Sleep>>,
+}
+
+impl<S> Idle<S> {
+    fn new(stream: S, limit: std::time::Duration) -> Self {
+        Self { stream, limit, timer: Box::pin(tokio::time::sleep(limit)) }
+    }
+
+    fn moved(&mut self) {
+        let next = tokio::time::Instant::now() + self.limit;
+        self.timer.as_mut().reset(next);
+    }
+}
+
+impl<S: tokio::io::AsyncRead + Unpin> tokio::io::AsyncRead for Idle<S> {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        let this = &mut *self;
+        match std::pin::Pin::new(&mut this.stream).poll_read(cx, buffer) {
+            std::task::Poll::Ready(read) => {
+                this.moved();
+                std::task::Poll::Ready(read)
+            }
+            std::task::Poll::Pending => {
+                std::task::ready!(std::future::Future::poll(this.timer.as_mut(), cx));
+                std::task::Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+}
+
+impl<S: tokio::io::AsyncWrite + Unpin> tokio::io::AsyncWrite for Idle<S> {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        self.moved();
+        std::pin::Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ::http::Request;
+
+    fn read(headers: &[(&str, &str)]) -> Result<Option<Upgrade>, UpgradeError> {
+        let mut request = Request::get("/");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        Upgrade::of(&request.body(()).unwrap().into_parts().0)
+    }
+
+    const SOUND: [(&str, &str); 4] = [
+        ("connection", "keep-alive, Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("sec-websocket-version", "13"),
+    ];
+
+    #[test]
+    fn a_sound_handshake_is_a_tunnel_and_a_malformed_one_is_refused() {
+        assert!(read(&SOUND).unwrap().is_some());
+        assert_eq!(read(&SOUND[..3]).unwrap_err(), UpgradeError::Malformed);
+        let mut old = SOUND;
+        old[3].1 = "8";
+        assert_eq!(read(&old).unwrap_err(), UpgradeError::Version);
+        let mut short = SOUND;
+        short[2].1 = "x";
+        assert_eq!(read(&short).unwrap_err(), UpgradeError::Malformed);
+        let mut body = SOUND.to_vec();
+        body.push(("content-length", "5"));
+        assert_eq!(read(&body).unwrap_err(), UpgradeError::Malformed);
+    }
+
+    #[test]
+    fn cleartext_http_2_is_never_a_tunnel() {
+        for protocol in ["h2c", "H2C", "websocket, h2c", "h2"] {
+            let headers = [
+                ("connection", "Upgrade, HTTP2-Settings"),
+                ("upgrade", protocol),
+                ("http2-settings", "AAMAAABk"),
+            ];
+            assert!(read(&headers).unwrap().is_none(), "{protocol}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_site_opens_nothing() {
+        let upgrade = read(&SOUND).unwrap().unwrap();
+        let check = |origin: &str| {
+            let headers = HeaderMap::from_iter([(ORIGIN, HeaderValue::from_str(origin).unwrap())]);
+            upgrade.check_origin(&headers, |origin| origin == "https://app.test")
+        };
+        assert!(check("https://app.test").is_ok());
+        for foreign in ["https://evil.test", "null", "https://app.test.evil.test", "http://app.test", ""] {
+            assert_eq!(check(foreign), Err(UpgradeError::Origin), "{foreign}");
+        }
+        assert!(upgrade.check_origin(&HeaderMap::new(), |_| false).is_ok());
+    }
+}

@@ -1,0 +1,386 @@
+//! From a cookie to a caller.
+//!
+//! A browser holds, for each host, a *handle*: an identifier and a key. The store keeps the handle's record
+//! sealed under that key, and in it the key of the session; so a stolen store opens nothing, and a cookie of
+//! one host is worth nothing on another. Opened sessions are kept in a process-wide cache that is read
+//! without a lock. The tokens of the provider are not in the cache: they stay in the sealed record, which
+//! `authenticate` opens when it renews or ends a session.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use ::http::HeaderMap;
+use arc_swap::ArcSwap;
+
+use crate::clock::{Clock, Timestamp};
+use crate::crypto::{self, SealKey};
+use crate::http::{BadRequest, cookies};
+use crate::identity::{Identity, Reading};
+use crate::store::{HandleRecord, Id, SessionRecord, Store, StoreError};
+
+mod content;
+mod cookie;
+
+pub use content::{Content, Tokens};
+pub use cookie::{CookieSettings, SameSite};
+
+/// What a session is read with.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The cookie.
+    pub cookie: CookieSettings,
+    /// The providers that sessions may come from. A session of any other has ended.
+    pub providers: HashMap<String, Origin>,
+    /// `session_idle_timeout` is not there yet; `cookie_expire`: the longest life of a session.
+    pub lifetime: Duration,
+}
+
+/// A provider, as far as reading its sessions goes.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Changes when the provider's URL or client changes: sessions from before have ended then.
+    pub fingerprint: String,
+    /// How its claims are read.
+    pub reading: Reading,
+}
+
+/// All sessions.
+pub struct Sessions {
+    settings: Settings,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    handles: papaya::HashMap<Id, Arc<Handle>>,
+    open: papaya::HashMap<Id, Arc<Session>>,
+}
+
+/// An opened handle.
+struct Handle {
+    key: [u8; 32],
+    host: Box<str>,
+    expires: Timestamp,
+    session: Arc<Session>,
+}
+
+/// An opened session.
+pub struct Session {
+    /// Its name in the store.
+    pub id: Id,
+    /// When it ends at the latest.
+    pub expires: Timestamp,
+    key: SealKey,
+    identity: ArcSwap<Identity>,
+    /// From then on it should be renewed, in milliseconds since the epoch.
+    renew_at: AtomicU64,
+    /// From then on it must be renewed before it is used.
+    stale_at: AtomicU64,
+    ended: AtomicBool,
+    /// Held while it is being renewed, so that one renewal serves all who wait.
+    pub renewing: tokio::sync::Mutex<()>,
+    /// Set while somebody is on the way to renew it in the background.
+    pub renewal_asked: AtomicBool,
+}
+
+/// Who a request's cookie belongs to.
+pub enum Found {
+    /// There is no cookie, or it opens nothing.
+    Nobody,
+    /// A live session.
+    Session(Arc<Session>),
+}
+
+/// Whether a session's claims are recent enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Yes.
+    Fresh,
+    /// Yes, but they should be renewed soon.
+    Due,
+    /// No: the provider's tokens have expired.
+    Stale,
+}
+
+/// Why a caller cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The request could be read in two ways.
+    #[error(transparent)]
+    BadRequest(#[from] BadRequest),
+    /// The store failed; nobody is let in on its behalf.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Session {
+    /// Who it is.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.identity.load_full()
+    }
+
+    /// Whether it has been ended, by sign-out or by the provider.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Whether its claims are recent enough.
+    pub fn freshness(&self, now: Timestamp) -> Freshness {
+        let now = now.as_unix_millis();
+        if now >= self.stale_at.load(Ordering::Acquire) {
+            Freshness::Stale
+        } else if now >= self.renew_at.load(Ordering::Acquire) {
+            Freshness::Due
+        } else {
+            Freshness::Fresh
+        }
+    }
+
+    /// Puts off the next attempt to renew it.
+    pub fn retry_renewal_at(&self, then: Timestamp) {
+        self.renew_at.store(then.as_unix_millis(), Ordering::Release);
+    }
+
+    fn set_times(&self, content: &Content) {
+        let (renew, stale) = content.renewal();
+        self.renew_at.store(renew.as_unix_millis(), Ordering::Release);
+        self.stale_at.store(stale.as_unix_millis(), Ordering::Release);
+    }
+}
+
+impl Sessions {
+    /// Sessions in a store.
+    pub fn new(settings: Settings, store: Arc<dyn Store>, clock: Clock) -> Self {
+        Self { settings, store, clock, handles: papaya::HashMap::new(), open: papaya::HashMap::new() }
+    }
+
+    /// The cookie's settings.
+    pub const fn cookie(&self) -> &CookieSettings {
+        &self.settings.cookie
+    }
+
+    /// The longest life of a session.
+    pub const fn lifetime(&self) -> Duration {
+        self.settings.lifetime
+    }
+
+    /// The store, for things that are kept once.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// Finds the session that a request's cookie opens on this host.
+    ///
+    /// # Errors
+    /// When the cookie occurs twice or the store fails.
+    pub async fn find(&self, host: &str, headers: &HeaderMap) -> Result<Found, SessionError> {
+        let Some(value) = cookies::find(headers, &self.settings.cookie.session_name())? else {
+            return Ok(Found::Nobody);
+        };
+        let Some((id, key)) = cookie::read(value) else { return Ok(Found::Nobody) };
+        let scope = self.settings.cookie.scope(host);
+        let now = self.clock.now();
+        let cached = self.handles.pin().get(&id).cloned();
+        let handle = match cached {
+            Some(handle) => handle,
+            None => match self.open_handle(id, &key, scope, now).await? {
+                Some(handle) => handle,
+                None => return Ok(Found::Nobody),
+            },
+        };
+        let right = crypto::equal(&handle.key, &key.digest()) && *handle.host == *scope;
+        let live = handle.expires > now && handle.session.expires > now && !handle.session.has_ended();
+        Ok(if right && live { Found::Session(handle.session.clone()) } else { Found::Nobody })
+    }
+
+    async fn open_handle(
+        &self,
+        id: Id,
+        key: &SealKey,
+        scope: &str,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Handle>>, StoreError> {
+        let Some((handle, record)) = self.store.load(id, now).await? else { return Ok(None) };
+        let opened = key.open(&[b"handle", &id.0, handle.host.as_bytes()], &handle.sealed);
+        let Some(session_key) = opened.as_deref().and_then(SealKey::from_bytes) else { return Ok(None) };
+        if handle.host != scope {
+            return Ok(None);
+        }
+        let Some(session) = self.open_session(&record, session_key) else { return Ok(None) };
+        let handle = Arc::new(Handle {
+            key: key.digest(),
+            host: handle.host.into(),
+            expires: handle.expires,
+            session,
+        });
+        self.handles.pin().insert(id, handle.clone());
+        Ok(Some(handle))
+    }
+
+    fn open_session(&self, record: &SessionRecord, key: SealKey) -> Option<Arc<Session>> {
+        if let Some(session) = self.open.pin().get(&record.id) {
+            return Some(session.clone());
+        }
+        let content = Content::open(record, &key)?;
+        let identity = self.identity(&content)?;
+        let session = Arc::new(Session {
+            id: record.id,
+            expires: record.expires,
+            key,
+            identity: ArcSwap::from_pointee(identity),
+            renew_at: AtomicU64::new(0),
+            stale_at: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            renewing: tokio::sync::Mutex::new(()),
+            renewal_asked: AtomicBool::new(false),
+        });
+        session.set_times(&content);
+        // Of two that opened it at once, both use the one that is kept.
+        Some(self.open.pin().get_or_insert(record.id, session).clone())
+    }
+
+    fn identity(&self, content: &Content) -> Option<Identity> {
+        let origin = self.settings.providers.get(&content.provider)?;
+        if origin.fingerprint != content.fingerprint {
+            return None;
+        }
+        Identity::read(
+            content.name.as_str().into(),
+            content.provider.as_str().into(),
+            content.claims.clone(),
+            &origin.reading,
+            content.signed_in,
+        )
+    }
+
+    /// Begins a session and gives this host its handle: the cookie to set.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn begin(
+        &self,
+        content: &Content,
+        tags: Tags,
+        host: &str,
+    ) -> Result<(Arc<Session>, String), StoreError> {
+        let now = self.clock.now();
+        let key = SealKey::random();
+        let id = Id::random();
+        let mut record = SessionRecord {
+            id,
+            revision: 1,
+            created: now,
+            expires: now + self.settings.lifetime,
+            subject: tags.subject,
+            provider_session: tags.provider_session,
+            sealed: Vec::new(),
+        };
+        record.sealed = content.seal(&record, &key);
+        let (handle, cookie) = self.handle(id, &key, host, record.expires);
+        self.store.insert(record.clone(), handle).await?;
+        let session = self
+            .open_session(&record, key)
+            .ok_or_else(|| StoreError::Unavailable("a new session cannot be read".into()))?;
+        Ok((session, cookie))
+    }
+
+    /// Gives another host a handle to a session; `None` when the session has ended.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn add_host(
+        &self,
+        id: Id,
+        key: &SealKey,
+        expires: Timestamp,
+        host: &str,
+    ) -> Result<Option<String>, StoreError> {
+        let (handle, cookie) = self.handle(id, key, host, expires);
+        Ok(self.store.add_handle(handle, self.clock.now()).await?.then_some(cookie))
+    }
+
+    fn handle(&self, session: Id, key: &SealKey, host: &str, expires: Timestamp) -> (HandleRecord, String) {
+        let host = self.settings.cookie.scope(host);
+        let (id, own) = (Id::random(), SealKey::random());
+        let sealed = own.seal(&[b"handle", &id.0, host.as_bytes()], key.as_bytes());
+        let cookie = self.settings.cookie.session(&cookie::write(id, &own), expires.since(self.clock.now()));
+        (HandleRecord { id, session, host: host.into(), expires, sealed }, cookie)
+    }
+
+    /// The key of an opened session, for handing it to another host under seal.
+    pub const fn key<'s>(&self, session: &'s Session) -> &'s SealKey {
+        &session.key
+    }
+
+    /// Opens what a session holds, tokens included; `None` when it is not in the store any more.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn content(&self, session: &Session) -> Result<Option<(SessionRecord, Content)>, StoreError> {
+        let Some(record) = self.store.session(session.id, self.clock.now()).await? else { return Ok(None) };
+        Ok(Content::open(&record, &session.key).map(|content| (record, content)))
+    }
+
+    /// Replaces what a session holds; `false` when somebody else did so before. What was bought with a
+    /// refresh token is used only after this has answered `true`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn replace(
+        &self,
+        session: &Session,
+        old: &SessionRecord,
+        content: &Content,
+    ) -> Result<bool, StoreError> {
+        let mut record = SessionRecord { revision: old.revision + 1, ..old.clone() };
+        record.sealed = content.seal(&record, &session.key);
+        let replaced = self.store.replace(record).await?;
+        if replaced {
+            self.adopt(session, content);
+        }
+        Ok(replaced)
+    }
+
+    /// Uses what a session holds now, for all its handles. A session whose identity cannot be read ends.
+    pub fn adopt(&self, session: &Session, content: &Content) {
+        match self.identity(content) {
+            Some(identity) => {
+                session.identity.store(Arc::new(identity));
+                session.set_times(content);
+            }
+            None => session.ended.store(true, Ordering::Release),
+        }
+    }
+
+    /// Ends a session on every host, at once in this process.
+    ///
+    /// # Errors
+    /// When the store fails; in this process the session has ended all the same.
+    pub async fn end(&self, session: &Session) -> Result<(), StoreError> {
+        session.ended.store(true, Ordering::Release);
+        self.store.end(session.id).await?;
+        self.open.pin().remove(&session.id);
+        Ok(())
+    }
+
+    /// Forgets what has expired or ended.
+    pub fn sweep(&self) {
+        let now = self.clock.now();
+        let gone = |session: &Session| session.expires <= now || session.has_ended();
+        let handles = self.handles.pin();
+        handles.retain(|_, handle| handle.expires > now && !gone(&handle.session));
+        let open = self.open.pin();
+        open.retain(|_, session| !gone(session));
+    }
+}
+
+/// Keyed hashes by which the provider's messages find a session without opening it.
+#[derive(Clone, Copy, Debug)]
+pub struct Tags {
+    /// Of issuer and `sub`.
+    pub subject: [u8; 32],
+    /// Of issuer and `sid`.
+    pub provider_session: Option<[u8; 32]>,
+}
+
+#[cfg(test)]
+mod tests;

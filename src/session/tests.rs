@@ -1,0 +1,160 @@
+//! Sessions against a real store, on a clock that is held.
+
+use super::*;
+use crate::store::MemoryStore;
+use ::http::header::COOKIE;
+use serde_json::json;
+
+fn content(expires: Option<Timestamp>) -> Content {
+    let serde_json::Value::Object(claims) = json!({ "sub": "jane-1", "groups": ["dev"] }) else {
+        unreachable!()
+    };
+    Content {
+        name: "s1".into(),
+        provider: "p".into(),
+        fingerprint: "f".into(),
+        claims,
+        signed_in: Timestamp::default(),
+        nonce: "n".into(),
+        tokens: Tokens { refresh: Some("r".into()), expires, ..Tokens::default() },
+    }
+}
+
+fn settings(fingerprint: &str) -> Settings {
+    let origin =
+        Origin { fingerprint: fingerprint.into(), reading: Reading { groups_claim: "groups".into() } };
+    Settings {
+        providers: HashMap::from([("p".to_owned(), origin)]),
+        lifetime: Duration::from_secs(3600),
+        ..Settings::default()
+    }
+}
+
+fn request(cookies: &[&str]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for cookie in cookies {
+        headers.append(COOKIE, cookie.split(';').next().unwrap().parse().unwrap());
+    }
+    headers
+}
+
+const TAGS: Tags = Tags { subject: [0; 32], provider_session: None };
+
+async fn begun() -> (Sessions, Clock, Arc<dyn Store>, String) {
+    let clock = Clock::held_at(Timestamp::from_unix_seconds(1_000_000));
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let sessions = Sessions::new(settings("f"), store.clone(), clock.clone());
+    let (_, cookie) = sessions.begin(&content(None), TAGS, "a.test").await.unwrap();
+    (sessions, clock, store, cookie)
+}
+
+async fn found(sessions: &Sessions, host: &str, cookie: &str) -> bool {
+    matches!(sessions.find(host, &request(&[cookie])).await.unwrap(), Found::Session(_))
+}
+
+#[tokio::test]
+async fn a_cookie_opens_its_session_on_its_host_only() {
+    let (sessions, _, store, cookie) = begun().await;
+    assert!(found(&sessions, "a.test", &cookie).await);
+    assert!(!found(&sessions, "b.test", &cookie).await);
+    // The same from a process that has not seen it.
+    let other = Sessions::new(settings("f"), store, Clock::held_at(Timestamp::from_unix_seconds(1_000_000)));
+    assert!(!found(&other, "b.test", &cookie).await);
+    assert!(found(&other, "a.test", &cookie).await);
+    assert!(!found(&other, "b.test", &cookie).await);
+}
+
+#[tokio::test]
+async fn every_flipped_bit_of_the_cookie_opens_nothing() {
+    let (sessions, _, _, cookie) = begun().await;
+    let value = cookie.split(['=', ';']).nth(1).unwrap().to_owned();
+    let bytes = crypto::decode(&value).unwrap();
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(
+            !found(&sessions, "a.test", &format!("__Host-_pomerium={}", crypto::encode(&bad))).await,
+            "{bit}"
+        );
+    }
+    assert!(found(&sessions, "a.test", &cookie).await);
+}
+
+#[tokio::test]
+async fn two_cookies_of_ours_are_refused() {
+    let (sessions, _, _, cookie) = begun().await;
+    assert!(matches!(
+        sessions.find("a.test", &request(&[&cookie, &cookie])).await,
+        Err(SessionError::BadRequest(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_time_everywhere() {
+    let (sessions, clock, _, cookie) = begun().await;
+    clock.advance(Duration::from_secs(3599));
+    assert!(found(&sessions, "a.test", &cookie).await);
+    clock.advance(Duration::from_secs(1));
+    assert!(!found(&sessions, "a.test", &cookie).await);
+}
+
+#[tokio::test]
+async fn ending_a_session_ends_all_of_its_handles() {
+    let (sessions, _, store, cookie) = begun().await;
+    let Found::Session(session) = sessions.find("a.test", &request(&[&cookie])).await.unwrap() else {
+        panic!()
+    };
+    let other = sessions
+        .add_host(session.id, sessions.key(&session), session.expires, "b.test")
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(found(&sessions, "b.test", &other).await);
+    sessions.end(&session).await.unwrap();
+    assert!(!found(&sessions, "a.test", &cookie).await);
+    assert!(!found(&sessions, "b.test", &other).await);
+    assert!(
+        sessions
+            .add_host(session.id, sessions.key(&session), session.expires, "c.test")
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let fresh = Sessions::new(settings("f"), store, Clock::held_at(Timestamp::from_unix_seconds(1_000_000)));
+    assert!(!found(&fresh, "a.test", &cookie).await);
+}
+
+#[tokio::test]
+async fn a_session_of_another_client_or_pool_has_ended() {
+    let (_, clock, store, cookie) = begun().await;
+    let moved = Sessions::new(settings("other"), store, clock);
+    assert!(!found(&moved, "a.test", &cookie).await);
+}
+
+#[tokio::test]
+async fn claims_change_for_every_handle_when_they_are_replaced() {
+    let (sessions, _, _, cookie) = begun().await;
+    let Found::Session(session) = sessions.find("a.test", &request(&[&cookie])).await.unwrap() else {
+        panic!()
+    };
+    let (record, mut new) = sessions.content(&session).await.unwrap().unwrap();
+    new.claims.insert("groups".into(), json!(["none"]));
+    assert!(sessions.replace(&session, &record, &new).await.unwrap());
+    assert_eq!(session.identity().groups.as_deref(), Some(&["none".into()] as &[Box<str>]));
+    // A second one that started from the same record has lost.
+    assert!(!sessions.replace(&session, &record, &new).await.unwrap());
+}
+
+#[tokio::test]
+async fn tokens_are_renewed_before_they_expire_and_must_be_afterwards() {
+    let clock = Clock::held_at(Timestamp::from_unix_seconds(1_000_000));
+    let sessions = Sessions::new(settings("f"), Arc::new(MemoryStore::new()), clock.clone());
+    let mut held = content(Some(clock.now() + Duration::from_secs(300)));
+    held.tokens.issued = clock.now();
+    let (session, _) = sessions.begin(&held, TAGS, "a.test").await.unwrap();
+    assert_eq!(session.freshness(clock.now()), Freshness::Fresh);
+    assert_eq!(session.freshness(clock.now() + Duration::from_secs(241)), Freshness::Due);
+    assert_eq!(session.freshness(clock.now() + Duration::from_secs(300)), Freshness::Stale);
+    let (session, _) = sessions.begin(&content(None), TAGS, "a.test").await.unwrap();
+    assert_eq!(session.freshness(clock.now() + Duration::from_secs(3600)), Freshness::Fresh);
+}

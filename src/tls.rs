@@ -1,0 +1,237 @@
+//! TLS on the way in: which certificate a name gets, and what the handshake agreed on.
+//!
+//! A certificate is chosen by the server name that the client asks for: an exact name first, then a
+//! wildcard of one label (RFC 6125 §6.4.3), then the first certificate. TLS 1.2 and 1.3; no 0-RTT, because
+//! early data can be replayed.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::connection::{Protocol, Tls};
+
+/// A handshake that takes longer is given up.
+const HANDSHAKE: Duration = Duration::from_secs(15);
+
+/// What a listener offers.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Certificates, in the order of the configuration. The first one answers for unknown names.
+    pub certificates: Vec<Certificate>,
+    /// `codec_type`.
+    pub protocols: Protocols,
+}
+
+/// A certificate chain with its key.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    key: Arc<CertifiedKey>,
+    names: Vec<Box<str>>,
+}
+
+/// Which versions of HTTP are offered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocols {
+    /// HTTP/2 and HTTP/1.1.
+    #[default]
+    Auto,
+    /// HTTP/1.1 alone.
+    Http1,
+    /// HTTP/2 alone.
+    Http2,
+}
+
+/// Why a certificate cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// The chain is not PEM, or is empty.
+    #[error("is not a PEM certificate chain: {0}")]
+    Chain(String),
+    /// The key is not PEM, is encrypted, or is of an unknown kind.
+    #[error("is not an unencrypted PEM private key: {0}")]
+    Key(String),
+    /// The key does not belong to the certificate.
+    #[error("the key does not belong to the certificate: {0}")]
+    Mismatch(String),
+    /// A certificate could not be made.
+    #[error("a self-signed certificate could not be made: {0}")]
+    SelfSigned(String),
+}
+
+/// Answers handshakes.
+#[derive(Clone)]
+pub struct Acceptor {
+    acceptor: TlsAcceptor,
+}
+
+impl Certificate {
+    /// Reads a PEM chain and its key.
+    ///
+    /// # Errors
+    /// When one of them is not what it should be, or they do not belong together.
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, CertificateError> {
+        let chain = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| CertificateError::Chain(error.to_string()))?;
+        if chain.is_empty() {
+            return Err(CertificateError::Chain("it holds no certificate".into()));
+        }
+        let key =
+            PrivateKeyDer::from_pem_slice(key).map_err(|error| CertificateError::Key(error.to_string()))?;
+        Self::new(chain, key)
+    }
+
+    /// A certificate of our own for these names, for when none is configured. Browsers warn about it.
+    ///
+    /// # Errors
+    /// When a name cannot stand in a certificate.
+    pub fn self_signed(names: Vec<String>) -> Result<Self, CertificateError> {
+        let failed = |error: rcgen::Error| CertificateError::SelfSigned(error.to_string());
+        let made = rcgen::generate_simple_self_signed(names).map_err(failed)?;
+        let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        Self::new(vec![made.cert.der().clone()], key)
+    }
+
+    fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, CertificateError> {
+        let names = match chain.first().map(webpki::EndEntityCert::try_from) {
+            Some(Ok(certificate)) => {
+                certificate.valid_dns_names().map(|name| name.to_ascii_lowercase().into()).collect()
+            }
+            Some(Err(error)) => return Err(CertificateError::Chain(error.to_string())),
+            None => Vec::new(),
+        };
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let key = CertifiedKey::from_der(chain, key, &provider)
+            .map_err(|error| CertificateError::Mismatch(error.to_string()))?;
+        Ok(Self { key: Arc::new(key), names })
+    }
+
+    /// The DNS names that the certificate is for.
+    pub fn names(&self) -> &[Box<str>] {
+        &self.names
+    }
+}
+
+impl Acceptor {
+    /// An acceptor for these certificates.
+    ///
+    /// # Errors
+    /// When the versions of TLS cannot be served, which does not happen with the built-in provider.
+    pub fn new(settings: &Settings) -> Result<Self, rustls::Error> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(Names::new(&settings.certificates)));
+        config.alpn_protocols = match settings.protocols {
+            Protocols::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            Protocols::Http1 => vec![b"http/1.1".to_vec()],
+            Protocols::Http2 => vec![b"h2".to_vec()],
+        };
+        config.max_early_data_size = 0;
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)) })
+    }
+
+    /// Completes a handshake.
+    ///
+    /// # Errors
+    /// When the client breaks it off, speaks no TLS or takes longer than 15 s.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Tls, Protocol)> {
+        let stream = tokio::time::timeout(HANDSHAKE, self.acceptor.accept(stream))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let (_, session) = stream.get_ref();
+        let tls = Tls { server_name: session.server_name().map(Into::into) };
+        let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
+        Ok((stream, tls, protocol))
+    }
+}
+
+/// Certificates by name.
+#[derive(Debug)]
+struct Names {
+    exact: HashMap<Box<str>, Arc<CertifiedKey>>,
+    /// By what follows the star and its dot.
+    wildcard: HashMap<Box<str>, Arc<CertifiedKey>>,
+    first: Option<Arc<CertifiedKey>>,
+}
+
+impl Names {
+    fn new(certificates: &[Certificate]) -> Self {
+        let mut names = Self { exact: HashMap::new(), wildcard: HashMap::new(), first: None };
+        for certificate in certificates {
+            names.first.get_or_insert_with(|| certificate.key.clone());
+            for name in &certificate.names {
+                let (map, name) = match name.strip_prefix("*.") {
+                    Some(parent) => (&mut names.wildcard, parent),
+                    None => (&mut names.exact, &**name),
+                };
+                map.entry(name.into()).or_insert_with(|| certificate.key.clone());
+            }
+        }
+        names
+    }
+
+    fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
+        let named = name.and_then(|name| {
+            let parent = name.split_once('.').map(|(_, parent)| parent);
+            self.exact.get(name).or_else(|| self.wildcard.get(parent?))
+        });
+        named.or(self.first.as_ref())
+    }
+}
+
+impl ResolvesServerCert for Names {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.find(hello.server_name()).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn certificate(names: &[&str]) -> Certificate {
+        Certificate::self_signed(names.iter().map(|name| (*name).to_owned()).collect()).unwrap()
+    }
+
+    #[test]
+    fn an_exact_name_comes_before_a_wildcard_and_the_first_certificate_is_for_the_rest() {
+        let all = [certificate(&["first.test"]), certificate(&["*.a.test"]), certificate(&["x.a.test"])];
+        let names = Names::new(&all);
+        let chosen =
+            |name| all.iter().position(|one| Arc::ptr_eq(&one.key, names.find(name).unwrap())).unwrap();
+        assert_eq!(chosen(Some("x.a.test")), 2);
+        assert_eq!(chosen(Some("y.a.test")), 1);
+        assert_eq!(chosen(Some("z.y.a.test")), 0);
+        assert_eq!(chosen(Some("a.test")), 0);
+        assert_eq!(chosen(None), 0);
+    }
+
+    #[test]
+    fn a_chain_and_a_key_that_do_not_belong_together_are_refused() {
+        let (one, two) = (
+            rcgen::generate_simple_self_signed(vec!["a.test".into()]).unwrap(),
+            rcgen::KeyPair::generate().unwrap(),
+        );
+        let chain = one.cert.pem();
+        assert!(Certificate::from_pem(chain.as_bytes(), one.signing_key.serialize_pem().as_bytes()).is_ok());
+        let mismatch = Certificate::from_pem(chain.as_bytes(), two.serialize_pem().as_bytes());
+        assert!(matches!(mismatch, Err(CertificateError::Mismatch(_))));
+        assert!(matches!(Certificate::from_pem(b"", b""), Err(CertificateError::Chain(_))));
+        assert!(matches!(Certificate::from_pem(chain.as_bytes(), b"x"), Err(CertificateError::Key(_))));
+    }
+}
