@@ -25,8 +25,7 @@ const REMAINING: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Form {
     id: u64,
-    issuer: String,
-    audience: String,
+    format: IssuerFormat,
     claims: Vec<ClaimHeader>,
 }
 
@@ -52,13 +51,9 @@ pub enum IssuerFormat {
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Form {
-    /// The form for one host. Routes with the same host and settings can share it.
-    pub fn new(host: &str, format: IssuerFormat, claims: Vec<ClaimHeader>) -> Self {
-        let issuer = match format {
-            IssuerFormat::HostOnly => host.to_owned(),
-            IssuerFormat::Uri => format!("https://{host}/"),
-        };
-        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), issuer, audience: host.to_owned(), claims }
+    /// A form with these claims. Routes with the same settings can share it.
+    pub fn new(format: IssuerFormat, claims: Vec<ClaimHeader>) -> Self {
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), format, claims }
     }
 
     /// Sets the headers on a request to the upstream.
@@ -69,6 +64,7 @@ impl Form {
         &self,
         signer: &Signer,
         caller: &Caller,
+        host: &str,
         headers: &mut HeaderMap,
         now: Timestamp,
     ) -> Result<(), SigningKeyError> {
@@ -79,12 +75,14 @@ impl Form {
             return Ok(());
         };
         let rendered = identity.rendered.load();
-        let kept = rendered.iter().find(|rendered| rendered.form == self.id && rendered.fresh_until > now);
+        let kept = rendered.iter().find(|rendered| {
+            rendered.form == self.id && *rendered.host == *host && rendered.fresh_until > now
+        });
         let fresh;
         let rendered = match kept {
             Some(rendered) => rendered,
             None => {
-                fresh = self.render(signer, identity, now)?;
+                fresh = self.render(signer, identity, host, now)?;
                 &fresh
             }
         };
@@ -98,35 +96,48 @@ impl Form {
         &self,
         signer: &Signer,
         identity: &Identity,
+        host: &str,
         now: Timestamp,
     ) -> Result<Arc<Rendered>, SigningKeyError> {
         let mut headers = Vec::with_capacity(1 + self.claims.len());
-        let assertion = signer.sign(&self.statement(identity, now))?;
+        let assertion = signer.sign(&self.statement(identity, host, now))?;
         if let Ok(value) = HeaderValue::from_str(&assertion) {
             headers.push((ASSERTION.clone(), value));
         }
         for claim in &self.claims {
             headers.push((claim.header.clone(), header_value(&claim_text(identity, &claim.claim))));
         }
-        let rendered = Arc::new(Rendered { form: self.id, fresh_until: now + (VALID - REMAINING), headers });
+        let rendered = Arc::new(Rendered {
+            form: self.id,
+            host: host.into(),
+            fresh_until: now + (VALID - REMAINING),
+            headers,
+        });
         identity.rendered.rcu(|all| {
-            let mut all: Vec<_> =
-                all.iter().filter(|one| one.form != self.id && one.fresh_until > now).cloned().collect();
+            let mut all: Vec<_> = all
+                .iter()
+                .filter(|one| (one.form != self.id || *one.host != *host) && one.fresh_until > now)
+                .cloned()
+                .collect();
             all.push(rendered.clone());
             all
         });
         Ok(rendered)
     }
 
-    fn statement(&self, identity: &Identity, now: Timestamp) -> Map<String, Value> {
+    fn statement(&self, identity: &Identity, host: &str, now: Timestamp) -> Map<String, Value> {
         let mut claims = Map::new();
         for claim in &self.claims {
             claims.insert(claim.claim.clone(), json!(claim_text(identity, &claim.claim)));
         }
         let issued = now.as_unix_seconds();
+        let issuer = match self.format {
+            IssuerFormat::HostOnly => host.to_owned(),
+            IssuerFormat::Uri => format!("https://{host}/"),
+        };
         for (name, value) in [
-            ("iss", json!(self.issuer)),
-            ("aud", json!(self.audience)),
+            ("iss", json!(issuer)),
+            ("aud", json!(host)),
             ("sub", json!(identity.subject)),
             ("user", json!(identity.subject)),
             ("sid", json!(identity.session)),
@@ -199,7 +210,7 @@ mod tests {
         let claims = ["email", "groups", "cognito:groups", "name", "absent"];
         let claims = claims
             .map(|claim| ClaimHeader { header: claim_header_name(claim).unwrap(), claim: claim.into() });
-        Form::new("app.test", IssuerFormat::HostOnly, claims.into())
+        Form::new(IssuerFormat::HostOnly, claims.into())
     }
 
     #[test]
@@ -207,7 +218,9 @@ mod tests {
         crypto::install().unwrap();
         let signer = Signer::from_secret(&[3; 32]).unwrap();
         let mut headers = HeaderMap::new();
-        form().attach(&signer, &caller(), &mut headers, Timestamp::from_unix_seconds(1000)).unwrap();
+        form()
+            .attach(&signer, &caller(), "app.test", &mut headers, Timestamp::from_unix_seconds(1000))
+            .unwrap();
         let text = |name: &str| headers.get(name).unwrap().to_str().unwrap().to_owned();
         assert_eq!(text("x-pomerium-claim-email"), "jane@example.com");
         assert_eq!(text("x-pomerium-claim-groups"), "admins,dev");
@@ -233,7 +246,7 @@ mod tests {
         crypto::install().unwrap();
         let signer = Signer::from_secret(&[3; 32]).unwrap();
         let mut headers = HeaderMap::new();
-        form().attach(&signer, &Caller::Anonymous, &mut headers, Timestamp::default()).unwrap();
+        form().attach(&signer, &Caller::Anonymous, "app.test", &mut headers, Timestamp::default()).unwrap();
         assert_eq!(headers.get("x-pomerium-claim-email").unwrap(), "");
         assert!(!headers.contains_key("x-pomerium-jwt-assertion"));
     }
@@ -242,10 +255,11 @@ mod tests {
     fn an_assertion_is_kept_while_it_is_fresh_and_never_used_for_another_host() {
         crypto::install().unwrap();
         let signer = Signer::from_secret(&[3; 32]).unwrap();
-        let (caller, one, two) = (caller(), form(), Form::new("b.test", IssuerFormat::Uri, Vec::new()));
+        let (caller, one, two) = (caller(), form(), Form::new(IssuerFormat::Uri, Vec::new()));
         let at = |form: &Form, seconds| {
             let mut headers = HeaderMap::new();
-            form.attach(&signer, &caller, &mut headers, Timestamp::from_unix_seconds(seconds)).unwrap();
+            form.attach(&signer, &caller, "app.test", &mut headers, Timestamp::from_unix_seconds(seconds))
+                .unwrap();
             headers.get(&ASSERTION).unwrap().clone()
         };
         let first = at(&one, 1000);

@@ -57,8 +57,10 @@ pub struct Identity {
 /// Headers made from an identity, kept until shortly before the assertion in them expires.
 #[derive(Debug)]
 pub struct Rendered {
-    /// Which form: routes with the same settings and host share one.
+    /// Which form: routes with the same settings share one.
     pub form: u64,
+    /// The host that the assertion is for.
+    pub host: Box<str>,
     /// After this the assertion has to be signed anew.
     pub fresh_until: Timestamp,
     /// Names and values to set on a request to the upstream.

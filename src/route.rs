@@ -119,6 +119,13 @@ impl<T> Table<T> {
         self.exact.contains_key(host) || self.wildcard.iter().any(|(pattern, _)| pattern.matches(host))
     }
 
+    /// Whether a route names this host with this port.
+    pub fn serves_port(&self, host: &str, port: Option<u16>) -> bool {
+        let named = |paths: &Paths| paths.entries().any(|entry| entry.port == port);
+        self.exact.get(host).is_some_and(named)
+            || self.wildcard.iter().any(|(pattern, paths)| pattern.matches(host) && named(paths))
+    }
+
     /// All targets, in the order of the configuration.
     pub fn targets(&self) -> &[T] {
         &self.targets
@@ -138,6 +145,11 @@ impl<T> Table<T> {
 }
 
 impl Paths {
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        let listed = self.exact.values().chain(self.prefix.values()).flatten();
+        listed.chain(self.regex.iter().map(|(_, entry)| entry))
+    }
+
     fn first(&self, port: Option<u16>, path: &str) -> Option<usize> {
         let mut best: Option<usize> = None;
         let mut consider = |entries: Option<&Vec<Entry>>| {

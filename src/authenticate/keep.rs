@@ -7,7 +7,7 @@ use crate::crypto::{self, SealKey};
 use crate::store::{Id, StoreError};
 
 /// The path that gives a kept request back.
-pub const RESUME: &str = "/.pomerium/resume";
+pub(super) const RESUME: &str = "/.pomerium/resume";
 
 /// A kept request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

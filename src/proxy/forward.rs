@@ -36,7 +36,7 @@ pub struct Errand<'a> {
 /// What is done to an upstream's answer.
 pub struct ResponseRules<'a> {
     /// Which cookies are ours: an upstream cannot set them.
-    pub is_our_cookie: &'a dyn Fn(&str) -> bool,
+    pub is_our_cookie: &'a (dyn Fn(&str) -> bool + Sync),
 }
 
 impl Cluster {

@@ -1,0 +1,81 @@
+//! Health, on a port of its own that is never a public one.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ::http::{Request, Response, StatusCode};
+use arc_swap::ArcSwap;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::http::Body;
+use crate::snapshot::Snapshot;
+
+/// Answers `/healthz` (the process lives), `/startupz` and `/readyz` (it accepts requests) and `/status`. `ready`
+/// says whether the server accepts requests and is not stopping.
+///
+/// # Errors
+/// When the socket cannot be watched.
+pub async fn serve(
+    listener: std::net::TcpListener,
+    ready: Arc<AtomicBool>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            continue;
+        };
+        let (ready, snapshot) = (ready.clone(), snapshot.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
+            let response = answer(request.uri().path(), ready.load(Ordering::Acquire), &snapshot.load());
+            async move { Ok::<_, Infallible>(response) }
+        });
+        tokio::spawn(async move {
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = served.await {
+                tracing::trace!(%error, "a health connection ended");
+            }
+        });
+    }
+}
+
+fn answer(path: &str, ready: bool, snapshot: &Snapshot) -> Response<Body> {
+    let state = |ready| {
+        if ready {
+            (StatusCode::OK, "OK".to_owned())
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready".into())
+        }
+    };
+    let (status, body) = match path {
+        "/healthz" => (StatusCode::OK, "OK".to_owned()),
+        // An identity provider that is down does not make this server less ready: sessions go on.
+        "/readyz" | "/startupz" => state(ready),
+        "/status" => {
+            let status = json!({
+                "ready": ready,
+                "version": env!("CARGO_PKG_VERSION"),
+                "routes": snapshot.routes.targets().len(),
+                "identity_provider": { "known": snapshot.authenticate.provider().is_known() },
+                "callback_url": snapshot.authenticate.callback_url(),
+                "sign_out_url": snapshot.authenticate.signed_out_url(),
+            });
+            (StatusCode::OK, status.to_string())
+        }
+        _ => (StatusCode::NOT_FOUND, "not found".into()),
+    };
+    let mut response = Response::new(Body::full(body));
+    *response.status_mut() = status;
+    let kind = if path == "/status" { "application/json" } else { "text/plain; charset=utf-8" };
+    response.headers_mut().insert(::http::header::CONTENT_TYPE, ::http::HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,80 @@
+//! The command line: one file a command.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use clap::{Parser, Subcommand};
+
+use crate::snapshot::Snapshot;
+
+mod check;
+mod demo;
+mod run;
+
+/// Portcullis: an authenticating reverse proxy.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, about, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: FileArgument,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve.
+    Run(FileArgument),
+    /// Read and validate a configuration without touching the network; print its routes and the URLs to register.
+    Check(check::Arguments),
+    /// Start an embedded identity provider, a sample application and Portcullis in front of it, on loopback.
+    Demo(demo::Arguments),
+}
+
+#[derive(Debug, Clone, clap::Args)]
+struct FileArgument {
+    /// The configuration file: YAML, TOML, JSON, a Kubernetes ConfigMap, or .env. The environment goes before it.
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// It could not go on.
+const FAILED: u8 = 1;
+/// Wrong usage or configuration.
+const WRONG: u8 = 2;
+
+/// The health port's answers, for the runtime.
+fn health(
+    listener: std::net::TcpListener,
+    ready: Arc<AtomicBool>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>> {
+    Box::pin(crate::admin::serve(listener, ready, snapshot))
+}
+
+/// Runs what the command line says.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version go to standard output and are no error.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(WRONG) } else { ExitCode::SUCCESS };
+        }
+    };
+    if let Err(error) = crate::crypto::install() {
+        eprintln!("portcullis: {error}");
+        return ExitCode::from(FAILED);
+    }
+    match arguments.command {
+        None => run::main(&arguments.run),
+        Some(Command::Run(arguments)) => run::main(&arguments),
+        Some(Command::Check(arguments)) => check::main(&arguments),
+        Some(Command::Demo(arguments)) => demo::main(&arguments),
+    }
+}

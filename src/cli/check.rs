@@ -1,0 +1,102 @@
+//! `portcullis check`: is this configuration right, and what does it mean?
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::WRONG;
+use crate::authenticate::{callback_url, signed_out_url};
+use crate::config::{self, Loaded, Problem, Sources};
+
+/// What to check.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The configuration file.
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Print the commented reference of all keys instead.
+    #[arg(long, conflicts_with_all = ["config", "json"])]
+    reference: bool,
+}
+
+pub(super) fn main(arguments: &Arguments) -> ExitCode {
+    if arguments.reference {
+        print!("{}", config::reference());
+        return ExitCode::SUCCESS;
+    }
+    match config::load(&Sources::from_process(arguments.config.clone())) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                eprintln!("warning: {warning}");
+            }
+            if arguments.json {
+                print_json(&loaded)
+            } else {
+                print_text(&loaded)
+            }
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            for problem in &problems {
+                eprintln!("{problem}");
+            }
+            let count = problems.len();
+            eprintln!("{count} problem{} found", if count == 1 { "" } else { "s" });
+            if arguments.json {
+                let problems: Vec<_> = problems.iter().map(Problem::to_string).collect();
+                println!("{}", json!({ "ok": false, "problems": problems }));
+            }
+            ExitCode::from(WRONG)
+        }
+    }
+}
+
+fn print_text(loaded: &Loaded) {
+    let settings = &loaded.settings;
+    println!("The configuration is right.");
+    println!();
+    println!("Routes, in the order in which they are tried:");
+    if settings.routes.is_empty() {
+        println!("  none: every request is answered with 404");
+    }
+    for route in &settings.routes {
+        let to: Vec<_> = route
+            .cluster
+            .upstreams
+            .iter()
+            .map(|upstream| format!("{}:{}", upstream.host, upstream.port))
+            .collect();
+        let nobody =
+            if route.policy.allows_nobody() { "  (nobody may pass: it has no allow rule)" } else { "" };
+        println!("  {} -> {}{nobody}", route.name, to.join(", "));
+    }
+    println!();
+    println!("Callback URL, to be registered at the identity provider:");
+    println!("{}", callback_url(&settings.authenticate));
+    for alias in &settings.authenticate.callback_aliases {
+        println!("{alias}");
+    }
+    println!();
+    println!("Sign-out URL, to be registered at the identity provider:");
+    println!("{}", signed_out_url(&settings.authenticate));
+}
+
+fn print_json(loaded: &Loaded) {
+    let settings = &loaded.settings;
+    let routes: Vec<_> =
+        settings.routes.iter().map(|route| json!({ "name": route.name, "from": route.from })).collect();
+    let warnings: Vec<_> = loaded.warnings.iter().map(Problem::to_string).collect();
+    let answer = json!({
+        "ok": true,
+        "routes": routes,
+        "callback_url": callback_url(&settings.authenticate),
+        "callback_aliases": settings.authenticate.callback_aliases,
+        "sign_out_url": signed_out_url(&settings.authenticate),
+        "warnings": warnings,
+    });
+    println!("{answer}");
+}

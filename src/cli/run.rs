@@ -1,0 +1,37 @@
+//! `portcullis run`: serve.
+
+use std::process::ExitCode;
+
+use super::{FAILED, FileArgument, WRONG};
+use crate::config::{self, Sources};
+use crate::runtime;
+
+pub(super) fn main(arguments: &FileArgument) -> ExitCode {
+    let sources = Sources::from_process(arguments.config.clone());
+    let loaded = match config::load(&sources) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            // The log's form is not known yet; standard error it is all the same.
+            for problem in problems {
+                eprintln!("{problem}");
+            }
+            return ExitCode::from(WRONG);
+        }
+    };
+    runtime::start_log(loaded.settings.log_format, &loaded.settings.log_level);
+    for warning in loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        callback_url = %crate::authenticate::callback_url(&loaded.settings.authenticate),
+        sign_out_url = %crate::authenticate::signed_out_url(&loaded.settings.authenticate),
+        "register these URLs at the identity provider"
+    );
+    match runtime::run(loaded.settings, super::health) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "cannot go on");
+            ExitCode::from(FAILED)
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! From what the operator typed to what it means.
+//!
+//! Layers, merged by figment: defaults, then the file (YAML, TOML, JSON, a Kubernetes ConfigMap, or a list of
+//! environment variables), then the environment. [`File`] is what was typed, under Pomerium's names;
+//! [`Settings`] is what it means: every module's own settings, validated. Nothing beyond this module sees
+//! `File`.
+//!
+//! All problems are found before anything is reported, each with file, line, column, key, what was expected
+//! and the nearest right spelling. An unknown key is an error, a key of Pomerium that is not there (yet) is
+//! refused by name, and nothing that could weaken access is ever ignored.
+
+mod file;
+mod foreign;
+mod keys;
+mod layers;
+mod problem;
+mod reference;
+mod routes;
+mod samples;
+mod settings;
+mod source;
+mod toml;
+mod tree;
+mod values;
+mod yaml;
+
+pub use file::{File, RouteFile};
+pub use keys::Key;
+pub use problem::Problem;
+pub use reference::reference;
+pub use routes::RouteSettings;
+pub use settings::{ListenSettings, Settings, StorageKind};
+pub use source::Sources;
+
+/// A configuration that was read, and what there is to say about it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What it means.
+    pub settings: Settings,
+    /// Keys that were accepted and have no effect here, and the like: one line each.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads and validates a configuration, without touching the network.
+///
+/// # Errors
+/// Every problem in it.
+pub fn load(sources: &Sources) -> Result<Loaded, Vec<Problem>> {
+    let mut problems = problem::Problems::default();
+    let layers = layers::read(sources, &mut problems);
+    let file = file::extract(&layers, &mut problems);
+    let settings = settings::resolve(&file, sources, &layers, &mut problems);
+    problems.finish(settings)
+}

@@ -1,0 +1,409 @@
+//! What the operator types: every key, with its meaning and default.
+//!
+//! A default in parentheses is described, not typed.
+
+use figment::value::{Dict, Value};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny};
+
+use super::foreign;
+use super::keys::keys;
+use super::layers::Layers;
+use super::problem::{Problem, Problems, nearest};
+use super::values::{Any, ClaimHeaders, Count, Flag, List, Span, Text, TextMap};
+use crate::authorize::Step;
+
+/// One text, or a list of texts; commas belong to the text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Texts(pub Vec<String>);
+
+/// `certificates`: pairs of files.
+#[derive(Clone, Debug)]
+pub struct CertificatePairs(pub Vec<CertificatePair>);
+
+/// A certificate file and its key file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificatePair {
+    /// The chain, PEM.
+    pub cert: Text,
+    /// The key, PEM.
+    pub key: Text,
+}
+
+/// Routes are read one by one, key by key.
+#[derive(Clone, Copy, Debug)]
+pub struct Routes;
+
+impl<'de> Deserialize<'de> for Routes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for CertificatePairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::deserialize(deserializer).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            One(Text),
+            Many(Vec<Text>),
+        }
+        match Form::deserialize(deserializer) {
+            Ok(Form::One(Text(one))) => Ok(Self(vec![one])),
+            Ok(Form::Many(many)) => Ok(Self(many.into_iter().map(|Text(one)| one).collect())),
+            Err(_) => Err(serde::de::Error::custom("a text or a list of texts was expected")),
+        }
+    }
+}
+
+keys! {
+    /// The settings of the whole.
+    pub struct File {
+        /// Where requests are accepted: `host:port` or `:port`. Port 0 picks a free one.
+        address: Text = ":443";
+        /// Accept cleartext HTTP/1.1 instead of TLS: behind a balancer that ends TLS, or for development.
+        insecure_server: Flag = "false";
+        /// Which versions of HTTP are offered over TLS: `auto`, `http1` or `http2`.
+        codec_type: Text = "auto";
+        /// Data-plane threads.
+        workers: Count = "(the processors it may use)";
+        /// Which services this process runs. There is only one process, so only `all`.
+        services: List = "all";
+        /// How much is logged: `trace`, `debug`, `info`, `warn`, `error` or `off`.
+        log_level: Text = "info";
+        /// `json`: one object a line; `text`: for people.
+        log_format: Text = "json";
+        /// Where `/healthz`, `/readyz`, `/startupz` and `/status` are answered.
+        health_check_addr: Text = "127.0.0.1:28080";
+        /// How long a stopping server waits for what is under way.
+        drain_timeout: Span = "30s";
+
+        /// Where sessions and keys are kept; made when it is missing.
+        state_dir: Text = "($STATE_DIRECTORY, else $XDG_STATE_HOME/portcullis, else /var/lib/portcullis)";
+        /// Where sessions live: `memory` (they end with the process) or `file` (they outlive it).
+        databroker_storage_type: Text = "(file when state_dir is writable, else memory)";
+        /// The server's own secret: base64 of 32 bytes. Without one it is made and kept in state_dir.
+        [secret] shared_secret: Text = "";
+        /// A file that holds shared_secret.
+        shared_secret_file: Text = "";
+        /// Used as shared_secret where that is not set: base64 of 32 bytes.
+        [secret] cookie_secret: Text = "";
+        /// A file that holds cookie_secret.
+        cookie_secret_file: Text = "";
+        /// The key that signs assertions: PEM (P-256 or RSA), or base64 of it.
+        [secret] signing_key: Text = "(derived from shared_secret)";
+        /// A file that holds signing_key.
+        signing_key_file: Text = "";
+
+        /// The certificate chain: base64 of PEM.
+        certificate: Text = "(a self-signed one)";
+        /// Its key: base64 of PEM.
+        [secret] certificate_key: Text = "";
+        /// A file with the certificate chain, PEM.
+        certificate_file: Text = "";
+        /// A file with its key, PEM.
+        certificate_key_file: Text = "";
+        /// More certificates, chosen by the name that is asked for: a list of `cert` and `key` files.
+        certificates: CertificatePairs = "";
+        /// Trust roots besides the system's, for providers and upstreams: base64 of PEM.
+        certificate_authority: Text = "";
+        /// A file with trust roots besides the system's, PEM.
+        certificate_authority_file: Text = "";
+
+        /// The URL under which people sign in. It may be the URL of a route.
+        authenticate_service_url: Text = "(the first route's)";
+        /// The path of the callback on the authenticate host. It may be `/`.
+        authenticate_callback_path: Text = "/oauth2/callback";
+        /// Further callback URLs that are answered, while a client is moved.
+        authenticate_callback_aliases: List = "";
+        /// How long a started sign-in may take.
+        sign_in_timeout: Span = "15m";
+        /// After the session is ended here, go on to the provider's sign-out where it has one.
+        sign_out_at_provider: Flag = "true";
+        /// Where people go once they have signed out.
+        signout_redirect_url: Text = "(a page that says so)";
+        /// Keep a form that a page of the same site sent, through a sign-in.
+        preserve_post: Flag = "true";
+
+        /// The name of the session cookie, after its `__Host-`.
+        cookie_name: Text = "_pomerium";
+        /// One cookie for all hosts below this domain, instead of one a host.
+        cookie_domain: Text = "";
+        /// Keep the cookie from scripts.
+        cookie_http_only: Flag = "true";
+        /// When a session ends at the latest.
+        cookie_expire: Span = "14h";
+        /// `lax`, `strict` or `none`.
+        cookie_same_site: Text = "lax";
+
+        /// The kind of identity provider: `oidc` or `cognito`. Amazon Cognito is recognised by its URL too.
+        idp_provider: Text = "oidc";
+        /// The issuer, with or without a slash at the end; its discovery URL; or a Cognito pool id.
+        idp_provider_url: Text = "";
+        /// The client's id at the provider.
+        idp_client_id: Text = "";
+        /// The client's secret; a public client has none.
+        [secret] idp_client_secret: Text = "";
+        /// A file that holds idp_client_secret; a line break at its end does not count.
+        idp_client_secret_file: Text = "";
+        /// How the client proves who it is: `auto`, `basic`, `post` or `none`.
+        idp_client_auth: Text = "auto";
+        /// The scopes that are asked for: a list, or a text with commas or spaces.
+        idp_scopes: List = "(openid, email, profile; offline_access too unless the provider is Cognito)";
+        /// Further parameters of the sign-in request.
+        idp_request_params: TextMap = "";
+        /// A file with the trust roots for the provider, PEM, instead of the system's.
+        idp_ca_file: Text = "";
+        /// Addresses for names of the provider: a list of `host=address` or `host=address:port`.
+        idp_resolve: List = "";
+        /// An HTTP proxy for calls to the provider.
+        idp_http_proxy: Text = "";
+        /// The claim that the criterion `groups` reads.
+        groups_claim: Text = "(groups; cognito:groups for Cognito)";
+        /// Rules on e-mail and domain that allow need an address that the provider has verified.
+        require_verified_email: Flag = "true";
+        /// Claims without which nobody is let in.
+        require_claims: List = "";
+
+        /// Tell upstreams who is calling: claim headers and a signed assertion.
+        pass_identity_headers: Flag = "false";
+        /// Claims that are sent as headers: a list, or a map from header to claim.
+        jwt_claims_headers: ClaimHeaders = "";
+        /// `iss` of the assertion: `hostOnly` or `uri`.
+        jwt_issuer_format: Text = "hostOnly";
+        /// Headers set on every answer of an upstream; the key `disable` turns them all off.
+        set_response_headers: TextMap = "(X-Frame-Options, X-XSS-Protection, and with a certificate Strict-Transport-Security)";
+        /// Shown on pages that refuse somebody.
+        error_contact: Text = "";
+
+        /// Networks whose forwarded headers are believed.
+        trusted_proxies: List = "";
+        /// So many proxies stand in front, whatever their address.
+        xff_num_trusted_hops: Count = "0";
+        /// Send a believed X-Forwarded-For on as it came.
+        skip_xff_append: Flag = "false";
+        /// A path with %2F or %5C: `reject_request`, or `keep_unchanged`.
+        path_with_escaped_slashes_action: Text = "reject_request";
+        /// A header name with an underscore: `reject_request`, `drop_header` or `allow`.
+        headers_with_underscores_action: Text = "reject_request";
+        /// Paths are always matched in their canonical form, so only `true`.
+        normalize_path: Flag = "true";
+        /// Slashes are always merged for matching, so only `true`.
+        merge_slashes: Flag = "true";
+
+        /// The longest silence in a request's body; 0 is no limit.
+        timeout_read: Span = "30s";
+        /// When an idle connection is closed.
+        timeout_idle: Span = "5m";
+        /// How long an upstream may take to begin its answer; 0 is no limit.
+        default_upstream_timeout: Span = "30s";
+
+        /// What is protected: a list of routes; the first that matches a request decides.
+        routes: Routes = "";
+        /// More routes, before those of `routes`.
+        policy: Routes = "";
+    }
+}
+
+keys! {
+    /// The settings of a route.
+    pub struct RouteFile {
+        /// The URL under which it is served; `*` in the host stands for anything.
+        from: Text = "";
+        /// The upstream's URL, or a list of them, each with `,weight` where they differ.
+        to: Texts = "";
+        /// Only this path.
+        path: Text = "";
+        /// Only this path and what is below it, by whole segments.
+        prefix: Text = "";
+        /// Only paths that match this regular expression as a whole (RE2).
+        regex: Text = "";
+        /// A name for records and pages.
+        name: Text = "";
+        /// A description for the page of applications.
+        description: Text = "";
+        /// A picture for the page of applications.
+        logo_url: Text = "";
+
+        /// Who may pass, in the Pomerium Policy Language. Without any rule nobody may.
+        policy: Any = "";
+        /// Everybody may pass, without signing in.
+        allow_public_unauthenticated_access: Flag = "false";
+        /// Everybody who has signed in may pass.
+        allow_any_authenticated_user: Flag = "false";
+        /// These may pass: subjects or e-mail addresses.
+        allowed_users: List = "";
+        /// Who has an address in one of these domains may pass.
+        allowed_domains: List = "";
+        /// Who has one of these values in one of these claims may pass.
+        allowed_idp_claims: Any = "";
+        /// CORS preflights may pass without signing in.
+        cors_allow_preflight: Flag = "false";
+        /// Say on the refusal page which rule refused and why.
+        show_error_details: Flag = "false";
+
+        /// Tell this upstream who is calling.
+        pass_identity_headers: Flag = "(the global one)";
+        /// `iss` of the assertion: `hostOnly` or `uri`.
+        jwt_issuer_format: Text = "(the global one)";
+        /// Headers set on every request to the upstream.
+        set_request_headers: TextMap = "";
+        /// Headers removed from every request to the upstream.
+        remove_request_headers: List = "";
+        /// Headers set on every answer of the upstream.
+        set_response_headers: TextMap = "";
+        /// Send the client's `Host` on.
+        preserve_host_header: Flag = "false";
+        /// Send this `Host`.
+        host_rewrite: Text = "";
+        /// Replace the matched prefix with this one.
+        prefix_rewrite: Text = "";
+
+        /// How long the upstream may take for its whole answer; 0 is no limit.
+        timeout: Span = "(default_upstream_timeout, for the beginning of the answer)";
+        /// The longest silence in an answer or a tunnel; 0 is no limit.
+        idle_timeout: Span = "";
+        /// Whether requests may become WebSockets.
+        allow_websockets: Flag = "true";
+        /// Whether requests may become SPDY tunnels.
+        allow_spdy: Flag = "true";
+        /// Upgrades that Pomerium has to be told of. Here all are allowed, unless allow_websockets is false.
+        allow_upgrades: List = "";
+
+        /// Believe any certificate of the upstream.
+        tls_skip_verify: Flag = "false";
+        /// The name that the upstream's certificate is for.
+        tls_server_name: Text = "(the host in `to`)";
+        /// The same, and it wins.
+        tls_upstream_server_name: Text = "";
+        /// The only trust roots for the upstream: base64 of PEM.
+        tls_custom_ca: Text = "";
+        /// A file with the only trust roots for the upstream, PEM.
+        tls_custom_ca_file: Text = "";
+        /// The certificate shown to the upstream: base64 of PEM.
+        tls_client_cert: Text = "";
+        /// Its key: base64 of PEM.
+        [secret] tls_client_key: Text = "";
+        /// A file with the certificate shown to the upstream, PEM.
+        tls_client_cert_file: Text = "";
+        /// A file with its key, PEM.
+        tls_client_key_file: Text = "";
+    }
+}
+
+/// What was typed, read key by key.
+#[derive(Debug, Default)]
+pub(super) struct Extracted {
+    pub(super) file: File,
+    /// Routes with the place of each: `policy` first, then `routes`.
+    pub(super) routes: Vec<(RouteFile, Vec<Step>)>,
+}
+
+/// Reads every key, and reports all that cannot be read or are unknown.
+pub(super) fn extract(layers: &Layers, problems: &mut Problems) -> Extracted {
+    let mut extracted = Extracted::default();
+    for (name, value) in &layers.merged {
+        let path = [Step::Key(name.clone())];
+        if matches!(value, Value::Empty(..)) {
+            // A key without a value is a key that is not set; but not a list that opens a door when empty.
+            if File::KEYS.iter().all(|key| key.name != name) {
+                unknown(layers, problems, &path, name, foreign::GLOBAL, File::KEYS);
+            }
+            continue;
+        }
+        match extracted.file.set(name, value) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => problems.error(layers.problem(&path, describe(&error))),
+            None => unknown(layers, problems, &path, name, foreign::GLOBAL, File::KEYS),
+        }
+    }
+    for list in ["policy", "routes"] {
+        match layers.merged.get(list) {
+            None | Some(Value::Empty(..)) => {}
+            Some(Value::Array(_, routes)) => {
+                for (at, route) in routes.iter().enumerate() {
+                    let path = vec![Step::Key(list.into()), Step::Index(at)];
+                    if let Some(read) = extract_route(layers, problems, &path, route) {
+                        extracted.routes.push((read, path));
+                    }
+                }
+            }
+            Some(_) => problems
+                .error(layers.problem(&[Step::Key(list.into())], "a list of routes was expected".into())),
+        }
+    }
+    extracted
+}
+
+fn extract_route(
+    layers: &Layers,
+    problems: &mut Problems,
+    path: &[Step],
+    route: &Value,
+) -> Option<RouteFile> {
+    let Value::Dict(_, keys) = route else {
+        problems.error(layers.problem(path, "a route is a map with `from` and `to`".into()));
+        return None;
+    };
+    let mut read = RouteFile::default();
+    for (name, value) in keys as &Dict {
+        let mut path = path.to_vec();
+        path.push(Step::Key(name.clone()));
+        let set = if matches!(value, Value::Empty(..)) && name != "policy" {
+            RouteFile::KEYS.iter().any(|key| key.name == name).then_some(Ok(()))
+        } else {
+            read.set(name, value)
+        };
+        match set {
+            Some(Ok(())) => {}
+            Some(Err(error)) => problems.error(layers.problem(&path, describe(&error))),
+            None => unknown(layers, problems, &path, name, foreign::ROUTE, RouteFile::KEYS),
+        }
+    }
+    Some(read)
+}
+
+/// A key that is not ours: one of Pomerium's, with what to do about it, or a misspelt one.
+fn unknown(
+    layers: &Layers,
+    problems: &mut Problems,
+    path: &[Step],
+    name: &str,
+    foreign: &[foreign::Foreign],
+    known: &[super::Key],
+) {
+    match foreign.iter().find(|key| key.is(name)) {
+        Some(key) if !key.refused => {
+            problems.warn(layers.problem(path, format!("this key has no effect here: {}", key.note)));
+        }
+        Some(key) => problems.error(layers.problem(path, format!("this key is refused: {}", key.note))),
+        None => {
+            let names = known.iter().map(|key| key.name).chain(foreign.iter().map(|key| key.name));
+            let mut problem = layers.problem(path, "unknown key".into());
+            problem.suggestion = nearest(&name.to_ascii_lowercase(), names);
+            problems.error(problem);
+        }
+    }
+}
+
+fn describe(error: &figment::Error) -> String {
+    use figment::error::Kind;
+    match &error.kind {
+        Kind::InvalidType(actual, expected) => format!("{expected} was expected, found {actual}"),
+        other => other.to_string(),
+    }
+}
+
+impl Problem {
+    /// The same problem with a suggestion.
+    pub(super) fn suggesting(self, suggestion: Option<String>) -> Self {
+        Self { suggestion, ..self }
+    }
+}

@@ -1,0 +1,168 @@
+//! Keys of Pomerium that are not ours: what becomes of each, and why.
+
+/// A key of Pomerium.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Foreign {
+    /// Its name; a `*` at the end stands for anything.
+    pub(super) name: &'static str,
+    /// Whether it stops the start. What could change who gets in always does.
+    pub(super) refused: bool,
+    /// Why, and what to do instead.
+    pub(super) note: &'static str,
+}
+
+impl Foreign {
+    pub(super) fn is(&self, name: &str) -> bool {
+        match self.name.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == self.name,
+        }
+    }
+}
+
+const fn inert(name: &'static str, note: &'static str) -> Foreign {
+    Foreign { name, refused: false, note }
+}
+
+const fn refused(name: &'static str, note: &'static str) -> Foreign {
+    Foreign { name, refused: true, note }
+}
+
+const ONE_PROCESS: &str = "everything runs in one process";
+const ENVOY: &str = "it tunes Envoy, which is not used";
+const NOT_YET: &str = "it is not there yet";
+
+pub(super) const GLOBAL: &[Foreign] = &[
+    inert("authenticate_internal_service_url", ONE_PROCESS),
+    inert("authorize_service_url", ONE_PROCESS),
+    inert("authorize_service_urls", ONE_PROCESS),
+    inert("authorize_internal_service_url", ONE_PROCESS),
+    inert("databroker_service_url", ONE_PROCESS),
+    inert("databroker_service_urls", ONE_PROCESS),
+    inert("databroker_internal_service_url", ONE_PROCESS),
+    inert("databroker_cluster_leader_id", ONE_PROCESS),
+    inert("databroker_cluster_node_id", ONE_PROCESS),
+    inert("databroker_cluster_nodes", ONE_PROCESS),
+    inert("databroker_raft_bind_address", ONE_PROCESS),
+    inert("grpc_address", ONE_PROCESS),
+    inert("grpc_insecure", ONE_PROCESS),
+    inert("grpc_client_timeout", ONE_PROCESS),
+    inert("override_certificate_name", ONE_PROCESS),
+    inert("tls_derive", ONE_PROCESS),
+    inert("installation_id", "nothing is reported to anybody"),
+    inert("proxy_log_level", "there is one log; set log_level"),
+    inert("runtime_flags", "they switch parts of Pomerium"),
+    inert("auto_apply_changesets", "they switch parts of Pomerium"),
+    inert("circuit_breaker_thresholds", ENVOY),
+    inert("envoy_*", ENVOY),
+    inert("dns_*", ENVOY),
+    inert("session_recording_concurrency", "sessions are not recorded"),
+    inert("health_check_systemd_disabled", "systemd is not notified"),
+    refused("access_log_fields", NOT_YET),
+    refused("authorize_log_fields", NOT_YET),
+    refused(
+        "allow_upgrades",
+        "all upgrades are allowed; set allow_websockets: false on a route to forbid them",
+    ),
+    refused(
+        "autocert*",
+        "certificates from ACME are not there yet; set certificate_file and certificate_key_file",
+    ),
+    refused("bearer_token_format", "bearer tokens are not there yet"),
+    refused("identity_providers", "bearer tokens are not there yet"),
+    refused("idp_access_token_allowed_audiences", "bearer tokens are not there yet"),
+    refused("blob_storage", "sessions are not recorded"),
+    refused(
+        "databroker_storage_connection_string*",
+        "redis and postgres are not there yet; use `file` or `memory`",
+    ),
+    refused("debug_address", "there is no debug port"),
+    refused("downstream_mtls", "client certificates are not there yet"),
+    refused("google_cloud_serverless_authentication_service_account", "it is not supported"),
+    refused("http_redirect_addr", NOT_YET),
+    refused("mcp_*", "MCP is not supported"),
+    refused("metrics_*", "metrics are not there yet"),
+    refused("otel_*", "traces are not there yet"),
+    refused("programmatic_redirect_domain_whitelist", "programmatic login is not there yet"),
+    refused("providers", "several providers at once are not there yet"),
+    refused("session_idle_timeout", NOT_YET),
+    refused("ssh_*", "SSH is not supported"),
+    refused("timeout_write", "it would cut streams off; set timeout on the routes that need one"),
+    refused("use_proxy_protocol", "the PROXY protocol is not there yet"),
+    // Removed from Pomerium itself.
+    refused("client_ca", "it was removed from Pomerium; client certificates are not there yet"),
+    refused("client_ca_file", "it was removed from Pomerium; client certificates are not there yet"),
+    refused(
+        "idp_service_account",
+        "it was removed from Pomerium; groups come from the provider's claims (groups_claim)",
+    ),
+    refused(
+        "idp_refresh_directory_timeout",
+        "it was removed from Pomerium; groups come from the provider's claims",
+    ),
+    refused(
+        "idp_refresh_directory_interval",
+        "it was removed from Pomerium; groups come from the provider's claims",
+    ),
+    refused("idp_qps", "it was removed from Pomerium; groups come from the provider's claims"),
+    refused("tracing_*", "it was removed from Pomerium; traces are not there yet"),
+    refused("forward_auth_url", "it was removed from Pomerium; forward authentication is not there yet"),
+    refused("headers", "it was renamed in Pomerium: set_response_headers"),
+    refused("policy_file", "it was removed from Pomerium: put the routes into the file itself"),
+    refused("signing_key_algorithm", "it was removed from Pomerium: the key says its algorithm"),
+    refused("administrators", "it was removed from Pomerium"),
+    refused("enable_user_impersonation", "it was removed from Pomerium"),
+    refused("cache_service_url", "it was removed from Pomerium; everything runs in one process"),
+    refused("cookie_secure", "it was removed from Pomerium: cookies are always secure"),
+    refused("refresh_cooldown", "it was removed from Pomerium"),
+    refused("pomerium_debug", "it was removed from Pomerium: set log_level"),
+];
+
+pub(super) const ROUTE: &[Foreign] = &[
+    inert("regex_priority_order", "routes of a file are tried in the order in which they stand"),
+    inert("circuit_breaker_thresholds", ENVOY),
+    inert("healthy_panic_threshold", ENVOY),
+    inert("tls_upstream_allow_renegotiation", "TLS 1.2 and 1.3 are spoken without renegotiation"),
+    inert("allow_renegotiation", "TLS 1.2 and 1.3 are spoken without renegotiation"),
+    inert("connect_timeout", ENVOY),
+    inert("dns_lookup_family", ENVOY),
+    inert("upstream_connection_options", ENVOY),
+    refused("bearer_token_format", "bearer tokens are not there yet"),
+    refused("identity_providers", "bearer tokens are not there yet"),
+    refused("idp_access_token_allowed_audiences", "bearer tokens are not there yet"),
+    refused("depends_on", NOT_YET),
+    refused("enable_google_cloud_serverless_authentication", "it is not supported"),
+    refused("health_checks", NOT_YET),
+    refused("outlier_detection", NOT_YET),
+    refused("load_balancing_policy", "endpoints take turns; other ways are not there yet"),
+    refused("lb_policy", "endpoints take turns; other ways are not there yet"),
+    refused("least_request_lb_config", "endpoints take turns; other ways are not there yet"),
+    refused("ring_hash_lb_config", "endpoints take turns; other ways are not there yet"),
+    refused("maglev_lb_config", "endpoints take turns; other ways are not there yet"),
+    refused("host_rewrite_header", NOT_YET),
+    refused("host_path_regex_rewrite_pattern", NOT_YET),
+    refused("host_path_regex_rewrite_substitution", NOT_YET),
+    refused("idp_client_id", "a client for one route is not there yet"),
+    refused("idp_client_secret", "a client for one route is not there yet"),
+    refused("jwt_groups_filter", "it is not supported; send fewer groups with jwt_claims_headers"),
+    refused("kubernetes_service_account_token*", NOT_YET),
+    refused("mcp", "MCP is not supported"),
+    refused("policy_mode", NOT_YET),
+    refused("report_policy", NOT_YET),
+    refused("provider", "several providers at once are not there yet"),
+    refused("redirect", NOT_YET),
+    refused("response", NOT_YET),
+    refused("regex_rewrite_pattern", NOT_YET),
+    refused("regex_rewrite_substitution", NOT_YET),
+    refused("rewrite_response_headers", NOT_YET),
+    refused("session_recording", "it is not supported"),
+    refused("sub_policies", "Rego is not supported; write the rule as `policy`"),
+    refused("tls_downstream_client_ca*", "client certificates are not there yet"),
+    refused("tls_downstream_server_name", "the name in `from` decides"),
+    refused("upstream_tunnel", "SSH is not supported"),
+    refused(
+        "allowed_groups",
+        "it was removed from Pomerium; use allowed_idp_claims or the criterion `groups`",
+    ),
+    refused("set_authorization_header", "it was removed from Pomerium; use pass_identity_headers"),
+];

@@ -1,0 +1,189 @@
+//! The layers, merged by figment, and the place of everything in them.
+
+use std::collections::BTreeMap;
+
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+
+use super::file::File;
+use super::foreign;
+use super::problem::{Place, Problem, Problems};
+use super::source::{self, Document, Sources};
+use super::yaml;
+use crate::authorize::Step;
+
+/// What was read.
+pub(super) struct Layers {
+    /// All layers together.
+    pub(super) merged: Dict,
+    document: Option<Document>,
+    /// Keys that the environment set.
+    from_environment: BTreeMap<String, String>,
+}
+
+/// One layer, for figment.
+struct Layer(&'static str, Dict);
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.0)
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.1.clone()))
+    }
+}
+
+/// Reads all layers.
+pub(super) fn read(sources: &Sources, problems: &mut Problems) -> Layers {
+    let document = sources.file.as_deref().and_then(|path| match source::read(path) {
+        Ok(document) => Some(document),
+        Err((name, error)) => {
+            let place = Place::File { name, line: error.line, column: error.column };
+            problems.error(Problem::new(place, "", error.message));
+            None
+        }
+    });
+    let (file, named) = match &document {
+        Some(document) if document.is_environment => {
+            let variables = document.root.to_dict();
+            let texts =
+                variables.iter().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
+            environment(&texts.collect(), problems, true)
+        }
+        Some(document) => (document.root.to_dict(), BTreeMap::new()),
+        None => (Dict::new(), BTreeMap::new()),
+    };
+    let (variables, mut from_environment) = environment(&sources.environment, problems, false);
+    let merged = Figment::new()
+        .merge(Layer("defaults", defaults()))
+        .merge(Layer("file", file))
+        .merge(Layer("environment", variables))
+        .data()
+        .ok()
+        .and_then(|mut data| data.remove(&Profile::Default))
+        .unwrap_or_default();
+    for (key, name) in named {
+        from_environment.entry(key).or_insert(name);
+    }
+    Layers { merged, document, from_environment }
+}
+
+fn defaults() -> Dict {
+    let typed = File::KEYS.iter().filter(|key| !key.default.is_empty() && !key.default.starts_with('('));
+    typed.map(|key| (key.name.to_owned(), Value::from(key.default))).collect()
+}
+
+/// Environment variables whose names are keys of ours or of Pomerium. Values stay texts. `strict`: the
+/// variables come from a file of ours, so every name should be one.
+fn environment(
+    variables: &BTreeMap<String, String>,
+    problems: &mut Problems,
+    strict: bool,
+) -> (Dict, BTreeMap<String, String>) {
+    let (mut dict, mut names) = (Dict::new(), BTreeMap::new());
+    for (name, text) in variables {
+        let key = name.to_ascii_lowercase();
+        if *name != name.to_ascii_uppercase() {
+            continue;
+        }
+        let ours = File::KEYS.iter().any(|known| known.name == key);
+        // Names such as HEADERS or DNS_… may mean something else in an environment; those that could weaken
+        // access are not passed over.
+        let pomeriums =
+            foreign::GLOBAL.iter().any(|known| known.is(&key) && known.refused && known.name.len() > 8);
+        if !(ours || pomeriums || strict) || text.is_empty() {
+            continue;
+        }
+        let value = match key.as_str() {
+            "routes" | "policy" => match routes(text) {
+                Ok(value) => value,
+                Err(message) => {
+                    problems.error(Problem::new(Place::Environment, name.clone(), message));
+                    continue;
+                }
+            },
+            _ => Value::from(text.as_str()),
+        };
+        names.insert(key.clone(), name.clone());
+        dict.insert(key, value);
+    }
+    (dict, names)
+}
+
+/// `ROUTES` and `POLICY`: base64 of a list of routes, or the list itself.
+fn routes(text: &str) -> Result<Value, String> {
+    use base64::Engine as _;
+    let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+    let decoded = base64::engine::general_purpose::STANDARD
+        .decode(&compact)
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok());
+    let list = yaml::read(decoded.as_deref().unwrap_or(text)).map_err(|error| {
+        format!("base64 of a list of routes was expected: line {}: {}", error.line, error.message)
+    })?;
+    Ok(list.to_value())
+}
+
+impl Layers {
+    /// Where a value stands that was last set at this path.
+    pub(super) fn place(&self, path: &[Step]) -> Place {
+        if let Some(Step::Key(key)) = path.first()
+            && self.from_environment.contains_key(key)
+        {
+            let in_file = self.document.as_ref().filter(|document| document.is_environment);
+            let entry = in_file.and_then(|document| {
+                document.root.entry(&key.to_ascii_uppercase()).map(|entry| (document, entry))
+            });
+            return match entry {
+                Some((document, entry)) => {
+                    Place::File { name: document.name.clone(), line: entry.line, column: entry.column }
+                }
+                None => Place::Environment,
+            };
+        }
+        match (&self.document, path.first()) {
+            (Some(document), Some(Step::Key(key))) if document.root.entry(key).is_some() => {
+                let (line, column) = document.root.place(path);
+                Place::File { name: document.name.clone(), line, column }
+            }
+            _ => Place::Configuration,
+        }
+    }
+
+    /// A problem at a path.
+    pub(super) fn problem(&self, path: &[Step], message: String) -> Problem {
+        let place = self.place(path);
+        let key = match (path.first(), &place) {
+            (Some(Step::Key(key)), Place::Environment) => {
+                let name = self.from_environment.get(key).cloned().unwrap_or_else(|| key.clone());
+                format!("{name}{}", dotted(path.get(1..).unwrap_or_default(), true))
+            }
+            _ => dotted(path, false),
+        };
+        Problem::new(place, key, message)
+    }
+
+    /// Whether anything but a default set this key.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.from_environment.contains_key(key)
+            || self.document.as_ref().is_some_and(|document| document.root.entry(key).is_some())
+    }
+}
+
+/// `routes[0].policy[1].allow`.
+fn dotted(path: &[Step], inner: bool) -> String {
+    let mut text = String::new();
+    for step in path {
+        match step {
+            Step::Key(key) => {
+                if inner || !text.is_empty() {
+                    text.push('.');
+                }
+                text.push_str(key);
+            }
+            Step::Index(at) => text.push_str(&format!("[{at}]")),
+        }
+    }
+    text
+}

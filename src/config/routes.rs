@@ -1,0 +1,643 @@
+//! What a route means.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::{HeaderName, HeaderValue};
+use base64::Engine as _;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use url::Url;
+
+use super::RouteFile;
+use super::samples;
+use super::settings::{Resolver, flag, key, list, span};
+use super::values::{Any, ClaimHeaders, Span, Text, TextMap};
+use crate::assertion::{ClaimHeader, IssuerFormat, claim_header_name};
+use crate::authorize::{Policy, Shorthand, Step};
+use crate::http::Scheme;
+use crate::proxy::{self, HostHeader, Rewrite, Upstream, UpstreamScheme, UpstreamTls};
+use crate::route::{HostPattern, Match, PathMatch};
+
+/// Headers with their values.
+pub(super) type HeaderList = Vec<(HeaderName, HeaderValue)>;
+
+/// A route, ready to be compiled.
+#[derive(Debug)]
+pub struct RouteSettings {
+    /// Its name for records: `name`, else `from` with the path.
+    pub name: String,
+    /// `description`.
+    pub description: Option<String>,
+    /// The origin in `from`.
+    pub from: String,
+    /// The scheme that people use.
+    pub external: Scheme,
+    /// What it matches.
+    pub matched: Match,
+    /// Who may pass.
+    pub policy: Policy,
+    /// Where it leads.
+    pub cluster: proxy::Settings,
+    /// `pass_identity_headers` with the form of what is passed.
+    pub identity: Option<(IssuerFormat, Vec<ClaimHeader>)>,
+    /// `show_error_details`.
+    pub show_error_details: bool,
+    /// Where it stands.
+    pub(super) place: Vec<Step>,
+}
+
+/// What holds for a route that says nothing else.
+pub(super) struct Defaults {
+    pub(super) insecure: bool,
+    pub(super) roots: Option<Arc<RootCertStore>>,
+    pub(super) claims: ClaimNames,
+    pub(super) pass_identity: bool,
+    pub(super) issuer_format: IssuerFormat,
+    pub(super) response_headers: HeaderList,
+    pub(super) require_verified_email: bool,
+    pub(super) upstream_timeout: Option<Duration>,
+    pub(super) read_timeout: Option<Duration>,
+}
+
+/// `jwt_claims_headers`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ClaimNames(Vec<ClaimHeader>);
+
+impl ClaimNames {
+    pub(super) fn read(resolver: &mut Resolver<'_>) -> Self {
+        let pairs: Vec<(Option<HeaderName>, String)> = match &resolver.file.jwt_claims_headers {
+            None => Vec::new(),
+            Some(ClaimHeaders::List(claims)) => {
+                claims.iter().map(|claim| (claim_header_name(claim), claim.clone())).collect()
+            }
+            Some(ClaimHeaders::Map(map)) => map
+                .iter()
+                .map(|(header, claim)| (HeaderName::try_from(header.as_str()).ok(), claim.clone()))
+                .collect(),
+        };
+        let mut names = Vec::with_capacity(pairs.len());
+        for (header, claim) in pairs {
+            match header {
+                Some(header) => names.push(ClaimHeader { header, claim }),
+                None => resolver.error(
+                    "jwt_claims_headers",
+                    format!("the claim `{claim}` cannot be sent under this header name"),
+                ),
+            }
+        }
+        Self(names)
+    }
+
+    pub(super) fn headers(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|claim| claim.header.as_str())
+    }
+}
+
+/// Reads one route; problems are reported, and a route with problems is not returned.
+pub(super) fn resolve(
+    resolver: &mut Resolver<'_>,
+    defaults: &Defaults,
+    file: &RouteFile,
+    path: &[Step],
+) -> Option<RouteSettings> {
+    Reader { resolver, defaults, file, path }.read()
+}
+
+struct Reader<'r, 'a> {
+    resolver: &'r mut Resolver<'a>,
+    defaults: &'r Defaults,
+    file: &'r RouteFile,
+    path: &'r [Step],
+}
+
+impl Reader<'_, '_> {
+    fn at(&self, name: &str) -> Vec<Step> {
+        let mut path = self.path.to_vec();
+        path.push(key(name));
+        path
+    }
+
+    fn error(&mut self, name: &str, message: impl Into<String>) {
+        let path = self.at(name);
+        self.resolver.error_at(&path, message);
+    }
+
+    fn read(mut self) -> Option<RouteSettings> {
+        let from = self.from();
+        let path = self.path_match();
+        let policy = self.policy();
+        let cluster = self.cluster();
+        let (from, path, policy, cluster) = (from?, path?, policy?, cluster?);
+        let (host, port) = (from.host_str().unwrap_or_default(), from.port());
+        // `url` writes a star as it is; what else it normalised is what browsers send.
+        let host = match HostPattern::new(host) {
+            Ok(host) => host,
+            Err(error) => {
+                self.error("from", error.to_string());
+                return None;
+            }
+        };
+        let origin = match port {
+            Some(port) => format!("{}://{}:{port}", from.scheme(), host.as_str()),
+            None => format!("{}://{}", from.scheme(), host.as_str()),
+        };
+        let shown = match &path {
+            PathMatch::Exact(path) => path.to_string(),
+            PathMatch::Prefix(prefix) if **prefix == *"/" => String::new(),
+            PathMatch::Prefix(prefix) => prefix.to_string(),
+            PathMatch::Regex(_) => {
+                self.file.regex.as_ref().map(|Text(regex)| format!(" {regex}")).unwrap_or_default()
+            }
+        };
+        let passes = flag(self.file.pass_identity_headers).unwrap_or(self.defaults.pass_identity);
+        let format = match &self.file.jwt_issuer_format {
+            Some(format) => {
+                let path = self.at("jwt_issuer_format");
+                self.resolver.issuer_format(&path, Some(format))
+            }
+            None => self.defaults.issuer_format,
+        };
+        let named = self.file.name.as_ref().map(|Text(name)| name.clone());
+        Some(RouteSettings {
+            name: named.unwrap_or_else(|| format!("{origin}{shown}")),
+            description: self.file.description.as_ref().map(|Text(text)| text.clone()),
+            external: if from.scheme() == "http" { Scheme::Http } else { Scheme::Https },
+            from: origin,
+            matched: Match { host, port, path },
+            policy,
+            cluster,
+            identity: passes.then(|| (format, self.defaults.claims.0.clone())),
+            show_error_details: flag(self.file.show_error_details).unwrap_or_default(),
+            place: self.path.to_vec(),
+        })
+    }
+
+    fn from(&mut self) -> Option<Url> {
+        let Some(Text(typed)) = &self.file.from else {
+            let path = self.path.to_vec();
+            self.resolver.error_at(&path, "`from` is missing: the URL under which the route is served");
+            return None;
+        };
+        if let Some(reason) = samples::refuse(typed, false) {
+            self.error("from", reason);
+            return None;
+        }
+        for scheme in ["tcp+http", "tcp+https", "udp+https", "ssh"] {
+            if typed.starts_with(&format!("{scheme}://")) {
+                self.error("from", format!("`{scheme}://` is not supported: HTTP is what is proxied"));
+                return None;
+            }
+        }
+        let url = match Url::parse(typed) {
+            Ok(url) if url.has_host() => url,
+            _ => {
+                self.error("from", format!("`{typed}` is not a URL such as `https://app.example.com`"));
+                return None;
+            }
+        };
+        let path = self.at("from");
+        if !self.resolver.check_scheme(&path, &url, self.defaults.insecure) {
+            return None;
+        }
+        if !matches!(url.path(), "" | "/")
+            || url.query().is_some()
+            || url.fragment().is_some()
+            || !url.username().is_empty()
+        {
+            self.error("from", "a URL without path or query was expected; set `prefix` or `path` beside it");
+            return None;
+        }
+        Some(url)
+    }
+
+    /// Pomerium uses one of them: `regex`, else `path`, else `prefix`.
+    fn path_match(&mut self) -> Option<PathMatch> {
+        let given = |value: &Option<Text>| {
+            value.as_ref().map(|Text(text)| text.clone()).filter(|text| !text.is_empty())
+        };
+        let (regex, exact, prefix) =
+            (given(&self.file.regex), given(&self.file.path), given(&self.file.prefix));
+        if [&regex, &exact, &prefix].iter().filter(|one| one.is_some()).count() > 1 {
+            let path = self.path.to_vec();
+            self.resolver.error_at(
+                &path,
+                "`path`, `prefix` and `regex` are set together, of which only one would count; keep that one",
+            );
+            return None;
+        }
+        if let Some(regex) = regex {
+            return match PathMatch::regex(&regex) {
+                Ok(regex) => Some(regex),
+                Err(error) => {
+                    self.error("regex", format!("is not a regular expression: {error}"));
+                    None
+                }
+            };
+        }
+        let (name, path) = match (&exact, &prefix) {
+            (Some(path), _) => ("path", path.clone()),
+            (None, Some(prefix)) => ("prefix", prefix.clone()),
+            (None, None) => return Some(PathMatch::Prefix("/".into())),
+        };
+        if !path.starts_with('/')
+            || path.contains(['?', '#', '%', '\\'])
+            || path.contains("//")
+            || path.split('/').any(|part| part == "." || part == "..")
+        {
+            self.error(
+                name,
+                format!("`{path}` is not a plain path such as `/admin`, decoded and without `.` and `..`"),
+            );
+            return None;
+        }
+        Some(if exact.is_some() { PathMatch::Exact(path.into()) } else { PathMatch::Prefix(path.into()) })
+    }
+
+    fn policy(&mut self) -> Option<Policy> {
+        let file = self.file;
+        let claims = self.claims()?;
+        let short = Shorthand {
+            public: flag(file.allow_public_unauthenticated_access).unwrap_or_default(),
+            any_authenticated_user: flag(file.allow_any_authenticated_user).unwrap_or_default(),
+            cors_preflight: flag(file.cors_allow_preflight).unwrap_or_default(),
+            users: list(file.allowed_users.as_ref()),
+            domains: list(file.allowed_domains.as_ref()),
+            claims,
+        };
+        let narrow = [
+            ("allowed_users", file.allowed_users.is_some()),
+            ("allowed_domains", file.allowed_domains.is_some()),
+            ("allowed_idp_claims", file.allowed_idp_claims.is_some()),
+        ];
+        let narrow = narrow.into_iter().filter(|(_, set)| *set).map(|(name, _)| name);
+        if short.public {
+            let all = short
+                .any_authenticated_user
+                .then_some("allow_any_authenticated_user")
+                .into_iter()
+                .chain(narrow);
+            for name in all.collect::<Vec<_>>() {
+                self.error(name, "allow_public_unauthenticated_access lets everybody in, so this would have no effect; keep one of them");
+            }
+        } else if short.any_authenticated_user {
+            for name in narrow.collect::<Vec<_>>() {
+                self.error(name, "allow_any_authenticated_user lets everybody in who has signed in, so this would have no effect; keep one of them");
+            }
+        }
+        let mut policy = Policy::from_shorthand(&short, self.defaults.require_verified_email);
+        if let Some(Any(source)) = &file.policy {
+            let compiled = if source.is_null() {
+                Err(vec![])
+            } else {
+                Policy::compile(source, self.defaults.require_verified_email)
+            };
+            match compiled {
+                Ok(compiled) => policy.extend(compiled),
+                Err(errors) if errors.is_empty() => {
+                    self.error("policy", "is `null`; write rules, or `[]` to let nobody in")
+                }
+                Err(errors) => {
+                    for error in errors {
+                        let mut path = self.at("policy");
+                        path.extend(error.path);
+                        let problem = self.resolver.layers.problem(&path, error.message);
+                        self.resolver.problems.error(problem.suggesting(error.suggestion));
+                    }
+                    return None;
+                }
+            }
+        }
+        Some(policy)
+    }
+
+    /// `allowed_idp_claims`: claim to values.
+    fn claims(&mut self) -> Option<Vec<(String, Vec<serde_json::Value>)>> {
+        let Some(Any(source)) = &self.file.allowed_idp_claims else { return Some(Vec::new()) };
+        let parsed = match source {
+            serde_json::Value::String(text) => serde_json::from_str(text).unwrap_or(serde_json::Value::Null),
+            other => other.clone(),
+        };
+        let serde_json::Value::Object(map) = parsed else {
+            self.error("allowed_idp_claims", "a map from claim to a list of values was expected");
+            return None;
+        };
+        let mut claims = Vec::new();
+        for (claim, values) in map {
+            let values = match values {
+                serde_json::Value::Array(values) => values,
+                serde_json::Value::Null | serde_json::Value::Object(_) => {
+                    self.error("allowed_idp_claims", format!("the claim `{claim}` takes a list of values"));
+                    return None;
+                }
+                one => vec![one],
+            };
+            if values.iter().any(|value| value.is_null() || value.is_array() || value.is_object()) {
+                self.error(
+                    "allowed_idp_claims",
+                    format!("the values of the claim `{claim}` are texts, numbers or booleans"),
+                );
+                return None;
+            }
+            claims.push((claim, values));
+        }
+        Some(claims)
+    }
+
+    fn cluster(&mut self) -> Option<proxy::Settings> {
+        let (upstreams, base) = self.upstreams()?;
+        let file = self.file;
+        let matched =
+            file.prefix.as_ref().map(|Text(prefix)| prefix.clone()).filter(|prefix| !prefix.is_empty());
+        let rewrite = file.prefix_rewrite.as_ref().map(|Text(to)| to.clone()).filter(|to| !to.is_empty());
+        if let Some(to) = &rewrite
+            && (!to.starts_with('/') || to.contains(['?', '#', '%', '\\']))
+        {
+            self.error("prefix_rewrite", format!("`{to}` is not a plain path such as `/`"));
+        }
+        let rewrite = rewrite.or(base).map(|to| Rewrite { from: matched.unwrap_or_else(|| "/".into()), to });
+        let tls = self.tls();
+        let host = match (&file.host_rewrite, flag(file.preserve_host_header).unwrap_or_default()) {
+            (Some(Text(host)), _) if !host.is_empty() => match HeaderValue::from_str(host) {
+                Ok(value) if crate::http::split_host(host).is_some() => HostHeader::Rewrite(value),
+                _ => {
+                    self.error("host_rewrite", format!("`{host}` is not a host"));
+                    HostHeader::Upstream
+                }
+            },
+            (_, true) => HostHeader::Preserve,
+            _ => HostHeader::Upstream,
+        };
+        let set_request_headers = self.request_headers();
+        let mut remove_request_headers = Vec::new();
+        for (at, name) in list(file.remove_request_headers.as_ref()).into_iter().enumerate() {
+            match HeaderName::try_from(name.as_str()) {
+                Ok(name) => remove_request_headers.push(name),
+                Err(_) => {
+                    let mut path = self.at("remove_request_headers");
+                    path.push(Step::Index(at));
+                    self.resolver.error_at(&path, format!("`{name}` is not a header name"));
+                }
+            }
+        }
+        let set_response_headers = self.response_headers();
+        Some(proxy::Settings {
+            upstreams,
+            tls: tls?,
+            timeout: match file.timeout {
+                Some(Span(time)) => Some(time).filter(|time| !time.is_zero()),
+                None => self.defaults.upstream_timeout,
+            },
+            timeout_bounds_answer: file.timeout.is_some(),
+            idle_timeout: span(file.idle_timeout),
+            read_timeout: self.defaults.read_timeout,
+            rewrite,
+            host,
+            set_request_headers,
+            remove_request_headers,
+            set_response_headers,
+            upgrades: flag(file.allow_websockets).unwrap_or(true),
+        })
+    }
+
+    /// `to`: URLs, each perhaps with a weight; the first one's path is where it leads.
+    fn upstreams(&mut self) -> Option<(Vec<Upstream>, Option<String>)> {
+        let typed = self.file.to.as_ref().map(|to| to.0.clone()).unwrap_or_default();
+        if typed.is_empty() {
+            let path = self.path.to_vec();
+            self.resolver.error_at(&path, "`to` is missing: the URL of the upstream");
+            return None;
+        }
+        let mut upstreams = Vec::with_capacity(typed.len());
+        let mut base: Option<String> = None;
+        let mut weighted = 0;
+        let mut sound = true;
+        for (at, one) in typed.iter().enumerate() {
+            let mut path = self.at("to");
+            if typed.len() > 1 {
+                path.push(Step::Index(at));
+            }
+            match read_upstream(one) {
+                Ok((upstream, path_of, has_weight)) => {
+                    weighted += usize::from(has_weight);
+                    if at == 0 {
+                        base = path_of;
+                    } else if path_of != base {
+                        self.resolver.error_at(&path, "all upstreams of a route need the same path");
+                        sound = false;
+                    }
+                    upstreams.push(upstream);
+                }
+                Err(message) => {
+                    self.resolver.error_at(&path, message);
+                    sound = false;
+                }
+            }
+        }
+        if weighted != 0 && weighted != typed.len() {
+            self.error("to", "either all upstreams have a weight or none has");
+            sound = false;
+        }
+        sound.then_some((upstreams, base))
+    }
+
+    fn tls(&mut self) -> Option<UpstreamTls> {
+        let file = self.file;
+        let given = |value: &Option<Text>| {
+            value.as_ref().map(|Text(text)| text.clone()).filter(|text| !text.is_empty())
+        };
+        let mut tls = UpstreamTls {
+            skip_verify: flag(file.tls_skip_verify).unwrap_or_default(),
+            server_name: given(&file.tls_upstream_server_name).or_else(|| given(&file.tls_server_name)),
+            roots: self.defaults.roots.clone(),
+            client: None,
+        };
+        if let Some(pem) =
+            self.pem("tls_custom_ca", file.tls_custom_ca.as_ref(), file.tls_custom_ca_file.as_ref())?
+        {
+            let mut roots = RootCertStore::empty();
+            if let Err(error) = crate::crypto::read_roots(&pem, &mut roots) {
+                self.error("tls_custom_ca", error.to_string());
+                return None;
+            }
+            tls.roots = Some(Arc::new(roots));
+        }
+        let chain =
+            self.pem("tls_client_cert", file.tls_client_cert.as_ref(), file.tls_client_cert_file.as_ref())?;
+        let private =
+            self.pem("tls_client_key", file.tls_client_key.as_ref(), file.tls_client_key_file.as_ref())?;
+        match (chain, private) {
+            (None, None) => {}
+            (Some(chain), Some(private)) => {
+                let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
+                match (chain, PrivateKeyDer::from_pem_slice(&private)) {
+                    (Ok(chain), Ok(private)) if !chain.is_empty() => tls.client = Some((chain, private)),
+                    (Ok(_), Err(error)) => {
+                        self.error("tls_client_key", format!("is not a PEM private key: {error}"))
+                    }
+                    _ => self.error("tls_client_cert", "is not a PEM certificate chain"),
+                }
+            }
+            (Some(_), None) => self.error("tls_client_cert", "needs tls_client_key beside it"),
+            (None, Some(_)) => self.error("tls_client_key", "needs tls_client_cert beside it"),
+        }
+        if let Err(error) =
+            proxy::Cluster::new(proxy::Settings { tls: tls.clone(), ..proxy::Settings::default() }, 1)
+        {
+            self.error("tls_client_cert", error.to_string());
+        }
+        Some(tls)
+    }
+
+    /// A PEM value or its file. `None` when there was a problem, `Some(None)` when neither is set.
+    #[allow(clippy::option_option, reason = "a problem is not the same as nothing")]
+    fn pem(&mut self, name: &str, inline: Option<&Text>, file: Option<&Text>) -> Option<Option<Vec<u8>>> {
+        match (inline, file) {
+            (Some(_), Some(_)) => {
+                self.error(name, format!("{name}_file is set too; set one of them"));
+                None
+            }
+            (Some(Text(text)), None) => match pem_or_base64(text) {
+                Some(pem) => Some(Some(pem)),
+                None => {
+                    self.error(name, "base64 of PEM was expected");
+                    None
+                }
+            },
+            (None, Some(Text(path))) => {
+                let at = self.at(&format!("{name}_file"));
+                self.resolver.read_file(&at, path).map(Some)
+            }
+            (None, None) => Some(None),
+        }
+    }
+
+    fn request_headers(&mut self) -> HeaderList {
+        let Some(TextMap(map)) = &self.file.set_request_headers else { return Vec::new() };
+        let mut plain = BTreeMap::new();
+        for (name, value) in map {
+            let mut path = self.at("set_request_headers");
+            path.push(key(name));
+            let literal = value.replace("$$", "\u{0}");
+            if literal.contains('$') {
+                self.resolver.error_at(
+                    &path,
+                    "references such as `${pomerium.jwt}` are not there yet; write `$$` for a dollar sign",
+                );
+            } else if name.eq_ignore_ascii_case("host") || name.starts_with(':') {
+                self.resolver.error_at(&path, "the host is set with host_rewrite or preserve_host_header");
+            } else {
+                plain.insert(name.clone(), literal.replace('\u{0}', "$"));
+            }
+        }
+        let path = self.at("set_request_headers");
+        header_list(self.resolver, &path, &plain)
+    }
+
+    fn response_headers(&mut self) -> HeaderList {
+        let Some(TextMap(map)) = &self.file.set_response_headers else {
+            return self.defaults.response_headers.clone();
+        };
+        if map.keys().any(|name| name.eq_ignore_ascii_case("disable")) {
+            return Vec::new();
+        }
+        let path = self.at("set_response_headers");
+        let own = header_list(self.resolver, &path, map);
+        let global = self
+            .defaults
+            .response_headers
+            .iter()
+            .filter(|(name, _)| !own.iter().any(|(mine, _)| mine == name));
+        global.cloned().chain(own.clone()).collect()
+    }
+}
+
+/// Headers from a map; the key `disable` turns them all off.
+pub(super) fn header_list(
+    resolver: &mut Resolver<'_>,
+    path: &[Step],
+    map: &BTreeMap<String, String>,
+) -> HeaderList {
+    if map.keys().any(|name| name.eq_ignore_ascii_case("disable")) {
+        return Vec::new();
+    }
+    let mut headers = Vec::with_capacity(map.len());
+    for (name, value) in map {
+        match (HeaderName::try_from(name.as_str()), HeaderValue::from_str(value)) {
+            (Ok(name), Ok(value)) => headers.push((name, value)),
+            _ => {
+                let mut path = path.to_vec();
+                path.push(key(name));
+                resolver.error_at(&path, format!("`{name}` with this value cannot be a header"));
+            }
+        }
+    }
+    headers
+}
+
+/// One `to`: the upstream, its path, and whether it has a weight.
+fn read_upstream(typed: &str) -> Result<(Upstream, Option<String>, bool), String> {
+    if let Some(reason) = samples::refuse(typed, false) {
+        return Err(reason);
+    }
+    let (address, weight) = match typed.split_once(',') {
+        Some((address, weight)) => (address, Some(weight.trim())),
+        None => (typed, None),
+    };
+    let url = Url::parse(address.trim()).ok().filter(Url::has_host);
+    let url = url.ok_or_else(|| format!("`{address}` is not a URL such as `http://127.0.0.1:8080`"))?;
+    let scheme = match url.scheme() {
+        "http" => UpstreamScheme::Http,
+        "https" => UpstreamScheme::Https,
+        "h2c" => UpstreamScheme::H2c,
+        other => return Err(format!("`{other}://` is not supported; http, https or h2c was expected")),
+    };
+    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+        return Err("a URL without query, fragment or credentials was expected".into());
+    }
+    let weight_number = match weight {
+        None => 1,
+        Some(weight) => weight
+            .parse::<u32>()
+            .ok()
+            .filter(|weight| *weight > 0)
+            .ok_or_else(|| format!("`{weight}` is not a weight from 1 on"))?,
+    };
+    let default = if scheme == UpstreamScheme::Https { 443 } else { 80 };
+    let upstream = Upstream {
+        scheme,
+        host: url.host_str().unwrap_or_default().to_owned(),
+        port: url.port().unwrap_or(default),
+        weight: weight_number,
+    };
+    let path = Some(url.path().to_owned()).filter(|path| !matches!(path.as_str(), "" | "/"));
+    Ok((upstream, path, weight.is_some()))
+}
+
+/// PEM as it is, or base64 of it.
+pub(super) fn pem_or_base64(text: &str) -> Option<Vec<u8>> {
+    if text.contains("-----BEGIN") {
+        return Some(text.as_bytes().to_vec());
+    }
+    let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+    let decoded = base64::engine::general_purpose::STANDARD.decode(compact).ok()?;
+    decoded.windows(10).any(|window| window == b"-----BEGIN").then_some(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upstreams_have_a_scheme_a_port_a_weight_and_a_path() {
+        let (upstream, path, weighted) = read_upstream("https://[::1]/base/,7").unwrap();
+        assert_eq!((upstream.host.as_str(), upstream.port, upstream.weight), ("[::1]", 443, 7));
+        assert_eq!((path.as_deref(), weighted), (Some("/base/"), true));
+        assert_eq!(read_upstream("h2c://a:50051").unwrap().0.scheme, UpstreamScheme::H2c);
+        for bad in ["a:80", "tcp://a:1", "http://a,0", "http://a,x", "http://a?x", "", "http://"] {
+            assert!(read_upstream(bad).is_err(), "{bad}");
+        }
+    }
+}

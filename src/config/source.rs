@@ -1,0 +1,160 @@
+//! Where a configuration comes from.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::tree::{Kind, Node, Unreadable};
+use super::{toml, yaml};
+
+/// What a configuration is read from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// `-c FILE`.
+    pub file: Option<PathBuf>,
+    /// The environment, as it was at the start.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// A document, and what its places are counted in.
+pub(super) struct Document {
+    pub(super) name: String,
+    pub(super) root: Node,
+    /// Names are those of environment variables.
+    pub(super) is_environment: bool,
+}
+
+impl Sources {
+    /// The process's environment, with a file.
+    pub fn from_process(file: Option<PathBuf>) -> Self {
+        // A name or value that is not text cannot be a setting of ours.
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Self { file, environment }
+    }
+
+    /// The directory that relative paths in the file start from: the process's own, as in Pomerium.
+    pub(super) fn resolve(&self, path: &str) -> PathBuf {
+        Path::new(path).to_path_buf()
+    }
+}
+
+/// Reads a file by its ending; what has none of ours is YAML.
+pub(super) fn read(path: &Path) -> Result<Document, (String, Unreadable)> {
+    let name = path.display().to_string();
+    let fail = |message: String| (name.clone(), Unreadable { line: 1, column: 1, message });
+    let bytes = std::fs::read(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|_| fail("is not text (UTF-8)".into()))?;
+    if text.trim().is_empty() {
+        return Err(fail("is empty; a configuration was expected".into()));
+    }
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+    let at = |error| (name.clone(), error);
+    let is_environment = ending == "env" || path.file_name().is_some_and(|name| name == ".env");
+    let root = match ending.as_str() {
+        "toml" => toml::read(&text).map_err(at)?,
+        // Tabs between JSON's values are spaces; within its texts there are none.
+        "json" => yaml::read(&text.replace('\t', " ")).map_err(at)?,
+        _ if is_environment => environment(&text).map_err(at)?,
+        _ => yaml::read(&text).map_err(at)?,
+    };
+    let root = match config_map(&root) {
+        Some(inner) => inner.map_err(at)?,
+        None => root,
+    };
+    if !matches!(root.kind, Kind::Map(_)) {
+        return Err((
+            name.clone(),
+            Unreadable {
+                line: root.line,
+                column: root.column,
+                message: "a map of settings was expected".into(),
+            },
+        ));
+    }
+    Ok(Document { name, root, is_environment })
+}
+
+/// A Kubernetes ConfigMap with one configuration file in it; places count in the manifest's own lines.
+fn config_map(root: &Node) -> Option<Result<Node, Unreadable>> {
+    let kind = root.entry("kind")?;
+    if !matches!(&kind.value.kind, Kind::Text(kind) if kind == "ConfigMap") {
+        return None;
+    }
+    root.entry("apiVersion")?;
+    let data = root.entry("data");
+    let files: Vec<_> = match data.map(|data| &data.value.kind) {
+        Some(Kind::Map(entries)) => entries
+            .iter()
+            .filter(|entry| {
+                [".yaml", ".yml", ".json", ".toml"].iter().any(|ending| entry.key.ends_with(ending))
+            })
+            .collect(),
+        _ => Vec::new(),
+    };
+    let [file] = files.as_slice() else {
+        let message = "the ConfigMap's `data` should hold one file that ends in .yaml, .json or .toml".into();
+        return Some(Err(Unreadable { line: kind.line, column: kind.column, message }));
+    };
+    let Kind::Text(text) = &file.value.kind else {
+        return Some(Err(Unreadable {
+            line: file.line,
+            column: file.column,
+            message: "a file's text was expected".into(),
+        }));
+    };
+    let inner = if file.key.ends_with(".toml") { toml::read(text) } else { yaml::read(text) };
+    // The text begins on the line after `config.yaml: |`, two spaces deeper than its key.
+    let (lines, columns) = (file.line, file.column + 1);
+    Some(match inner {
+        Ok(mut node) => {
+            shift(&mut node, lines, columns);
+            Ok(node)
+        }
+        Err(error) => Err(Unreadable { line: error.line + lines, column: error.column + columns, ..error }),
+    })
+}
+
+fn shift(node: &mut Node, lines: usize, columns: usize) {
+    node.line += lines;
+    node.column += columns;
+    match &mut node.kind {
+        Kind::List(items) => items.iter_mut().for_each(|item| shift(item, lines, columns)),
+        Kind::Map(entries) => {
+            for entry in entries {
+                entry.line += lines;
+                entry.column += columns;
+                shift(&mut entry.value, lines, columns);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// `NAME=value` lines, as a shell or an `--env-file` reads them.
+fn environment(text: &str) -> Result<Node, Unreadable> {
+    let mut entries = Vec::new();
+    for (at, raw) in text.lines().enumerate() {
+        let line = at + 1;
+        let content = raw.trim();
+        if content.is_empty() || content.starts_with('#') {
+            continue;
+        }
+        let content = content.strip_prefix("export ").unwrap_or(content);
+        let Some((name, value)) = content.split_once('=') else {
+            return Err(Unreadable { line, column: 1, message: "`NAME=value` was expected".into() });
+        };
+        let value = value.trim();
+        let quoted = |quote: char| {
+            value.strip_prefix(quote).and_then(|rest| rest.split_once(quote)).map(|(inner, _)| inner)
+        };
+        let value = match quoted('"').or_else(|| quoted('\'')) {
+            Some(inner) => inner,
+            None => value.split(" #").next().unwrap_or_default().trim_end(),
+        };
+        let column = raw.len() - raw.trim_start().len() + 1;
+        let value = Node { line, column, kind: Kind::Text(value.to_owned()) };
+        entries.push(super::tree::Entry { key: name.trim().to_owned(), line, column, value });
+    }
+    Ok(Node { line: 1, column: 1, kind: Kind::Map(entries) })
+}

@@ -1,0 +1,181 @@
+//! Accepting connections, with limits, and driving HTTP/1 and HTTP/2 on them.
+//!
+//! Each worker has its own socket on the same port (`SO_REUSEPORT`), so that nothing is shared while a
+//! connection is accepted. Whether the port is free is found out first, by a bind without that option: a
+//! second instance fails loudly instead of taking half of the connections.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol as Transport, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::connection::{Connection, Protocol};
+use crate::pipeline::Context;
+use crate::tls::Acceptor;
+
+mod drive;
+mod gate;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 4096;
+
+/// Limits of one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// `timeout_idle`: how long a connection may wait for its next request.
+    pub idle: Duration,
+    /// How long the head of a request may take, from its first byte.
+    pub head: Duration,
+    /// The largest head of a request, in bytes.
+    pub head_size: usize,
+}
+
+/// Serves the connections of one worker.
+pub struct Listener {
+    listener: TcpListener,
+    acceptor: Option<Acceptor>,
+    limits: Limits,
+    context: Arc<Context>,
+    /// Turns `true` when the server stops.
+    stopping: watch::Receiver<bool>,
+    /// Held by every connection; when all are gone, the drain is done.
+    alive: tokio::sync::mpsc::Sender<()>,
+}
+
+/// Returns when the server stops.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // An error means that whoever could stop it is gone, which is the end too.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+impl Limits {
+    /// The defaults, with `timeout_idle`.
+    pub const fn new(idle: Duration) -> Self {
+        Self { idle, head: Duration::from_secs(30), head_size: 64 * 1024 }
+    }
+}
+
+/// Binds one socket a worker; `:443` is every address of the machine.
+///
+/// # Errors
+/// When the address cannot be used, or is in use.
+pub fn bind(address: &str, workers: usize) -> io::Result<Vec<StdListener>> {
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the address has no meaning");
+    for candidate in candidates(address)? {
+        match bind_all(candidate, workers) {
+            Ok(listeners) => return Ok(listeners),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn candidates(address: &str) -> io::Result<Vec<SocketAddr>> {
+    match address.strip_prefix(':') {
+        Some(port) => {
+            let both = [format!("[::]:{port}"), format!("0.0.0.0:{port}")];
+            both.iter()
+                .map(|one| one.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput)))
+                .collect()
+        }
+        None => Ok(address.to_socket_addrs()?.collect()),
+    }
+}
+
+fn bind_all(address: SocketAddr, workers: usize) -> io::Result<Vec<StdListener>> {
+    // Fails when anybody listens there, however they share it.
+    let probe = socket(address, false)?;
+    probe.bind(&address.into())?;
+    let address = probe.local_addr()?.as_socket().unwrap_or(address);
+    drop(probe);
+    (0..workers.max(1))
+        .map(|_| {
+            let socket = socket(address, true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            Ok(socket.into())
+        })
+        .collect()
+}
+
+fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Transport::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    Ok(socket)
+}
+
+impl Listener {
+    /// A listener on a socket of [`bind`]. To be called on the worker's runtime.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch the socket.
+    pub fn new(
+        listener: StdListener,
+        acceptor: Option<Acceptor>,
+        limits: Limits,
+        context: Arc<Context>,
+        stopping: watch::Receiver<bool>,
+        alive: tokio::sync::mpsc::Sender<()>,
+    ) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::from_std(listener)?, acceptor, limits, context, stopping, alive })
+    }
+
+    /// Accepts until the server stops.
+    pub async fn run(mut self) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = stopped(&mut self.stopping) => break,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.take(stream, peer),
+                Err(error) => {
+                    // Out of file descriptors, or the client has gone already.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    fn take(&self, stream: TcpStream, peer: SocketAddr) {
+        // Without it small answers wait for acknowledgements; a failure costs only that.
+        let _ = stream.set_nodelay(true);
+        let Ok(local) = stream.local_addr() else { return };
+        let (acceptor, limits) = (self.acceptor.clone(), self.limits);
+        let (context, stopping, alive) = (self.context.clone(), self.stopping.clone(), self.alive.clone());
+        tokio::spawn(async move {
+            let mut connection = Connection { peer, local, tls: None, protocol: Protocol::Http1 };
+            match acceptor {
+                None => drive::http1(stream, connection, limits, context, stopping).await,
+                Some(acceptor) => match acceptor.accept(stream).await {
+                    Ok((stream, tls, protocol)) => {
+                        connection.tls = Some(tls);
+                        connection.protocol = protocol;
+                        match protocol {
+                            Protocol::Http1 => {
+                                drive::http1(stream, connection, limits, context, stopping).await
+                            }
+                            Protocol::Http2 => {
+                                drive::http2(stream, connection, limits, context, stopping).await
+                            }
+                        }
+                    }
+                    Err(error) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
+                },
+            }
+            drop(alive);
+        });
+    }
+}

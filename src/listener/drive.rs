@@ -1,0 +1,173 @@
+//! Driving HTTP on one connection.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use ::http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use super::gate::Gate;
+use super::{Limits, stopped};
+use crate::connection::Connection;
+use crate::http::{End, Watcher};
+use crate::pipeline::{self, Context};
+
+/// Requests that may run beside each other on one HTTP/2 connection.
+const STREAMS: u32 = 100;
+/// Resets of ours that a client may provoke before it is cut off (rapid reset, CVE-2023-44487).
+const RESETS: usize = 256;
+
+/// Serves HTTP/1 until the client goes, the connection is idle for too long, or the server stops.
+pub(super) async fn http1<S>(
+    stream: S,
+    connection: Connection,
+    limits: Limits,
+    context: Arc<Context>,
+    mut stopping: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let gate = Gate::new(stream, limits.head);
+    let verdict = gate.verdict();
+    let connection = Arc::new(connection);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (context, connection, misframed) = (context.clone(), connection.clone(), verdict.next());
+        async move { Ok::<_, Infallible>(pipeline::serve(&context, &connection, request, misframed).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        // While it waits for a request, this is the idle time; the gate times the head itself.
+        .header_read_timeout(limits.idle)
+        .max_buf_size(limits.head_size.max(8192))
+        .max_headers(256)
+        .serve_connection(TokioIo::new(gate), service)
+        .with_upgrades();
+    let mut served = pin!(served);
+    tokio::select! {
+        ended = served.as_mut() => log_end(ended),
+        () = stopped(&mut stopping) => {
+            served.as_mut().graceful_shutdown();
+            log_end(served.await);
+        }
+    }
+}
+
+/// Serves HTTP/2 until the client goes, the connection is idle for too long, or the server stops.
+pub(super) async fn http2<S>(
+    stream: S,
+    connection: Connection,
+    limits: Limits,
+    context: Arc<Context>,
+    mut stopping: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connection = Arc::new(connection);
+    let activity = Arc::new(Activity::new(context.clock.instant()));
+    let (seen, clock) = (activity.clone(), context.clock.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (context, connection) = (context.clone(), connection.clone());
+        let stream = seen.begin(context.clock.instant());
+        async move {
+            let mut response = pipeline::serve(&context, &connection, request, None).await;
+            response.body_mut().watch(Box::new(stream));
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_local_error_reset_streams(RESETS)
+        .max_header_list_size(u32::try_from(limits.head_size).unwrap_or(u32::MAX))
+        .keep_alive_interval(Duration::from_secs(60))
+        .serve_connection(TokioIo::new(stream), service);
+    let mut served = pin!(served);
+    let mut closing = false;
+    loop {
+        // The first request has to come as soon as a head has; later ones may be waited for.
+        let patience = if activity.has_begun() { limits.idle } else { limits.head };
+        let wait =
+            patience.saturating_sub(activity.idle_for(clock.instant())).max(Duration::from_millis(100));
+        tokio::select! {
+            ended = served.as_mut() => return log_end(ended),
+            () = stopped(&mut stopping), if !closing => {
+                served.as_mut().graceful_shutdown();
+                closing = true;
+            }
+            () = tokio::time::sleep(wait), if !closing => {
+                if activity.idle_for(clock.instant()) >= patience {
+                    if !activity.has_begun() {
+                        return;
+                    }
+                    served.as_mut().graceful_shutdown();
+                    closing = true;
+                }
+            }
+        }
+    }
+}
+
+/// When an HTTP/2 connection was last used; hyper has no idle timer for it.
+struct Activity {
+    start: Instant,
+    /// Milliseconds after the start.
+    last: AtomicU64,
+    streams: AtomicU64,
+    total: AtomicU64,
+}
+
+struct Stream(Arc<Activity>, Instant);
+
+impl Activity {
+    const fn new(start: Instant) -> Self {
+        Self { start, last: AtomicU64::new(0), streams: AtomicU64::new(0), total: AtomicU64::new(0) }
+    }
+
+    fn touch(&self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.start).as_millis();
+        self.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn begin(self: &Arc<Self>, now: Instant) -> Stream {
+        self.touch(now);
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        self.total.fetch_add(1, Ordering::Relaxed);
+        Stream(self.clone(), now)
+    }
+
+    fn has_begun(&self) -> bool {
+        self.total.load(Ordering::Relaxed) > 0
+    }
+
+    fn idle_for(&self, now: Instant) -> Duration {
+        if self.streams.load(Ordering::Relaxed) > 0 {
+            return Duration::ZERO;
+        }
+        let last = self.start + Duration::from_millis(self.last.load(Ordering::Relaxed));
+        now.saturating_duration_since(last)
+    }
+}
+
+impl Watcher for Stream {
+    fn ended(self: Box<Self>, _: End, _: u64) {}
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.touch(self.1);
+    }
+}
+
+fn log_end(ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        tracing::trace!(%error, "a connection ended");
+    }
+}

@@ -1,0 +1,266 @@
+//! Every reply of our own: the one place where outcomes become HTTP.
+//!
+//! A browser that opens a page gets HTML, a program JSON, gRPC a gRPC status. Pages work without JavaScript,
+//! with a keyboard and a screen reader, in light and dark; they load nothing from anywhere, and what others
+//! wrote (a provider's text, a claim, a path) is only ever text on them.
+
+use std::sync::LazyLock;
+
+use ::http::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION, REFERRER_POLICY,
+    SET_COOKIE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use ::http::{HeaderValue, Response, StatusCode};
+use askama::Template;
+use base64::Engine as _;
+use serde_json::{Value, json};
+
+use crate::authenticate::{Blame, Failure, Kept, Kind, Redirect};
+use crate::crypto;
+use crate::http::{Body, Client};
+
+mod refusal;
+mod views;
+
+pub use refusal::{Denied, Refusal};
+pub use views::{Application, Fact};
+
+use views::{Action, MessagePage, ResumePage, UserPage};
+
+static STYLE: &str = include_str!("pages/templates/style.css");
+
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+static REFRESH: HeaderName = HeaderName::from_static("refresh");
+
+/// Nothing may be loaded but the one style sheet, which stands in the page itself.
+static POLICY: LazyLock<String> = LazyLock::new(|| {
+    let hash = base64::engine::general_purpose::STANDARD.encode(crypto::sha256(STYLE.as_bytes()));
+    format!("default-src 'none'; style-src 'sha256-{hash}'; frame-ancestors 'none'; base-uri 'none'")
+});
+
+/// What a reply is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Occasion<'a> {
+    /// The kind of program that asked.
+    pub client: Client,
+    /// The request's id.
+    pub request_id: &'a str,
+    /// `error_contact`.
+    pub contact: Option<&'a str>,
+    /// The host that was asked.
+    pub host: &'a str,
+}
+
+/// 302 to another page.
+pub fn redirect(redirect: &Redirect) -> Response<Body> {
+    let mut response = own(StatusCode::FOUND, "text/plain; charset=utf-8", Body::empty());
+    insert(&mut response, LOCATION, &redirect.to);
+    set_cookies(&mut response, &redirect.cookies);
+    response
+}
+
+/// A refusal of any stage.
+pub fn refuse(refusal: &Refusal, at: &Occasion<'_>) -> Response<Body> {
+    let told = refusal.tell();
+    if let Refusal::SignInNeeded { begin: Some(begin), .. } = refusal
+        && at.client == Client::Navigation
+    {
+        return redirect(begin);
+    }
+    let mut response = match at.client {
+        Client::Grpc => grpc(told.grpc, &told.error),
+        Client::Program => {
+            let mut body = json!({ "error": told.error, "request_id": at.request_id });
+            if let (Refusal::SignInNeeded { sign_in_url, .. }, Some(body)) = (refusal, body.as_object_mut()) {
+                body.insert("sign_in_url".into(), json!(sign_in_url));
+            }
+            json_reply(told.status, &body)
+        }
+        Client::Navigation => {
+            let page = MessagePage {
+                style: STYLE,
+                title: told.title,
+                message: &told.message,
+                advice: told.advice.as_deref(),
+                said: None,
+                facts: &told.facts,
+                actions: &refusal.actions(),
+                contact: at.contact.filter(|_| told.show_contact),
+                request_id: at.request_id,
+            };
+            html(told.status, &page)
+        }
+    };
+    if told.status == StatusCode::UNAUTHORIZED {
+        insert(&mut response, WWW_AUTHENTICATE, &format!("Bearer realm=\"{}\"", at.host));
+    }
+    if told.close {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if told.status == StatusCode::UPGRADE_REQUIRED {
+        response.headers_mut().insert("sec-websocket-version", HeaderValue::from_static("13"));
+    }
+    response
+}
+
+/// A sign-in that did not succeed.
+pub fn sign_in_failed(failure: &Failure, kind: Kind, at: &Occasion<'_>, retried: bool) -> Response<Body> {
+    let told = failure.error.explain(kind);
+    let status = match told.blame {
+        Blame::Client => StatusCode::BAD_REQUEST,
+        Blame::Person => StatusCode::FORBIDDEN,
+        Blame::Operator => StatusCode::INTERNAL_SERVER_ERROR,
+        Blame::Provider => StatusCode::BAD_GATEWAY,
+        Blame::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let by_itself = failure.retry_by_itself && !retried;
+    let mut response = match at.client {
+        Client::Grpc => grpc("14", told.title),
+        Client::Program => {
+            let body = json!({
+                "error": told.title, "message": told.message, "advice": told.advice, "provider_said": told.said,
+                "retry_url": failure.retry, "request_id": at.request_id
+            });
+            json_reply(status, &body)
+        }
+        Client::Navigation => {
+            let actions = [Action { label: "Sign in again", href: failure.retry.clone(), primary: true }];
+            let page = MessagePage {
+                style: STYLE,
+                title: told.title,
+                message: &told.message,
+                advice: told.advice.as_deref(),
+                said: told.said.as_deref(),
+                facts: &[],
+                actions: &actions,
+                contact: at.contact,
+                request_id: at.request_id,
+            };
+            html(status, &page)
+        }
+    };
+    set_cookies(&mut response, &failure.cookies);
+    if by_itself {
+        // The browser begins again by itself, once; the page is there for one that does not.
+        insert(&mut response, REFRESH.clone(), &format!("2; url={}", failure.retry));
+    }
+    response
+}
+
+/// A page that only says something.
+pub fn message(
+    status: StatusCode,
+    title: &str,
+    message: &str,
+    actions: &[(&str, &str)],
+    at: &Occasion<'_>,
+) -> Response<Body> {
+    if at.client != Client::Navigation {
+        return json_reply(status, &json!({ "message": title, "request_id": at.request_id }));
+    }
+    let actions: Vec<_> = actions
+        .iter()
+        .enumerate()
+        .map(|(place, (label, href))| Action { label, href: (*href).to_owned(), primary: place == 0 })
+        .collect();
+    let page = MessagePage {
+        style: STYLE,
+        title,
+        message,
+        advice: None,
+        said: None,
+        facts: &[],
+        actions: &actions,
+        contact: at.contact,
+        request_id: at.request_id,
+    };
+    html(status, &page)
+}
+
+/// The caller's own page.
+pub fn user(
+    name: &str,
+    facts: &[Fact],
+    claims: &[Fact],
+    applications: &[Application],
+    at: &Occasion<'_>,
+) -> Response<Body> {
+    let page = UserPage { style: STYLE, name, facts, claims, applications, request_id: at.request_id };
+    html(StatusCode::OK, &page)
+}
+
+/// A form that waited for a sign-in: one click sends it on.
+pub fn resume(kept: &Kept, at: &Occasion<'_>) -> Response<Body> {
+    let fields = kept.fields.as_deref().unwrap_or_default();
+    let page = ResumePage { style: STYLE, action: &kept.target, fields, request_id: at.request_id };
+    html(StatusCode::OK, &page)
+}
+
+/// JSON.
+pub fn json_reply(status: StatusCode, body: &Value) -> Response<Body> {
+    own(status, "application/json", Body::full(body.to_string()))
+}
+
+/// Plain text.
+pub fn text(status: StatusCode, body: &'static str) -> Response<Body> {
+    own(status, "text/plain; charset=utf-8", Body::full(body))
+}
+
+/// A public document that may be cached.
+pub fn document(body: String, age: u32) -> Response<Body> {
+    let mut response = own(StatusCode::OK, "application/json", Body::full(body));
+    insert(&mut response, CACHE_CONTROL, &format!("public, max-age={age}"));
+    insert(&mut response, ::http::header::ACCESS_CONTROL_ALLOW_ORIGIN, "*");
+    response
+}
+
+/// Adds cookies to a reply.
+pub fn set_cookies(response: &mut Response<Body>, cookies: &[String]) {
+    for cookie in cookies {
+        if let Ok(value) = HeaderValue::from_str(cookie) {
+            response.headers_mut().append(SET_COOKIE, value);
+        }
+    }
+}
+
+fn html(status: StatusCode, page: &impl Template) -> Response<Body> {
+    match page.render() {
+        Ok(body) => {
+            let mut response = own(status, "text/html; charset=utf-8", Body::full(body));
+            insert(&mut response, CONTENT_SECURITY_POLICY, &POLICY);
+            response
+        }
+        Err(error) => {
+            tracing::error!(%error, "a page could not be written");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "Something is wrong here. Please try again.\n")
+        }
+    }
+}
+
+fn grpc(status: &'static str, message: &str) -> Response<Body> {
+    let mut response = own(StatusCode::OK, "application/grpc", Body::empty());
+    response.headers_mut().insert(GRPC_STATUS.clone(), HeaderValue::from_static(status));
+    let message: String = message.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect();
+    insert(&mut response, GRPC_MESSAGE.clone(), &message);
+    response
+}
+
+/// A reply with the headers that all of ours have.
+fn own(status: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
+}
+
+fn insert(response: &mut Response<Body>, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().insert(name, value);
+    }
+}

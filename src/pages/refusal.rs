@@ -1,0 +1,327 @@
+//! Refusals: what every stage can say no with, and what is said about it.
+
+use ::http::StatusCode;
+
+use super::views::{Action, Fact};
+use crate::authenticate::{Redirect, RenewError};
+use crate::authorize::{Decided, Reason};
+use crate::crypto::SigningKeyError;
+use crate::http::BadRequest;
+use crate::identity::Caller;
+use crate::proxy::{ProxyError, UpgradeError};
+use crate::route::NoRoute;
+use crate::session::SessionError;
+use crate::store::StoreError;
+
+/// Why a request does not get what it asked for.
+#[derive(Debug)]
+pub enum Refusal {
+    /// It could be read in two ways, or is malformed.
+    BadRequest(BadRequest),
+    /// There is no such host or path.
+    NotFound,
+    /// The method is not for this path.
+    Method,
+    /// Somebody has to sign in first.
+    SignInNeeded {
+        /// How a browser begins.
+        begin: Option<Redirect>,
+        /// How a program sends its person to sign in.
+        sign_in_url: String,
+    },
+    /// The policy refuses it.
+    Denied(Box<Denied>),
+    /// The change of protocol is refused.
+    Upgrade(UpgradeError),
+    /// Sessions cannot be read or kept.
+    Store(StoreError),
+    /// The session cannot be renewed now.
+    Provider(String),
+    /// There is no answer from the upstream.
+    Upstream(ProxyError),
+    /// Something of ours failed.
+    Internal(String),
+}
+
+/// A refusal by policy.
+#[derive(Debug)]
+pub struct Denied {
+    /// Who was refused.
+    pub caller: Caller,
+    /// What decided.
+    pub decided: Decided,
+    /// `show_error_details`.
+    pub details: bool,
+}
+
+/// What is said about a refusal.
+pub(super) struct Told {
+    pub(super) status: StatusCode,
+    pub(super) title: &'static str,
+    pub(super) message: String,
+    pub(super) advice: Option<String>,
+    pub(super) facts: Vec<Fact>,
+    /// For programs.
+    pub(super) error: String,
+    pub(super) grpc: &'static str,
+    /// The connection cannot be trusted to be in step.
+    pub(super) close: bool,
+    pub(super) show_contact: bool,
+}
+
+impl Refusal {
+    /// The status, for records.
+    pub fn status(&self) -> StatusCode {
+        self.tell().status
+    }
+
+    pub(super) fn tell(&self) -> Told {
+        let say = |status, title, message: &str, error: &str, grpc| Told {
+            status,
+            title,
+            message: message.to_owned(),
+            advice: None,
+            facts: Vec::new(),
+            error: error.to_owned(),
+            grpc,
+            close: false,
+            show_contact: false,
+        };
+        match self {
+            Self::BadRequest(reason) => Told {
+                close: true,
+                ..say(
+                    StatusCode::BAD_REQUEST,
+                    "This request cannot be understood",
+                    &format!("It was refused because {}.", reason.0),
+                    reason.0,
+                    "3",
+                )
+            },
+            Self::NotFound => say(
+                StatusCode::NOT_FOUND,
+                "There is nothing here",
+                "No application is served at this address. Check the address for a typing error.",
+                "not found",
+                "12",
+            ),
+            Self::Method => say(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "That does not work here",
+                "This address takes other requests.",
+                "method not allowed",
+                "12",
+            ),
+            Self::SignInNeeded { .. } => say(
+                StatusCode::UNAUTHORIZED,
+                "Please sign in",
+                "You are not signed in, or your session has ended. What you sent was not processed.",
+                "sign-in required",
+                "16",
+            ),
+            Self::Denied(denied) => denied.tell(),
+            Self::Upgrade(UpgradeError::Origin) => say(
+                StatusCode::FORBIDDEN,
+                "This connection is refused",
+                "It was opened by a page of another site.",
+                "the connection was opened by a page of another site",
+                "7",
+            ),
+            Self::Upgrade(UpgradeError::Version) => say(
+                StatusCode::UPGRADE_REQUIRED,
+                "This connection is refused",
+                "It uses an old version.",
+                "only WebSocket version 13 is served",
+                "3",
+            ),
+            Self::Upgrade(UpgradeError::Malformed) => say(
+                StatusCode::BAD_REQUEST,
+                "This connection is refused",
+                "Its request is malformed.",
+                "malformed upgrade",
+                "3",
+            ),
+            Self::Store(_) => say(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Please try again in a moment",
+                "Sessions cannot be read now, so nobody can be let in.",
+                "sessions are unavailable",
+                "14",
+            ),
+            Self::Provider(_) => say(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Please try again in a moment",
+                "Your session has to be renewed, and the identity provider cannot be asked now. You are still signed in.",
+                "the identity provider is unavailable",
+                "14",
+            ),
+            Self::Upstream(error) => upstream(error),
+            Self::Internal(_) => say(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "Something is wrong here",
+                "Please try again in a moment.",
+                "internal error",
+                "13",
+            ),
+        }
+    }
+
+    pub(super) fn actions(&self) -> Vec<Action<'static>> {
+        match self {
+            Self::SignInNeeded { sign_in_url, .. } => {
+                vec![Action { label: "Sign in", href: sign_in_url.clone(), primary: true }]
+            }
+            Self::Denied(denied) => match denied.caller {
+                Caller::Identified(_) => vec![
+                    Action { label: "Sign out", href: "/.pomerium/sign_out".into(), primary: true },
+                    Action { label: "Your account", href: "/.pomerium/".into(), primary: false },
+                ],
+                Caller::Anonymous => Vec::new(),
+            },
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Denied {
+    fn tell(&self) -> Told {
+        let mut facts = Vec::new();
+        let message = match &self.caller {
+            Caller::Identified(identity) => {
+                let who = identity.email.as_deref().unwrap_or(&identity.name);
+                facts.push(Fact { name: "Signed in as".into(), value: who.to_owned() });
+                format!("You are signed in as {who}, and this account may not open this page.")
+            }
+            Caller::Anonymous => "This request may not pass, whoever makes it.".into(),
+        };
+        let advice = self.decided.unverified_email.then(|| {
+            "Your e-mail address is not verified by the identity provider, and the rule needs a verified one. Whoever runs \
+             this can have it verified there, or set require_verified_email: false."
+                .to_owned()
+        });
+        if self.details {
+            let rule =
+                self.decided.rule.map_or_else(|| "no rule lets you pass".to_owned(), |rule| rule.to_string());
+            facts.push(Fact { name: "Decided by".into(), value: rule });
+            let reasons: Vec<_> = self.decided.reasons.iter().map(Reason::as_str).collect();
+            facts.push(Fact {
+                name: "Because".into(),
+                value: if reasons.is_empty() { "there is no rule".into() } else { reasons.join(", ") },
+            });
+        }
+        Told {
+            status: StatusCode::FORBIDDEN,
+            title: "You may not open this page",
+            message,
+            advice,
+            facts,
+            error: "forbidden".into(),
+            grpc: "7",
+            close: false,
+            show_contact: true,
+        }
+    }
+}
+
+/// Nothing internal is named: the log does that.
+fn upstream(error: &ProxyError) -> Told {
+    let (status, title, message, grpc) = match error {
+        ProxyError::ClientIdle => (
+            StatusCode::REQUEST_TIMEOUT,
+            "That took too long",
+            "The request was not sent to its end in time.",
+            "4",
+        ),
+        ProxyError::ClientBody(_) => {
+            (StatusCode::BAD_REQUEST, "The request broke off", "It was not sent to its end.", "3")
+        }
+        ProxyError::Rewrite => (
+            StatusCode::BAD_REQUEST,
+            "This request cannot be understood",
+            "Its path could be read in two ways.",
+            "3",
+        ),
+        ProxyError::Connect(_) | ProxyError::Tls(_) | ProxyError::Broken(_) => (
+            StatusCode::BAD_GATEWAY,
+            "The application does not answer",
+            "It may be restarting. Please try again in a moment.",
+            "14",
+        ),
+        ProxyError::Timeout(_) => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "The application takes too long",
+            "Please try again in a moment.",
+            "4",
+        ),
+    };
+    Told {
+        status,
+        title,
+        message: message.to_owned(),
+        advice: None,
+        facts: Vec::new(),
+        error: title.to_ascii_lowercase(),
+        grpc,
+        close: matches!(error, ProxyError::ClientIdle | ProxyError::ClientBody(_)),
+        show_contact: false,
+    }
+}
+
+impl From<BadRequest> for Refusal {
+    fn from(reason: BadRequest) -> Self {
+        Self::BadRequest(reason)
+    }
+}
+
+impl From<NoRoute> for Refusal {
+    fn from(error: NoRoute) -> Self {
+        match error {
+            NoRoute::NotFound => Self::NotFound,
+            NoRoute::Ambiguous => {
+                Self::BadRequest(BadRequest("the path can be read as one of another route"))
+            }
+        }
+    }
+}
+
+impl From<UpgradeError> for Refusal {
+    fn from(error: UpgradeError) -> Self {
+        Self::Upgrade(error)
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<SessionError> for Refusal {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::BadRequest(reason) => Self::BadRequest(reason),
+            SessionError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl From<ProxyError> for Refusal {
+    fn from(error: ProxyError) -> Self {
+        Self::Upstream(error)
+    }
+}
+
+impl From<SigningKeyError> for Refusal {
+    fn from(error: SigningKeyError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+impl From<RenewError> for Refusal {
+    fn from(error: RenewError) -> Self {
+        match error {
+            RenewError::Store(error) => Self::Store(error),
+            other => Self::Provider(other.to_string()),
+        }
+    }
+}

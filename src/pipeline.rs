@@ -1,0 +1,244 @@
+//! The road: the stages, called in order.
+//!
+//! A request is read into its one meaning, its route is found, the caller told, the policy asked, and only
+//! then is anything forwarded. Every way out of here is a reply of `pages` or an upstream's answer, and every
+//! request that reached a route leaves a decision record, every request an access record.
+
+use std::sync::Arc;
+
+use ::http::header::{AUTHORIZATION, CONNECTION, HeaderValue};
+use ::http::{HeaderMap, Request, Response};
+use arc_swap::ArcSwap;
+use hyper::body::Incoming;
+
+use crate::authenticate::Failure;
+use crate::authorize::{Decision, Facts};
+use crate::clock::Clock;
+use crate::connection::Connection;
+use crate::http::headers::{self, REQUEST_ID};
+use crate::http::{BadRequest, Body, Canonical, Client, Scheme, canonicalise, cookies};
+use crate::identity::Caller;
+use crate::pages::{self, Denied, Occasion, Refusal};
+use crate::proxy::{Errand, ResponseRules, Upgrade};
+use crate::session::{Found, Freshness, Session};
+use crate::snapshot::{Route, Snapshot};
+use crate::telemetry::Journal;
+
+mod own;
+mod records;
+mod sign_in;
+
+use records::Record;
+pub use records::RequestIds;
+
+/// What a worker serves requests with.
+pub struct Context {
+    /// Which worker this is.
+    pub worker: usize,
+    /// The configuration in force.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Where records go.
+    pub journal: Journal,
+    /// The time.
+    pub clock: Clock,
+    /// Names for requests.
+    pub ids: RequestIds,
+}
+
+/// A way off the road that is not an upstream's answer.
+enum Exit {
+    Refuse(Refusal),
+    SignInFailed(Failure),
+}
+
+impl<T: Into<Refusal>> From<T> for Exit {
+    fn from(refusal: T) -> Self {
+        Self::Refuse(refusal.into())
+    }
+}
+
+/// Serves one request. `misframed`: its bytes could be read in two ways, which only the listener can see.
+pub async fn serve(
+    cx: &Context,
+    connection: &Connection,
+    request: Request<Incoming>,
+    misframed: Option<BadRequest>,
+) -> Response<Body> {
+    let snapshot = cx.snapshot.load_full();
+    let mut request = request.map(Body::stream);
+    let mut record = Record::begin(cx, &snapshot, connection, &request);
+    let client = Client::of(&request);
+    let retried = sign_in::has_retried(&snapshot, request.headers());
+    let host = request.uri().host().map(str::to_owned);
+    let outcome = match misframed {
+        Some(reason) => Err(reason.into()),
+        None => Box::pin(answer(cx, &snapshot, connection, &mut request, &mut record)).await,
+    };
+    if let Err(Exit::Refuse(refusal)) = &outcome {
+        record.note(refusal);
+    }
+    let host = record.host().map(str::to_owned).or(host).unwrap_or_default();
+    let at =
+        Occasion { client, request_id: record.id(), contact: snapshot.error_contact.as_deref(), host: &host };
+    let mut response = match outcome {
+        Ok(response) => response,
+        Err(Exit::Refuse(refusal)) => pages::refuse(&refusal, &at),
+        Err(Exit::SignInFailed(failure)) => {
+            let reply = pages::sign_in_failed(
+                &failure,
+                snapshot.authenticate.provider().settings().kind,
+                &at,
+                retried,
+            );
+            sign_in::mark_retry(&snapshot, &failure, retried, reply, record.id())
+        }
+    };
+    if let Ok(id) = HeaderValue::from_str(record.id()) {
+        response.headers_mut().insert(REQUEST_ID.clone(), id);
+    }
+    if !connection_is_http1(connection) {
+        response.headers_mut().remove(CONNECTION);
+    }
+    record.finish(&mut response);
+    response
+}
+
+async fn answer(
+    cx: &Context,
+    snapshot: &Arc<Snapshot>,
+    connection: &Connection,
+    request: &mut Request<Body>,
+    record: &mut Record,
+) -> Result<Response<Body>, Exit> {
+    let scheme = if connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
+    let (parts, body) = std::mem::replace(request, Request::new(Body::empty())).into_parts();
+    let canonical = canonicalise(&parts, scheme, snapshot.path_rules)?;
+    record.about(&canonical);
+    let mut taken = Request::from_parts(parts, body);
+    if !snapshot.serves(&canonical.host) {
+        return Err(Refusal::NotFound.into());
+    }
+    if let Some(endpoint) = own::endpoint(snapshot, &canonical, &taken)? {
+        return own::answer(cx, snapshot, endpoint, &canonical, taken, record).await;
+    }
+
+    let route = snapshot.routes.find(&canonical)?;
+    record.routed(route);
+    let trusted = snapshot.forwarded_rules.trusts(connection.peer_ip());
+    let client_ip = snapshot.forwarded_rules.client(connection, taken.headers());
+    headers::scrub(taken.headers_mut(), &snapshot.header_rules, trusted)?;
+    let (parts, body) = taken.into_parts();
+    let upgrade = Upgrade::of(&parts)?.filter(|_| route.cluster.settings().upgrades);
+    let mut request = Request::from_parts(parts, body);
+    headers::remove_hop_by_hop(request.headers_mut());
+
+    let (caller, _session) = identify(snapshot, &canonical.host, request.headers(), &cx.clock).await?;
+    let permit = match decide(route, &caller, &canonical, client_ip, &request) {
+        Decision::Allow(permit) => {
+            record.decided(cx, route, &caller, true, permit.decided());
+            permit
+        }
+        Decision::SignIn(decided) => {
+            record.decided(cx, route, &caller, false, &decided);
+            return Err(sign_in::needed(snapshot, route, &canonical, request).await);
+        }
+        Decision::Deny(decided) => {
+            record.decided(cx, route, &caller, false, &decided);
+            let denied = Denied { caller, decided, details: route.show_error_details };
+            return Err(Refusal::Denied(Box::new(denied)).into());
+        }
+    };
+    if let (Some(upgrade), Caller::Identified(_)) = (&upgrade, permit.caller()) {
+        let origin = external_origin(route, &canonical);
+        upgrade.check_origin(request.headers(), |sent| sent.eq_ignore_ascii_case(&origin))?;
+    }
+
+    let fields = request.headers_mut();
+    cookies::remove(fields, |name| snapshot.sessions.cookie().is_ours(name));
+    if fields.get(AUTHORIZATION).is_some_and(|value| {
+        value.as_bytes().get(..9).is_some_and(|start| start.eq_ignore_ascii_case(b"pomerium "))
+    }) {
+        fields.remove(AUTHORIZATION);
+    }
+    snapshot.forwarded_rules.write(fields, connection, &canonical, route.external);
+    route.cluster.edit_request(fields);
+    if let Some(form) = &route.identity {
+        form.attach(&snapshot.signer, permit.caller(), &canonical.host, fields, cx.clock.now())?;
+    }
+    if let Ok(id) = HeaderValue::from_str(record.id()) {
+        fields.insert(REQUEST_ID.clone(), id);
+    }
+    let errand = Errand {
+        worker: cx.worker,
+        request: &canonical,
+        rules: snapshot.path_rules,
+        upgrade,
+        clock: &cx.clock,
+    };
+    let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
+    let rules = ResponseRules { is_our_cookie: &is_ours };
+    Ok(route.cluster.forward(permit, errand, request, rules).await?)
+}
+
+/// Who is calling: the session that the cookie opens, renewed when its tokens have expired.
+async fn identify(
+    snapshot: &Arc<Snapshot>,
+    host: &str,
+    headers: &HeaderMap,
+    clock: &Clock,
+) -> Result<(Caller, Option<Arc<Session>>), Exit> {
+    let Found::Session(session) = snapshot.sessions.find(host, headers).await? else {
+        return Ok((Caller::Anonymous, None));
+    };
+    match session.freshness(clock.now()) {
+        Freshness::Fresh => {}
+        Freshness::Due => snapshot.authenticate.renew_soon(&session),
+        Freshness::Stale => match snapshot.authenticate.renew(&session).await {
+            Ok(()) => {}
+            Err(crate::authenticate::RenewError::Ended) => return Ok((Caller::Anonymous, None)),
+            Err(error) => return Err(error.into()),
+        },
+    }
+    Ok((Caller::Identified(session.identity()), Some(session)))
+}
+
+/// Asks the policy. Where the path has other readings and the policy looks at it, all of them must pass.
+fn decide(
+    route: &Route,
+    caller: &Caller,
+    canonical: &Canonical,
+    client: std::net::IpAddr,
+    request: &Request<Body>,
+) -> Decision {
+    let ask = |path: &str| {
+        route.policy.decide(&Facts {
+            caller,
+            method: request.method(),
+            path,
+            client,
+            headers: request.headers(),
+        })
+    };
+    let decision = ask(&canonical.path.canonical);
+    if matches!(decision, Decision::Allow(_)) && route.policy.reads_path() {
+        for other in &canonical.path.others {
+            match ask(other) {
+                Decision::Allow(_) => {}
+                refused => return refused,
+            }
+        }
+    }
+    decision
+}
+
+/// The origin that a browser shows for this request.
+fn external_origin(route: &Route, canonical: &Canonical) -> String {
+    match canonical.port.filter(|port| *port != route.external.default_port()) {
+        Some(port) => format!("{}://{}:{port}", route.external.as_str(), canonical.host),
+        None => format!("{}://{}", route.external.as_str(), canonical.host),
+    }
+}
+
+fn connection_is_http1(connection: &Connection) -> bool {
+    connection.protocol == crate::connection::Protocol::Http1
+}

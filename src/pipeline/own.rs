@@ -1,0 +1,330 @@
+//! The endpoints of our own, answered on every host before any route.
+
+use std::sync::Arc;
+
+use ::http::{HeaderMap, Method, Request, Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::records::Record;
+use super::{Context, Exit, identify};
+use crate::authenticate::Redirect;
+use crate::authorize::{Decision, Facts};
+use crate::http::{BadRequest, Body, Canonical, Client, is_cross_site};
+use crate::identity::{Caller, Identity};
+use crate::pages::{self, Application, Fact, Occasion, Refusal};
+use crate::snapshot::Snapshot;
+
+/// An endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    User,
+    Claims,
+    Routes,
+    RoutesApi,
+    SignIn,
+    SignOut,
+    SignedOut,
+    HandOff,
+    Resume,
+    Callback,
+    Jwks,
+    Metadata,
+    Ping,
+    Robots,
+    Home,
+    Unknown,
+}
+
+/// Which endpoint a request is for; `None` when it is for a route.
+pub(super) fn endpoint(
+    snapshot: &Snapshot,
+    canonical: &Canonical,
+    request: &Request<Body>,
+) -> Result<Option<Endpoint>, BadRequest> {
+    let path = canonical.path.canonical.as_str();
+    let on_authenticate = canonical.host == snapshot.authenticate_host;
+    let authenticate = &snapshot.authenticate;
+    let found = match path {
+        "/.pomerium" | "/.pomerium/" => Endpoint::User,
+        "/.pomerium/user" => Endpoint::Claims,
+        "/.pomerium/routes" => Endpoint::Routes,
+        "/.pomerium/api/v1/routes" => Endpoint::RoutesApi,
+        "/.pomerium/sign_in" => Endpoint::SignIn,
+        "/.pomerium/sign_out" => Endpoint::SignOut,
+        "/.pomerium/signed_out" => Endpoint::SignedOut,
+        "/.pomerium/callback" | "/.pomerium/callback/" => Endpoint::HandOff,
+        "/.pomerium/resume" => Endpoint::Resume,
+        "/.well-known/pomerium/jwks.json" => Endpoint::Jwks,
+        "/.well-known/pomerium" | "/.well-known/pomerium/" => Endpoint::Metadata,
+        "/ping" => Endpoint::Ping,
+        path if path.starts_with("/.pomerium/") || path.starts_with("/.well-known/pomerium") => {
+            Endpoint::Unknown
+        }
+        path if authenticate.is_callback_path(&canonical.host, path) => {
+            // `/` is an application's page too: it is ours only with a state that is ours.
+            if path == "/" && !authenticate.is_our_callback(request.uri().query(), request.headers()) {
+                if snapshot.routes.find(canonical).is_ok() {
+                    return Ok(None);
+                }
+                Endpoint::Home
+            } else {
+                Endpoint::Callback
+            }
+        }
+        "/" if on_authenticate && snapshot.routes.find(canonical).is_err() => Endpoint::Home,
+        "/robots.txt" if on_authenticate && snapshot.routes.find(canonical).is_err() => Endpoint::Robots,
+        _ => return Ok(None),
+    };
+    if !canonical.path.others.is_empty() {
+        return Err(BadRequest("the path of an endpoint is written in a roundabout way"));
+    }
+    Ok(Some(found))
+}
+
+/// Answers it.
+pub(super) async fn answer(
+    cx: &Context,
+    snapshot: &Arc<Snapshot>,
+    endpoint: Endpoint,
+    canonical: &Canonical,
+    request: Request<Body>,
+    record: &Record,
+) -> Result<Response<Body>, Exit> {
+    let read = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !read && !(endpoint == Endpoint::SignOut && *request.method() == Method::POST) {
+        return Err(Refusal::Method.into());
+    }
+    let at = Occasion {
+        client: Client::of(&request),
+        request_id: record.id(),
+        contact: snapshot.error_contact.as_deref(),
+        host: &canonical.host,
+    };
+    let host = &canonical.host;
+    let origin = snapshot.origin(host, canonical.port);
+    let query = request.uri().query().unwrap_or_default();
+    match endpoint {
+        Endpoint::Ping => Ok(pages::text(StatusCode::OK, "OK")),
+        Endpoint::Robots => Ok(pages::text(StatusCode::OK, "User-agent: *\nDisallow: /\n")),
+        Endpoint::Home => Ok(pages::redirect(&Redirect { to: "/.pomerium/".into(), cookies: Vec::new() })),
+        Endpoint::Jwks => Ok(pages::document(snapshot.signer.jwks().to_owned(), 60)),
+        Endpoint::Metadata => Ok(pages::document(metadata(snapshot, &origin).to_string(), 60)),
+        Endpoint::SignIn => sign_in(snapshot, query, canonical, &origin, request.headers()).await,
+        Endpoint::HandOff => hand_off(snapshot, query, host, &origin, request.headers()).await,
+        Endpoint::Resume => resume(snapshot, query, &origin, &at).await,
+        Endpoint::Callback => {
+            let done = snapshot.authenticate.call_back(query, request.headers()).await;
+            done.map(|redirect| pages::redirect(&redirect)).map_err(Exit::SignInFailed)
+        }
+        Endpoint::SignOut => sign_out(snapshot, host, &origin, request.headers(), &at).await,
+        Endpoint::SignedOut => Ok(signed_out(snapshot, &at)),
+        Endpoint::User | Endpoint::Claims | Endpoint::Routes | Endpoint::RoutesApi => {
+            let (caller, session) = identify(snapshot, host, request.headers(), &cx.clock).await?;
+            let (Caller::Identified(identity), Some(session)) = (&caller, session) else {
+                let target = format!("{origin}{}", canonical.path.canonical);
+                let sign_in_url = snapshot.authenticate.sign_in_url(&origin, &target);
+                let begin = Some(snapshot.authenticate.begin(&target, host, request.headers()));
+                return Err(Refusal::SignInNeeded { begin, sign_in_url }.into());
+            };
+            Ok(match endpoint {
+                Endpoint::Claims => pages::json_reply(StatusCode::OK, &claims(identity)),
+                Endpoint::RoutesApi => {
+                    let all: Vec<_> = applications(snapshot, &caller)
+                        .into_iter()
+                        .map(|one| json!({ "name": one.name, "from": one.url, "description": one.description }))
+                        .collect();
+                    pages::json_reply(StatusCode::OK, &json!({ "routes": all }))
+                }
+                _ => {
+                    let facts = [
+                        fact("E-mail", identity.email.as_deref().unwrap_or("–")),
+                        fact("Subject", &identity.subject),
+                        fact("Groups", &groups(identity)),
+                        fact("Session", &identity.session),
+                        fact("Signed in", &identity.signed_in.to_string()),
+                        fact("Ends at the latest", &session.expires.to_string()),
+                    ];
+                    pages::user(
+                        &identity.name,
+                        &facts,
+                        &shown_claims(identity),
+                        &applications(snapshot, &caller),
+                        &at,
+                    )
+                }
+            })
+        }
+        Endpoint::Unknown => Err(Refusal::NotFound.into()),
+    }
+}
+
+fn metadata(snapshot: &Snapshot, origin: &str) -> Value {
+    json!({
+        "issuer": format!("{origin}/"),
+        "authentication_callback_endpoint": snapshot.authenticate.callback_url(),
+        "jwks_uri": format!("{origin}/.well-known/pomerium/jwks.json"),
+        "frontchannel_logout_uri": format!("{origin}/.pomerium/sign_out"),
+    })
+}
+
+async fn sign_in(
+    snapshot: &Snapshot,
+    query: &str,
+    canonical: &Canonical,
+    origin: &str,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, Exit> {
+    let authenticate = &snapshot.authenticate;
+    if let Some(sealed) = parameter(query, "pomerium_request")? {
+        if canonical.host != snapshot.authenticate_host {
+            return Err(Refusal::NotFound.into());
+        }
+        let request = authenticate
+            .open_request(&sealed)
+            .filter(|request| snapshot.serves(&request.host))
+            .ok_or(BadRequest("the request to sign in was not made here"))?;
+        let done = authenticate.go_on(request, headers).await;
+        return done.map(|redirect| pages::redirect(&redirect)).map_err(Exit::SignInFailed);
+    }
+    let target = match parameter(query, "pomerium_redirect_uri")? {
+        Some(target) => {
+            let serves = |host: &str, port: Option<u16>| {
+                snapshot.serves(host) && snapshot.has_port(host, port, canonical)
+            };
+            authenticate
+                .safe_target(&target, serves)
+                .ok_or(BadRequest("pomerium_redirect_uri does not lead to an application here"))?
+        }
+        None => url::Url::parse(&format!("{origin}/.pomerium/"))
+            .map_err(|_| BadRequest("the host is malformed"))?,
+    };
+    if target.host_str() == Some(&canonical.host) {
+        return Ok(pages::redirect(&authenticate.begin(target.as_str(), &canonical.host, headers)));
+    }
+    // The binding cookie has to be set by the host that the target is on.
+    let to = authenticate.sign_in_url(&target.origin().ascii_serialization(), target.as_str());
+    Ok(pages::redirect(&Redirect { to, cookies: Vec::new() }))
+}
+
+async fn hand_off(
+    snapshot: &Snapshot,
+    query: &str,
+    host: &str,
+    origin: &str,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, Exit> {
+    let token = parameter(query, "pomerium_handoff")?.unwrap_or_default();
+    let done = snapshot.authenticate.take_over(&token, host, &format!("{origin}/"), headers).await;
+    done.map(|redirect| pages::redirect(&redirect)).map_err(Exit::SignInFailed)
+}
+
+async fn resume(
+    snapshot: &Snapshot,
+    query: &str,
+    origin: &str,
+    at: &Occasion<'_>,
+) -> Result<Response<Body>, Exit> {
+    let token = parameter(query, "pomerium_kept")?.unwrap_or_default();
+    match snapshot.authenticate.give_back(&token, origin).await? {
+        Some(kept) if kept.fields.is_some() => Ok(pages::resume(&kept, at)),
+        Some(kept) => {
+            Ok(pages::redirect(&Redirect { to: format!("{origin}{}", kept.target), cookies: Vec::new() }))
+        }
+        None => Ok(pages::redirect(&Redirect { to: format!("{origin}/"), cookies: Vec::new() })),
+    }
+}
+
+async fn sign_out(
+    snapshot: &Arc<Snapshot>,
+    host: &str,
+    origin: &str,
+    headers: &HeaderMap,
+    at: &Occasion<'_>,
+) -> Result<Response<Body>, Exit> {
+    if is_cross_site(headers, |sent| sent.eq_ignore_ascii_case(origin)) {
+        let actions = [("Sign out", "/.pomerium/sign_out"), ("Stay signed in", "/.pomerium/")];
+        return Ok(pages::message(
+            StatusCode::OK,
+            "Do you want to sign out?",
+            "Another site asked for it.",
+            &actions,
+            at,
+        ));
+    }
+    let session = match snapshot.sessions.find(host, headers).await? {
+        crate::session::Found::Session(session) => Some(session),
+        crate::session::Found::Nobody => None,
+    };
+    let done = snapshot.authenticate.sign_out(session.as_deref()).await?;
+    Ok(pages::redirect(&Redirect { to: done.to, cookies: vec![done.cookie] }))
+}
+
+fn signed_out(snapshot: &Snapshot, at: &Occasion<'_>) -> Response<Body> {
+    if let Some(url) = &snapshot.authenticate.settings().signed_out_url {
+        return pages::redirect(&Redirect { to: url.to_string(), cookies: Vec::new() });
+    }
+    let actions = [("Sign in again", "/.pomerium/")];
+    pages::message(
+        StatusCode::OK,
+        "You are signed out",
+        "Your session has ended on every application.",
+        &actions,
+        at,
+    )
+}
+
+/// A parameter that may occur once.
+fn parameter(query: &str, name: &str) -> Result<Option<String>, BadRequest> {
+    let mut values =
+        url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name).map(|(_, value)| value);
+    let first = values.next().map(std::borrow::Cow::into_owned);
+    if values.next().is_some() {
+        return Err(BadRequest("a parameter that may occur once occurs twice"));
+    }
+    Ok(first)
+}
+
+/// The claims about the person; those about the token are left out, as in Pomerium.
+fn claims(identity: &Identity) -> Value {
+    let hidden = ["iss", "aud", "exp", "iat", "jti", "nonce", "at_hash"];
+    let shown = identity.claims.iter().filter(|(name, _)| !hidden.contains(&name.as_str()));
+    Value::Object(shown.map(|(name, value)| (name.clone(), value.clone())).collect())
+}
+
+fn shown_claims(identity: &Identity) -> Vec<Fact> {
+    let Value::Object(claims) = claims(identity) else { return Vec::new() };
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    claims.iter().map(|(name, value)| fact(name, &text(value))).collect()
+}
+
+fn groups(identity: &Identity) -> String {
+    match identity.groups.as_deref() {
+        None | Some([]) => "–".into(),
+        Some(groups) => groups.join(", "),
+    }
+}
+
+fn fact(name: &str, value: &str) -> Fact {
+    Fact { name: name.to_owned(), value: value.to_owned() }
+}
+
+/// The applications that a caller may open, judged as if each were opened now by `GET`.
+fn applications(snapshot: &Snapshot, caller: &Caller) -> Vec<Application> {
+    let headers = HeaderMap::new();
+    let allowed = |route: &&crate::snapshot::Route| {
+        let facts = Facts {
+            caller,
+            method: &Method::GET,
+            path: &route.path,
+            client: std::net::Ipv4Addr::UNSPECIFIED.into(),
+            headers: &headers,
+        };
+        route.is_place && matches!(route.policy.decide(&facts), Decision::Allow(_))
+    };
+    let shown = snapshot.routes.targets().iter().filter(allowed).map(|route| Application {
+        name: route.name.clone(),
+        url: format!("{}{}", route.from, route.path),
+        description: route.description.clone().unwrap_or_default(),
+    });
+    shown.collect()
+}

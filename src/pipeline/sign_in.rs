@@ -1,0 +1,94 @@
+//! When somebody has to sign in: what a browser, a form and a program get.
+
+use ::http::header::REFERER;
+use ::http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+
+use super::{Exit, external_origin};
+use crate::authenticate::{Failure, Kept};
+use crate::http::{Body, Canonical, Client, cookies, is_same_site_form};
+use crate::pages::{self, Refusal};
+use crate::snapshot::{Route, Snapshot};
+
+/// The largest form that is kept through a sign-in.
+const LARGEST_FORM: usize = 64 * 1024;
+/// The longest target that travels with the browser.
+const LONGEST_TARGET: usize = 1500;
+/// The cookie that says that a browser began again by itself.
+const RETRY: &str = "retry";
+/// How long it says so.
+const RETRIED: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// A way to sign in, in the form that the caller can use.
+pub(super) async fn needed(
+    snapshot: &Snapshot,
+    route: &Route,
+    canonical: &Canonical,
+    request: Request<Body>,
+) -> Exit {
+    let origin = external_origin(route, canonical);
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let authenticate = &snapshot.authenticate;
+    let idempotent = matches!(*request.method(), Method::GET | Method::HEAD);
+    // A program cannot repeat what it sent; its person comes back to the page that sent it.
+    let back = if idempotent { format!("{origin}{path}") } else { referring_page(&request, &origin) };
+    let sign_in_url = authenticate.sign_in_url(&origin, &back);
+    let needed = |begin| Exit::Refuse(Refusal::SignInNeeded { begin, sign_in_url: sign_in_url.clone() });
+    if Client::of(&request) != Client::Navigation {
+        return needed(None);
+    }
+    let host = canonical.host.clone();
+    if idempotent {
+        if origin.len() + path.len() > LONGEST_TARGET {
+            return match authenticate.begin_for_long(path, &origin, &host, request.headers()).await {
+                Ok(begin) => needed(Some(begin)),
+                Err(error) => error.into(),
+            };
+        }
+        return needed(Some(authenticate.begin(&back, &host, request.headers())));
+    }
+    let keep = authenticate.settings().preserve_post
+        && is_same_site_form(&request, |sent| sent.eq_ignore_ascii_case(&origin));
+    if !keep {
+        return needed(None);
+    }
+    let (parts, body) = request.into_parts();
+    // A form that is too large, or broke off, is not kept.
+    let Ok(body) = Limited::new(body, LARGEST_FORM).collect().await else { return needed(None) };
+    let fields = url::form_urlencoded::parse(&body.to_bytes())
+        .map(|(name, value)| (name.into_owned(), value.into_owned()))
+        .collect();
+    match authenticate.keep(&Kept { target: path, fields: Some(fields) }, &origin).await {
+        Ok(target) => needed(Some(authenticate.begin(&target, &host, &parts.headers))),
+        Err(crate::store::StoreError::Full) => needed(None),
+        Err(error) => error.into(),
+    }
+}
+
+fn referring_page(request: &Request<Body>, origin: &str) -> String {
+    let referring = request.headers().get(REFERER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let same = referring.strip_prefix(origin).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if same && referring.len() <= LONGEST_TARGET { referring.to_owned() } else { format!("{origin}/") }
+}
+
+/// Whether this browser has just begun again by itself.
+pub(super) fn has_retried(snapshot: &Snapshot, headers: &HeaderMap) -> bool {
+    let settings = snapshot.sessions.cookie();
+    cookies::all(headers).any(|(name, _)| settings.attempt(RETRY, name).is_some())
+}
+
+/// Remembers that the browser begins again by itself, so that it does not do so for ever.
+pub(super) fn mark_retry(
+    snapshot: &Snapshot,
+    failure: &Failure,
+    retried: bool,
+    mut reply: Response<Body>,
+    request_id: &str,
+) -> Response<Body> {
+    tracing::warn!(error = %failure.error, request_id, "a sign-in did not succeed");
+    if failure.retry_by_itself && !retried && reply.status() == StatusCode::BAD_REQUEST {
+        let cookie = snapshot.sessions.cookie().sign_in(RETRY, "1", "1", RETRIED);
+        pages::set_cookies(&mut reply, &[cookie]);
+    }
+    reply
+}

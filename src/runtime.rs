@@ -1,0 +1,357 @@
+//! Starting and stopping: the control plane, the workers, the signals, the drain.
+//!
+//! The data plane is one thread a worker, each with a runtime, a listening socket and upstream connections of
+//! its own. The control plane is a small runtime beside them for what must not hold up requests: discovery,
+//! renewal, the store, health, signals.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::Clock;
+use crate::config::{Settings, StorageKind};
+use crate::crypto::{self, KeyRing, Purpose, Signer};
+use crate::listener::{self, Limits, Listener};
+use crate::pipeline::{Context, RequestIds};
+use crate::snapshot::{Parts, Snapshot};
+use crate::store::{FileStore, MemoryStore, Store};
+use crate::telemetry::{Format, Sink};
+use crate::tls::Acceptor;
+
+/// What has expired is removed this often.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Why the server could not start, or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The address cannot be used.
+    #[error("cannot listen on {address} ({key}): {error}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// The key that sets it.
+        key: &'static str,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The state directory or what is in it cannot be used.
+    #[error("{what}: {error}")]
+    State {
+        /// What was tried.
+        what: String,
+        /// What the system says.
+        error: String,
+    },
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Answers on the health port: its socket, whether requests are accepted, and the configuration in force.
+pub type Health = fn(
+    TcpListener,
+    Arc<AtomicBool>,
+    Arc<ArcSwap<Snapshot>>,
+) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+
+/// Serves until it is told to stop. Returns after the drain.
+///
+/// # Errors
+/// When it cannot start.
+pub fn run(settings: Settings, health: Health) -> Result<(), RuntimeError> {
+    let control = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(|error| RuntimeError::Other(format!("the control plane cannot start: {error}")))?;
+    let served = control.block_on(serve(settings, control.handle().clone(), health));
+    control.shutdown_timeout(Duration::from_secs(1));
+    served
+}
+
+async fn serve(
+    settings: Settings,
+    control: tokio::runtime::Handle,
+    answer: Health,
+) -> Result<(), RuntimeError> {
+    let clock = Clock::system();
+    let (store, secret, kind) = open_state(&settings)?;
+    let keys = KeyRing::new(secret);
+    let signer = match &settings.signing_key {
+        Some(pem) => Signer::from_pem(pem),
+        None => Signer::from_secret(&keys.secret(Purpose::Assertion)),
+    };
+    let signer = signer.map_err(|error| RuntimeError::Other(format!("signing_key: {error}")))?;
+
+    let address = settings.listen.address.clone();
+    let workers = settings.listen.workers;
+    let listeners = listener::bind(&address, workers);
+    let listeners = listeners.map_err(|error| RuntimeError::Listen { address, key: "address", error })?;
+    let health = settings.health_address.clone();
+    let admin = listener::bind(&health, 1);
+    let admin =
+        admin.map_err(|error| RuntimeError::Listen { address: health, key: "health_check_addr", error })?;
+
+    let acceptor = match &settings.listen.tls {
+        Some(tls) => Some(Acceptor::new(tls).map_err(|error| RuntimeError::Other(format!("TLS: {error}")))?),
+        None => None,
+    };
+    let (limits, format, drain) =
+        (Limits::new(settings.listen.idle), settings.log_format, settings.drain_timeout);
+    let encrypted = acceptor.is_some();
+    let parts = Parts { store: store.clone(), keys, signer: Arc::new(signer), clock: clock.clone(), control };
+    let snapshot =
+        Snapshot::build(settings, parts).map_err(|error| RuntimeError::Other(error.to_string()))?;
+    let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+
+    let (ready, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (stop, stopping) = watch::channel(false);
+    let (alive, mut all_gone) = mpsc::channel::<()>(1);
+    let sink =
+        Sink::start().map_err(|error| RuntimeError::Other(format!("the log cannot start: {error}")))?;
+    let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
+    let mut threads = Vec::with_capacity(workers);
+    for (worker, listener) in listeners.into_iter().enumerate() {
+        let context = Context {
+            worker,
+            snapshot: snapshot.clone(),
+            journal: sink.journal(format),
+            clock: clock.clone(),
+            ids: RequestIds::new(),
+        };
+        let start = Worker {
+            listener,
+            acceptor: acceptor.clone(),
+            limits,
+            context,
+            stopping: stopping.clone(),
+            alive: alive.clone(),
+            over: over.clone(),
+        };
+        threads.push(start.spawn(worker)?);
+    }
+    drop(alive);
+
+    let background = start_background(&snapshot, &store, &clock);
+    for listener in admin {
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(address = %address, "health");
+        }
+        let served = answer(listener, ready.clone(), snapshot.clone());
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the health port cannot be served");
+            }
+        });
+    }
+    if let Some(address) = bound {
+        let scheme = if encrypted { "https" } else { "http" };
+        tracing::info!(address = %address, scheme, workers, storage = kind, "listening");
+    }
+    ready.store(true, Ordering::Release);
+
+    let signalled = wait_for_stop().await?;
+    tracing::info!(signal = signalled, drain_timeout = ?drain, "stopping");
+    ready.store(false, Ordering::Release);
+    // Nobody listens any more only when every worker has gone already.
+    let _ = stop.send(true);
+    tokio::select! {
+        // Closed when the last connection has gone.
+        _ = all_gone.recv() => tracing::info!("stopped; everything under way was finished"),
+        () = tokio::time::sleep(drain) => tracing::warn!("stopped; drain_timeout was over before everything had finished"),
+        again = wait_for_stop() => tracing::warn!(signal = again.unwrap_or("?"), "stopped at once"),
+    }
+    over.store(true, Ordering::Release);
+    for task in background {
+        task.abort();
+    }
+    tokio::task::spawn_blocking(move || {
+        for thread in threads {
+            // A worker that panicked has said so already.
+            let _ = thread.join();
+        }
+    })
+    .await
+    .unwrap_or_default();
+    sink.finish();
+    Ok(())
+}
+
+struct Worker {
+    listener: TcpListener,
+    acceptor: Option<Acceptor>,
+    limits: Limits,
+    context: Context,
+    stopping: watch::Receiver<bool>,
+    alive: mpsc::Sender<()>,
+    /// The drain is over, whatever is still under way.
+    over: Arc<AtomicBool>,
+}
+
+impl Worker {
+    fn spawn(self, number: usize) -> Result<JoinHandle<()>, RuntimeError> {
+        std::thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => runtime,
+                    Err(error) => return tracing::error!(%error, "a worker cannot start"),
+                };
+                runtime.block_on(self.work());
+            })
+            .map_err(|error| RuntimeError::Other(format!("a worker cannot start: {error}")))
+    }
+
+    async fn work(self) {
+        let context = Arc::new(self.context);
+        let mut stopping = self.stopping.clone();
+        let listener = Listener::new(
+            self.listener,
+            self.acceptor,
+            self.limits,
+            context.clone(),
+            self.stopping,
+            self.alive.clone(),
+        );
+        match listener {
+            Ok(listener) => listener.run().await,
+            Err(error) => tracing::error!(%error, "a worker cannot listen"),
+        }
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+        // What is under way goes on on this thread until its connections have gone, or the process ends.
+        let alive = self.alive.downgrade();
+        drop(self.alive);
+        while !self.over.load(Ordering::Acquire)
+            && alive.upgrade().is_some_and(|held| held.strong_count() > 1)
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        context.journal.flush();
+    }
+}
+
+fn start_background(
+    snapshot: &Arc<ArcSwap<Snapshot>>,
+    store: &Arc<dyn Store>,
+    clock: &Clock,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let discovery = tokio::spawn(snapshot.load_full().authenticate.clone().keep_discovered());
+    let (snapshot, store, clock) = (snapshot.clone(), store.clone(), clock.clone());
+    let sweep = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            let current = snapshot.load_full();
+            current.sessions.sweep();
+            current.authenticate.sweep();
+            if let Err(error) = store.sweep(clock.now()).await {
+                tracing::warn!(%error, "expired sessions could not be removed");
+            }
+        }
+    });
+    vec![discovery, sweep]
+}
+
+/// `TERM` or `INT`. `HUP` is said to have no effect yet, instead of ending the process.
+async fn wait_for_stop() -> Result<&'static str, RuntimeError> {
+    let listen = |kind| {
+        signal(kind).map_err(|error| RuntimeError::Other(format!("signals cannot be received: {error}")))
+    };
+    let (mut terminate, mut interrupt, mut hangup) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?, listen(SignalKind::hangup())?);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok("TERM"),
+            _ = interrupt.recv() => return Ok("INT"),
+            _ = hangup.recv() => tracing::warn!("reloading is not there yet; restart to use a changed configuration"),
+        }
+    }
+}
+
+/// Opens the store, and finds or makes the server's secret.
+fn open_state(settings: &Settings) -> Result<(Arc<dyn Store>, [u8; 32], &'static str), RuntimeError> {
+    let directory = &settings.state_dir;
+    let usable = make_directory(directory);
+    let memory = || -> Arc<dyn Store> { Arc::new(MemoryStore::new()) };
+    let fail = |what: String| {
+        move |error: &dyn std::fmt::Display| RuntimeError::State {
+            what: what.clone(),
+            error: error.to_string(),
+        }
+    };
+    match (settings.storage, usable) {
+        (Some(StorageKind::Memory), _) => {
+            Ok((memory(), settings.secret.unwrap_or_else(crypto::random), "memory"))
+        }
+        (None, Err(error)) => {
+            tracing::warn!(
+                state_dir = %directory.display(), %error,
+                "state_dir cannot be written: sessions are kept in memory and end with the process"
+            );
+            Ok((memory(), settings.secret.unwrap_or_else(crypto::random), "memory"))
+        }
+        (Some(StorageKind::File), Err(error)) => {
+            Err(fail(format!("state_dir {} cannot be used", directory.display()))(&error))
+        }
+        (_, Ok(())) => {
+            let path = directory.join("sessions.redb");
+            let store = FileStore::open(&path);
+            let store =
+                store.map_err(|error| fail(format!("{} cannot be opened", path.display()))(&error))?;
+            let secret = match settings.secret {
+                Some(secret) => secret,
+                None => kept_secret(&directory.join("secret"))?,
+            };
+            Ok((Arc::new(store), secret, "file"))
+        }
+    }
+}
+
+fn make_directory(directory: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let probe = directory.join(".writable");
+    std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&probe)?;
+    std::fs::remove_file(&probe)
+}
+
+/// The secret of an earlier start, or a new one that the next start finds.
+fn kept_secret(path: &Path) -> Result<[u8; 32], RuntimeError> {
+    let fail = |error: &dyn std::fmt::Display| RuntimeError::State {
+        what: path.display().to_string(),
+        error: error.to_string(),
+    };
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            bytes.try_into().map_err(|_| fail(&"it does not hold 32 bytes; remove it to have a new one made"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let secret: [u8; 32] = crypto::random();
+            let mut file = std::fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(path)
+                .map_err(|error| fail(&error))?;
+            io::Write::write_all(&mut file, &secret)
+                .and_then(|()| file.sync_all())
+                .map_err(|error| fail(&error))?;
+            Ok(secret)
+        }
+        Err(error) => Err(fail(&error)),
+    }
+}
+
+/// Starts the process's own log.
+pub fn start_log(format: Format, level: &str) {
+    crate::telemetry::start(format, level);
+}

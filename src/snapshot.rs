@@ -1,0 +1,157 @@
+//! Everything that a request needs, compiled, immutable, and swapped as a whole.
+
+use std::sync::Arc;
+
+use crate::assertion::Form;
+use crate::authenticate::Authenticate;
+use crate::authorize::Policy;
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::crypto::{KeyRing, Signer};
+use crate::http::forwarded::ForwardedRules;
+use crate::http::headers::HeaderRules;
+use crate::http::{PathRules, Scheme};
+use crate::proxy::{Cluster, UpstreamTlsError};
+use crate::route::Table;
+use crate::session::Sessions;
+use crate::store::Store;
+
+/// A configuration in force.
+pub struct Snapshot {
+    /// Where requests belong.
+    pub routes: Table<Route>,
+    /// The authenticate service.
+    pub authenticate: Arc<Authenticate>,
+    /// The sessions.
+    pub sessions: Arc<Sessions>,
+    /// Signs assertions.
+    pub signer: Arc<Signer>,
+    /// How paths are read.
+    pub path_rules: PathRules,
+    /// Which headers a client may send.
+    pub header_rules: HeaderRules,
+    /// Whose forwarded headers are believed.
+    pub forwarded_rules: ForwardedRules,
+    /// The authenticate host.
+    pub authenticate_host: String,
+    /// The port of the authenticate host, when it is not the scheme's own.
+    pub authenticate_port: Option<u16>,
+    /// `error_contact`.
+    pub error_contact: Option<String>,
+}
+
+/// A compiled route.
+pub struct Route {
+    /// Its name in records.
+    pub name: String,
+    /// The origin in `from`.
+    pub from: String,
+    /// `description`.
+    pub description: Option<String>,
+    /// The scheme that people use.
+    pub external: Scheme,
+    /// The path that its applications begin at.
+    pub path: String,
+    /// Whether its host is one host, so that one can go there.
+    pub is_place: bool,
+    /// Who may pass.
+    pub policy: Policy,
+    /// Where it leads.
+    pub cluster: Arc<Cluster>,
+    /// What its upstream is told about the caller.
+    pub identity: Option<Form>,
+    /// `show_error_details`.
+    pub show_error_details: bool,
+}
+
+/// What a snapshot is made with, besides its settings.
+pub struct Parts {
+    /// The session store.
+    pub store: Arc<dyn Store>,
+    /// The server's secrets.
+    pub keys: KeyRing,
+    /// Signs assertions.
+    pub signer: Arc<Signer>,
+    /// The time.
+    pub clock: Clock,
+    /// The control plane.
+    pub control: tokio::runtime::Handle,
+}
+
+impl Snapshot {
+    /// Compiles a configuration.
+    ///
+    /// # Errors
+    /// When a route's TLS settings cannot be used; they were checked when the configuration was read.
+    pub fn build(settings: Settings, parts: Parts) -> Result<Self, UpstreamTlsError> {
+        let workers = settings.listen.workers;
+        let sessions = Arc::new(Sessions::new(settings.session, parts.store, parts.clock.clone()));
+        let url = settings.authenticate.url.clone();
+        let authenticate = Authenticate::new(
+            settings.authenticate,
+            sessions.clone(),
+            parts.keys,
+            parts.clock,
+            parts.control,
+        );
+        let mut routes = Vec::with_capacity(settings.routes.len());
+        for route in settings.routes {
+            let path = match &route.matched.path {
+                crate::route::PathMatch::Exact(path) | crate::route::PathMatch::Prefix(path) => {
+                    path.to_string()
+                }
+                crate::route::PathMatch::Regex(_) => "/".into(),
+            };
+            let compiled = Route {
+                name: route.name,
+                from: route.from,
+                description: route.description,
+                external: route.external,
+                path,
+                is_place: route.matched.host.exact().is_some(),
+                policy: route.policy,
+                cluster: Arc::new(Cluster::new(route.cluster, workers)?),
+                identity: route.identity.map(|(format, claims)| Form::new(format, claims)),
+                show_error_details: route.show_error_details,
+            };
+            routes.push((route.matched, compiled));
+        }
+        Ok(Self {
+            routes: Table::new(routes),
+            authenticate,
+            sessions,
+            signer: parts.signer,
+            path_rules: settings.path_rules,
+            header_rules: settings.header_rules,
+            forwarded_rules: settings.forwarded_rules,
+            authenticate_host: url.host_str().unwrap_or_default().to_owned(),
+            authenticate_port: url.port(),
+            error_contact: settings.error_contact,
+        })
+    }
+
+    /// Whether requests for this host are ours at all.
+    pub fn serves(&self, host: &str) -> bool {
+        host == self.authenticate_host || self.routes.serves_host(host)
+    }
+
+    /// Whether a host can be reached at a port: the one of the authenticate host, of a route there, or the one
+    /// that this request came to.
+    pub fn has_port(&self, host: &str, port: Option<u16>, came: &crate::http::Canonical) -> bool {
+        port.is_none()
+            || port == came.port
+            || (host == self.authenticate_host && port == self.authenticate_port)
+            || self.routes.serves_port(host, port)
+    }
+
+    /// The origin that people use for a host: the scheme of its routes, and the port they came to.
+    pub fn origin(&self, host: &str, port: Option<u16>) -> String {
+        let scheme = self.authenticate.settings().url.scheme();
+        match port {
+            Some(port) if !(scheme == "https" && port == 443) && !(scheme == "http" && port == 80) => {
+                format!("{scheme}://{host}:{port}")
+            }
+            _ => format!("{scheme}://{host}"),
+        }
+    }
+}
