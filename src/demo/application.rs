@@ -58,8 +58,8 @@ fn page(request: &Request<Incoming>) -> Response<Body> {
          <title>Hello</title><style>:root{{color-scheme:light dark}}body{{font:1rem/1.5 system-ui,sans-serif;max-width:52rem;\
          margin:3rem auto;padding:0 1rem}}table{{border-collapse:collapse;width:100%}}th,td{{text-align:left;vertical-align:top;\
          padding:.35rem .6rem .35rem 0;border-top:1px solid #8885;overflow-wrap:anywhere}}th{{white-space:nowrap;font-weight:600}}\
-         </style></head><body><h1>{greeting}</h1><p>This is the application. It knows nothing about signing in; it shows what\
-         it was sent with <code>{} {}</code>.</p><table>{rows}</table><p><a href=\"/.pomerium/\">Your session</a> ·\
+         </style></head><body><h1>{greeting}</h1><p>This is the application. It knows nothing about signing in; it shows what \
+         it was sent with <code>{} {}</code>.</p><table>{rows}</table><p><a href=\"/.pomerium/\">Your session</a> · \
          <a href=\"/.pomerium/sign_out\">Sign out</a></p></body></html>",
         escape(request.method().as_str()),
         escape(request.uri().path()),

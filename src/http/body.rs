@@ -15,7 +15,7 @@ pub struct Body {
     source: Source,
     sent: u64,
     limits: Option<Box<Limits>>,
-    watchers: [Option<Box<dyn Watcher>>; 2],
+    watchers: [Option<Box<dyn Watcher>>; 3],
 }
 
 enum Source {
@@ -84,7 +84,7 @@ impl Body {
     }
 
     const fn of(source: Source) -> Self {
-        Self { source, sent: 0, limits: None, watchers: [None, None] }
+        Self { source, sent: 0, limits: None, watchers: [None, None, None] }
     }
 
     /// Sets limits of time on a stream.
@@ -96,11 +96,11 @@ impl Body {
         self
     }
 
-    /// Adds a watcher; a body takes two.
+    /// Adds a watcher. There is room for three: the pool's, the record's and the connection's.
     pub fn watch(&mut self, watcher: Box<dyn Watcher>) {
-        match &mut self.watchers {
-            [first @ None, _] => *first = Some(watcher),
-            [_, second] => *second = Some(watcher),
+        match self.watchers.iter_mut().find(|slot| slot.is_none()) {
+            Some(slot) => *slot = Some(watcher),
+            None => debug_assert!(false, "a body has three watchers at the most"),
         }
     }
 

@@ -1,0 +1,259 @@
+//! `portcullis check`, and that `run` refuses what it refuses.
+
+use std::process::{Command, Output};
+
+use crate::rig::BINARY;
+
+struct Checked {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Checked {
+    let Output { status, stdout, stderr } =
+        Command::new(BINARY).args(arguments).env_clear().envs(environment.iter().copied()).output().unwrap();
+    Checked { code: status.code().unwrap(), out: String::from_utf8(stdout).unwrap(), err: String::from_utf8(stderr).unwrap() }
+}
+
+fn check(name: &str, text: &str) -> Checked {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    let mut checked = run(&["check", "-c", path.to_str().unwrap()], &[]);
+    checked.err = checked.err.replace(path.to_str().unwrap(), name);
+    checked
+}
+
+const GUIDE: [(&str, &str); 5] = [
+    ("IDP_PROVIDER", "oidc"),
+    ("IDP_PROVIDER_URL", "https://cognito-idp.eu-west-2.amazonaws.com/eu-west-2_KcLwCelr7"),
+    ("IDP_CLIENT_ID", "304a12ktcc5djt9d7enj6dsjkg"),
+    ("IDP_CLIENT_SECRET", "a-secret-of-ones-own"),
+    ("IDP_SCOPES", "openid,profile,email"),
+];
+
+const CONFIG_MAP: &str = r#"apiVersion: v1
+data:
+  config.yaml: |
+    # Main configuration flags : https://www.pomerium.io/reference/
+    authenticate_service_url: https://k8s-auth-prod.example.com # The URL you have set up for the Pomerium Authentication service
+    authorize_service_url: https://pomerium-authorize-service.default.svc.cluster.local
+
+
+    idp_provider: oidc
+    idp_provider_url: https://cognito-idp.${AWS-REGION}.amazonaws.com/${USER_POOL_ID}
+    idp_client_id: 304a12ktcc5djt9d7enj6dsjkg
+    idp_client_secret: "1re5ukkv3dab6up5aefv7rru65lu60oblf04t6cv8u9s0itjbci7"
+    idp_scopes: ["openid", "email", "profile"]
+kind: ConfigMap
+metadata:
+  name: pomerium-config
+"#;
+
+#[test]
+fn the_five_variables_of_the_guide_are_enough() {
+    let checked = run(&["check"], &GUIDE);
+    assert_eq!(checked.code, 0, "{}", checked.err);
+    assert!(checked.out.lines().any(|line| line == "https://localhost/oauth2/callback"), "{}", checked.out);
+    let mut sample = GUIDE;
+    sample[1].1 = "https://cognito-idp.${AWS-REGION}.amazonaws.com/${USER-POOL-ID}";
+    sample[3].1 = "1re5ukkv3dab6up5aefv7rru65lu60oblf04t6cv8u9s0itjbci7";
+    for command in ["check", "run"] {
+        let checked = run(&[command], &sample);
+        assert_eq!(checked.code, 2, "{command}");
+        assert!(checked.err.contains("environment: IDP_PROVIDER_URL: the placeholder `${AWS-REGION}`"), "{}", checked.err);
+        assert!(checked.err.contains("environment: IDP_CLIENT_SECRET: this secret is printed in a public guide"), "{}", checked.err);
+    }
+}
+
+#[test]
+fn a_pool_id_and_a_client_id_are_enough() {
+    let checked = run(&["check"], &[("IDP_PROVIDER_URL", "eu-west-2_KcLwCelr7"), ("IDP_CLIENT_ID", "x")]);
+    assert_eq!(checked.code, 0, "{}", checked.err);
+}
+
+#[test]
+fn the_config_map_of_the_guide_works_with_its_placeholders_filled_in() {
+    let inner: String = CONFIG_MAP.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect();
+    for (name, text, line, column) in [("configmap.yaml", CONFIG_MAP, 10, 5), ("config.yaml", inner.as_str(), 5, 1)] {
+        let checked = check(name, text);
+        assert_eq!(checked.code, 2);
+        let expected = format!("{name}:{line}:{column}: idp_provider_url: the placeholder `${{AWS-REGION}}` was not filled in");
+        assert!(checked.err.contains(&expected), "{}", checked.err);
+        let filled = text
+            .replace("cognito-idp.${AWS-REGION}.amazonaws.com/${USER_POOL_ID}", "cognito-idp.eu-west-2.amazonaws.com/eu-west-2_K")
+            .replace("1re5ukkv3dab6up5aefv7rru65lu60oblf04t6cv8u9s0itjbci7", "mine");
+        let checked = check(name, &filled);
+        assert_eq!(checked.code, 0, "{}", checked.err);
+        assert!(checked.out.lines().any(|line| line == "https://k8s-auth-prod.example.com/oauth2/callback"), "{}", checked.out);
+        assert!(checked.out.lines().any(|line| line == "https://k8s-auth-prod.example.com/.pomerium/signed_out"));
+        assert!(checked.err.contains("authorize_service_url: this key has no effect here"), "{}", checked.err);
+    }
+}
+
+#[test]
+fn every_file_in_config_is_right_or_has_placeholders() {
+    let mut files = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/config")).unwrap() {
+        let path = entry.unwrap().path();
+        let checked = run(&["check", "-c", path.to_str().unwrap()], &[]);
+        let only_placeholders = checked.err.lines().all(|line| {
+            line.contains("placeholder") || line.starts_with("warning:") || line.contains("problem")
+        });
+        assert!(checked.code == 0 || only_placeholders, "{}: {}", path.display(), checked.err);
+        files += 1;
+    }
+    assert!(files >= 6, "{files}");
+}
+
+const PROVIDER: &str = "idp_provider_url: https://idp.example.com\nidp_client_id: x\n";
+
+#[test]
+fn all_problems_are_reported_at_once_with_their_place() {
+    let checked = check(
+        "bad.yaml",
+        "idp_provider: oicd\nadress: x\ntimeout_read: 30\ncookie_same_site: laxx\nroutes:\n  - from: https://a.example.com\n    \
+         to: http://b\n    policy:\n      - allow:\n          or:\n            - emial: x\n  - from: http://a.example.com\n    too: http://b\n",
+    );
+    assert_eq!(checked.code, 2);
+    for line in [
+        "bad.yaml:1:1: idp_provider: `oicd` is not one of oidc, cognito (did you mean `oidc`?)",
+        "bad.yaml:2:1: adress: unknown key (did you mean `address`?)",
+        "bad.yaml:3:1: timeout_read: `30` is not a duration",
+        "bad.yaml:4:1: cookie_same_site: `laxx` is not one of",
+        "bad.yaml:11:15: routes[0].policy[0].allow.or[0].emial: unknown policy criterion `emial`",
+        "(did you mean `email`?)",
+        "bad.yaml:12:5: routes[1].from: `https://` was expected",
+        "bad.yaml:12:5: routes[1]: `to` is missing",
+        "bad.yaml:13:5: routes[1].too: unknown key (did you mean `to`?)",
+        "configuration: idp_client_id: is missing",
+        "configuration: idp_provider_url: is missing",
+    ] {
+        assert!(checked.err.contains(line), "{line}\n--\n{}", checked.err);
+    }
+}
+
+#[test]
+fn json_and_toml_mean_the_same_and_broken_files_say_where() {
+    let json = "{\n\t\"idp_provider_url\": \"https://idp.example.com\",\n\t\"idp_client_id\": \"x\", \"adress\": 1\n}";
+    let toml = "idp_provider_url = 'https://idp.example.com'\nidp_client_id = 'x'\n[[routes]]\nfrom = 'https://a.example.com'\nto = 'http://b'\nfrm = 1\n";
+    assert!(check("a.json", json).err.contains("a.json:3:24: adress: unknown key"), "{}", check("a.json", json).err);
+    assert!(check("a.toml", toml).err.contains("a.toml:6:1: routes[0].frm: unknown key"), "{}", check("a.toml", toml).err);
+    for (name, text, expected) in [
+        ("a.yaml", "a: [", "a.yaml:1:"),
+        ("a.yaml", "idp_client_id: a\nidp_client_id: b\n", "a.yaml:2:1: the key `idp_client_id` occurs twice"),
+        ("a.yaml", "", "is empty"),
+        ("a.yaml", "- a\n", "a map of settings was expected"),
+        ("a.toml", "a = ", "a.toml:1:"),
+        ("a.json", "{", "a.json:"),
+        ("a.env", "IDP_CLIENT_ID", "a.env:1:1: `NAME=value` was expected"),
+        ("a.env", "IDP_CLIENT_ID=x\nIDP_PROVIDER_ULR=y\n", "unknown key"),
+    ] {
+        let checked = check(name, text);
+        assert_eq!(checked.code, 2, "{text:?}");
+        assert!(checked.err.contains(expected), "{text:?}: {}", checked.err);
+    }
+    assert_eq!(run(&["check", "-c", "/nonexistent.yaml"], &[]).code, 2);
+    assert_eq!(run(&["check", "--nonsense"], &[]).code, 2);
+    assert_eq!(run(&["run", "-c", "/nonexistent.yaml"], &[]).code, 2);
+}
+
+#[test]
+fn what_could_weaken_access_is_refused_at_load() {
+    for (route, text) in [
+        ("allow_public_unauthenticated_access: true\n    allowed_users: [a]", "allow_public_unauthenticated_access lets everybody in"),
+        ("allow_public_unauthenticated_access: true\n    allowed_domains: []", "allow_public_unauthenticated_access lets everybody in"),
+        ("allow_public_unauthenticated_access: true\n    allow_any_authenticated_user: true", "lets everybody in"),
+        ("allow_any_authenticated_user: true\n    allowed_idp_claims: {a: [b]}", "lets everybody in who has signed in"),
+        ("policy: [{allow: {or: [{email: {}}]}}]", "an empty matcher would match everyone"),
+        ("policy: null", "is `null`"),
+        ("policy: [{allow: {or: [{device: {approved: true}}]}}]", "the criterion `device` is refused"),
+        ("policy: [{allow: {or: [{date: {after: 2020-01-02}}]}}]", "the criterion `date` is refused"),
+        ("allowed_groups: [admins]", "it was removed from Pomerium"),
+        ("bearer_token_format: jwt", "bearer tokens are not there yet"),
+        ("tls_custom_ca: garbage", "base64 of PEM was expected"),
+        ("regex: '['", "is not a regular expression"),
+        ("prefix: /a\n    path: /b", "only one would count"),
+        ("set_request_headers: {X: '${pomerium.jwt}'}", "are not there yet"),
+    ] {
+        let checked = check("a.yaml", &format!("{PROVIDER}routes:\n  - from: https://a.example.com\n    to: http://b\n    {route}\n"));
+        assert_eq!(checked.code, 2, "{route}");
+        assert!(checked.err.contains(text), "{route}: {}", checked.err);
+    }
+    for (global, text) in [
+        ("downstream_mtls: {ca: x}", "client certificates are not there yet"),
+        ("autocert: true", "ACME"),
+        ("services: proxy", "only `all` is possible"),
+        ("shared_secret: 80ldlrU2d7w+wVpKNfevk6fmb8otEx6CqOfshj2LwhQ=", "printed in a public guide"),
+        ("shared_secret: c2hvcnQ=", "base64 of 32 random bytes"),
+        ("idp_scopes: [email]", "`openid` is needed"),
+        ("idp_provider: google", "the preset `google` is not there yet"),
+        ("databroker_storage_type: redis", "not there yet"),
+        ("authenticate_service_url: http://auth.example.com", "`https://` was expected"),
+        ("certificate_file: /nonexistent.pem\ncertificate_key_file: /nonexistent.key", "cannot be read"),
+        ("signing_key: garbage", "P-256 or RSA"),
+        ("idp_client_secret_file: /nonexistent", "cannot be read"),
+        ("trusted_proxies: [10.0.0.0/40]", "is not a network"),
+    ] {
+        let checked = check("a.yaml", &format!("{PROVIDER}{global}\n"));
+        assert_eq!(checked.code, 2, "{global}");
+        assert!(checked.err.contains(text), "{global}: {}", checked.err);
+    }
+    let domain = check("a.yaml", "idp_provider_url: https://x.auth.eu-west-2.amazoncognito.com\nidp_client_id: x\n");
+    assert!(domain.err.contains("that is the user pool's domain"), "{}", domain.err);
+}
+
+#[test]
+fn environment_variables_stay_texts_and_win() {
+    let checked = run(
+        &["check"],
+        &[("IDP_PROVIDER_URL", "https://idp.example.com"), ("IDP_CLIENT_ID", "12345"), ("IDP_CLIENT_SECRET", "{\"a\": [1]}"), ("TIMEOUT_IDLE", "5")],
+    );
+    assert_eq!(checked.err.trim().lines().next().unwrap(), "environment: TIMEOUT_IDLE: `5` is not a duration; a number with a unit was expected, such as `500ms`, `30s` or `1h30m`");
+    use base64::Engine as _;
+    let routes = base64::engine::general_purpose::STANDARD.encode("- from: https://a.example.com\n  to: http://b\n");
+    let checked = run(&["check"], &[("IDP_PROVIDER_URL", "https://i"), ("IDP_CLIENT_ID", "x"), ("ROUTES", &routes)]);
+    assert!(checked.out.contains("https://a.example.com -> b:80"), "{} {}", checked.out, checked.err);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.yaml");
+    std::fs::write(&path, format!("{PROVIDER}authenticate_service_url: https://file.example.com\n")).unwrap();
+    let checked = run(&["check", "-c", path.to_str().unwrap()], &[("AUTHENTICATE_SERVICE_URL", "https://env.example.com/")]);
+    assert!(checked.out.lines().any(|line| line == "https://env.example.com/oauth2/callback"), "{}", checked.out);
+}
+
+#[test]
+fn check_writes_json_and_shows_routes_that_nobody_may_pass() {
+    let checked = check("a.yaml", &format!("{PROVIDER}routes:\n  - from: https://a.example.com\n    to: http://b\n"));
+    assert!(checked.out.contains("nobody may pass"), "{}", checked.out);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.yaml");
+    std::fs::write(&path, PROVIDER).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&run(&["check", "--json", "-c", path.to_str().unwrap()], &[]).out).unwrap();
+    assert_eq!(json["ok"], true);
+    assert_eq!(json["callback_url"], "https://localhost/oauth2/callback");
+}
+
+#[test]
+fn a_taken_port_is_an_error() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for name in ["ADDRESS", "HEALTH_CHECK_ADDR"] {
+        let mut environment = vec![("IDP_PROVIDER_URL", "https://i"), ("IDP_CLIENT_ID", "x"), ("ADDRESS", "127.0.0.1:0"), ("HEALTH_CHECK_ADDR", "127.0.0.1:0"), ("DATABROKER_STORAGE_TYPE", "memory"), ("STATE_DIR", "/nonexistent/x")];
+        environment.retain(|(known, _)| *known != name);
+        environment.push((name, &address));
+        let ended = run(&["run"], &environment);
+        assert_eq!(ended.code, 1, "{}", ended.err);
+        assert!(ended.err.contains(&address), "{}", ended.err);
+        assert_eq!(ended.out, "");
+    }
+}
+
+#[test]
+fn help_is_there_for_every_command() {
+    for arguments in [&["--help"][..], &["run", "--help"], &["check", "--help"], &["demo", "--help"], &["--version"]] {
+        let helped = run(arguments, &[]);
+        assert_eq!((helped.code, helped.err.as_str()), (0, ""), "{arguments:?}");
+        assert!(!helped.out.is_empty());
+    }
+}

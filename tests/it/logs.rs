@@ -1,0 +1,71 @@
+//! Two records a request, and no secret in any line.
+
+use serde_json::Value;
+
+use crate::rig::Rig;
+
+fn of<'r>(records: &'r [Value], message: &str, path: &str) -> Vec<&'r Value> {
+    records.iter().filter(|record| record["message"] == message && record["path"] == path).collect()
+}
+
+#[test]
+fn every_request_leaves_an_access_record_and_every_decision_its_own() {
+    let rig = Rig::start();
+    let cookie = rig.signed_in().session("app.localhost");
+    rig.server.get("app.localhost", "/admin/x?secret=1", &format!("{cookie}User-Agent: a\"b\r\n"));
+    rig.server.get("app.localhost", "/page", &cookie);
+    rig.server.get("nowhere.localhost", "/lost", "");
+    rig.server.raw_log();
+    let records = rig.server.records();
+    let access = of(&records, "http-request", "/admin/x")[0];
+    let decision = of(&records, "authorize-check", "/admin/x")[0];
+    assert_eq!(access["request-id"], decision["request-id"]);
+    assert_eq!((access["method"].as_str(), access["response-code"].as_u64()), (Some("GET"), Some(403)));
+    assert_eq!(access["authority"], "app.localhost");
+    assert!(access["duration"].is_number() && access.get("allow").is_none());
+    assert_eq!(access["user-agent"], "a\"b");
+    assert_eq!((&decision["allow"], decision["reasons"][0].as_str()), (&Value::Bool(false), Some("groups-unauthorized")));
+    assert_eq!((decision["user"].as_str(), decision["email"].as_str()), (Some("jane-1"), Some("jane@example.com")));
+    let allowed = of(&records, "authorize-check", "/page")[0];
+    assert_eq!(allowed["allow"], true);
+    assert_eq!(allowed["rule"], "allow[0].or[0] authenticated_user");
+    assert!(allowed["session-id"].is_string() && allowed["route"].is_string());
+    assert_eq!(of(&records, "http-request", "/lost").len(), 1);
+    assert_eq!(of(&records, "authorize-check", "/lost").len(), 0);
+}
+
+#[test]
+fn no_secret_is_logged_at_any_level() {
+    let rig = Rig::settings("log_level: trace");
+    let mut browser = rig.signed_in();
+    browser.open("http://other.localhost/?token=query-secret");
+    let cookies: Vec<String> = browser.cookies.values().flat_map(|jar| jar.values().cloned()).collect();
+    browser.get("http://app.localhost/.pomerium/sign_out");
+    let log = rig.server.raw_log();
+    let mut secrets = vec!["the-secret-of-the-tests".to_owned(), "query-secret".into(), "eyJ".into()];
+    secrets.extend(cookies.into_iter().filter(|value| value.len() > 8));
+    let state = rig.provider.state.lock().unwrap();
+    secrets.extend(state.refresh_tokens.iter().cloned());
+    for call in &state.calls {
+        for name in ["state", "nonce", "code_challenge"] {
+            secrets.extend(call.query.get(name).cloned());
+        }
+        for name in ["code", "code_verifier", "refresh_token"] {
+            secrets.extend(call.form.get(name).cloned());
+        }
+    }
+    for secret in secrets {
+        assert!(!log.contains(&secret), "{secret}");
+    }
+}
+
+#[test]
+fn what_a_client_sends_cannot_forge_a_record() {
+    let rig = Rig::start();
+    rig.server.send(b"GET /a\x1b[31m HTTP/1.1\r\nHost: open.localhost\r\nUser-Agent: \x1b]0;x\x07\xff\"}\r\nConnection: close\r\n\r\n");
+    rig.server.get("open.localhost", "/%0a%7b%22x%22", "User-Agent: a\tb\r\n");
+    rig.server.raw_log();
+    // Each line is JSON, or `records` panics.
+    assert!(!rig.server.records().is_empty());
+    assert!(!rig.server.raw_log().contains('\x1b'));
+}

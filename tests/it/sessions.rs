@@ -1,0 +1,204 @@
+//! Sessions: what they survive, when they end, and how they are renewed.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::rig::{Rig, Setup};
+
+#[test]
+fn a_killed_server_loses_no_session() {
+    let mut rig = Rig::start();
+    let mut browser = rig.signed_in();
+    rig.kill_and_restart(&Setup::default());
+    let mut again = rig.browser();
+    again.cookies = std::mem::take(&mut browser.cookies);
+    assert_eq!(again.get("http://app.localhost/").status, 200);
+    assert_eq!(again.open("http://other.localhost/").status, 200);
+    assert_eq!(rig.provider.calls("/authorize").len(), 1);
+}
+
+#[test]
+fn memory_sessions_end_with_the_process_and_nothing_lies_in_the_file_in_clear() {
+    let setup = Setup { settings: "databroker_storage_type: memory".into(), ..Setup::default() };
+    let mut rig = Rig::with(setup.clone());
+    let browser = rig.signed_in();
+    rig.kill_and_restart(&setup);
+    let cookie = browser.session("app.localhost");
+    assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 302);
+
+    let rig = Rig::start();
+    rig.signed_in();
+    let bytes = std::fs::read(rig.state().join("sessions.redb")).unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    for secret in ["jane@example.com", "jane-1", "refresh", "eyJ"] {
+        assert!(!text.contains(secret), "{secret}");
+    }
+    use std::os::unix::fs::PermissionsExt as _;
+    for name in ["sessions.redb", "secret"] {
+        assert_eq!(std::fs::metadata(rig.state().join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+    }
+}
+
+#[test]
+fn a_session_ends_with_cookie_expire() {
+    let rig = Rig::settings("cookie_expire: 1s");
+    let cookie = rig.signed_in().session("app.localhost");
+    assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 200);
+    std::thread::sleep(Duration::from_millis(1100));
+    rig.upstream.forget();
+    assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 302);
+    assert_eq!(rig.upstream.seen(), "");
+}
+
+#[test]
+fn every_tampered_cookie_gets_the_same_answer() {
+    let rig = Rig::start();
+    let cookie = rig.signed_in().session("app.localhost");
+    let value = cookie.trim_end().rsplit('=').next().unwrap().to_owned();
+    rig.upstream.forget();
+    let mut answers = std::collections::HashSet::new();
+    for at in (0..value.len()).step_by(5) {
+        let mut bad = value.clone().into_bytes();
+        bad[at] = if bad[at] == b'A' { b'B' } else { b'A' };
+        let line = format!("Cookie: __Host-_pomerium={}\r\nAccept: application/json\r\n", String::from_utf8(bad).unwrap());
+        let answer = rig.server.get("app.localhost", "/", &line);
+        let mut body = answer.json();
+        body["request_id"] = json!("");
+        answers.insert((answer.status, body.to_string()));
+    }
+    for bad in ["", "x", &value[..40], &format!("{value}{value}")] {
+        let answer = rig.server.get("app.localhost", "/", &format!("Cookie: __Host-_pomerium={bad}\r\nAccept: application/json\r\n"));
+        assert_eq!(answer.status, 401, "{bad}");
+    }
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    assert!(answers.iter().all(|(status, _)| *status == 401));
+    assert_eq!(rig.upstream.seen(), "");
+}
+
+#[test]
+fn a_session_cookie_that_occurs_twice_is_refused() {
+    let rig = Rig::start();
+    let cookie = rig.signed_in().session("app.localhost");
+    rig.upstream.forget();
+    assert_eq!(rig.server.get("app.localhost", "/", &format!("{cookie}{cookie}")).status, 400);
+    assert_eq!(rig.upstream.seen(), "");
+}
+
+#[test]
+fn a_cookie_of_a_sign_in_is_no_session_and_the_other_way_round() {
+    let rig = Rig::start();
+    let mut browser = rig.browser();
+    browser.until("http://app.localhost/", "/oauth2/callback");
+    for (host, jar) in browser.cookies.clone() {
+        for value in jar.values() {
+            let answer = rig.server.get(&host, "/", &format!("Cookie: __Host-_pomerium={value}\r\n"));
+            assert_ne!(answer.status, 200);
+        }
+    }
+}
+
+fn short_lived(rotate: bool) -> Rig {
+    let rig = Rig::start();
+    rig.provider.set(|state| {
+        state.lifetime = 2;
+        state.rotate = rotate;
+    });
+    rig
+}
+
+#[test]
+fn expired_tokens_are_renewed_once_for_all_who_wait_and_new_claims_decide() {
+    for rotate in [false, true] {
+        let rig = short_lived(rotate);
+        let mut browser = rig.browser();
+        assert_eq!(browser.open("http://app.localhost/admin").status, 403);
+        rig.provider.set(|state| state.claims["groups"] = json!(["admins"]));
+        std::thread::sleep(Duration::from_millis(2100));
+        let cookie = browser.session("app.localhost");
+        let before = rig.provider.calls("/token").len();
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..20).map(|_| scope.spawn(|| rig.server.get("app.localhost", "/admin", &cookie).status)).collect();
+            assert!(all.into_iter().all(|one| one.join().unwrap() == 200));
+        });
+        assert_eq!(rig.provider.calls("/token").len(), before + 1, "rotate {rotate}");
+        // And again, with the refresh token that the first renewal left.
+        rig.provider.set(|state| state.claims["groups"] = json!([]));
+        std::thread::sleep(Duration::from_millis(2100));
+        assert_eq!(rig.server.get("app.localhost", "/admin", &cookie).status, 403);
+        assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 200);
+    }
+}
+
+#[test]
+fn tokens_are_renewed_before_they_expire_without_holding_anybody_up() {
+    let rig = Rig::start();
+    rig.provider.set(|state| state.lifetime = 4);
+    let cookie = rig.signed_in().session("app.localhost");
+    std::thread::sleep(Duration::from_millis(3400));
+    assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 200);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(rig.provider.calls("/token").len(), 2);
+}
+
+#[test]
+fn a_session_that_the_provider_does_not_renew_ends_on_every_host() {
+    let rig = short_lived(false);
+    let mut browser = rig.signed_in();
+    browser.open("http://other.localhost/");
+    rig.provider.set(|state| state.refresh_tokens.clear());
+    std::thread::sleep(Duration::from_millis(2100));
+    rig.upstream.forget();
+    for host in ["app.localhost", "other.localhost"] {
+        assert_eq!(rig.server.get(host, "/", &browser.session(host)).status, 302);
+    }
+    assert_eq!(rig.upstream.seen(), "");
+}
+
+#[test]
+fn another_person_in_a_renewed_token_ends_the_session() {
+    let rig = short_lived(false);
+    let cookie = rig.signed_in().session("app.localhost");
+    rig.provider.set(|state| state.claims["sub"] = json!("mallory"));
+    std::thread::sleep(Duration::from_millis(2100));
+    rig.upstream.forget();
+    assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 302);
+    assert_eq!(rig.upstream.seen(), "");
+}
+
+#[test]
+fn while_the_provider_is_down_sessions_go_on_until_their_tokens_expire_and_then_wait() {
+    let rig = short_lived(true);
+    let cookie = rig.signed_in().session("app.localhost");
+    rig.provider.set(|state| state.down = true);
+    assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 200);
+    std::thread::sleep(Duration::from_millis(2100));
+    rig.upstream.forget();
+    assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 503);
+    assert_eq!(rig.upstream.seen(), "");
+    rig.provider.set(|state| state.down = false);
+    assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 200);
+}
+
+#[test]
+fn a_session_without_a_refresh_token_lives_until_cookie_expire() {
+    let rig = Rig::start();
+    rig.provider.set(|state| {
+        state.lifetime = 1;
+        state.change_answer = Some(Box::new(|answer| drop(answer.as_object_mut().unwrap().remove("refresh_token"))));
+    });
+    let cookie = rig.signed_in().session("app.localhost");
+    std::thread::sleep(Duration::from_millis(1200));
+    assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 200);
+}
+
+#[test]
+fn a_store_in_use_stops_the_second_server() {
+    let rig = Rig::start();
+    let configuration = std::fs::read_to_string(rig.state().join("config.yaml")).unwrap();
+    let path = rig.state().join("second.yaml");
+    std::fs::write(&path, configuration).unwrap();
+    let second = std::process::Command::new(crate::rig::BINARY).args(["run", "-c"]).arg(&path).env_clear().output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("sessions.redb"));
+}

@@ -1,0 +1,154 @@
+//! TLS: certificates by name, HTTP/2, encrypted upstreams.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use crate::rig::{Rig, Setup};
+
+/// Asks with curl, which speaks TLS and HTTP/2 independently of us.
+fn curl(rig: &Rig, host: &str, path: &str, more: &[&str]) -> (String, String) {
+    let port = rig.server.address.port();
+    let done = Command::new("curl")
+        .args(["-sS", "-k", "-i", "--resolve", &format!("{host}:{port}:127.0.0.1"), "--max-time", "10"])
+        .args(more)
+        .arg(format!("https://{host}:{port}{path}"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    (String::from_utf8_lossy(&done.stdout).into_owned(), String::from_utf8_lossy(&done.stderr).into_owned())
+}
+
+const SETTINGS: &str = "insecure_server: false\nauthenticate_service_url: https://authenticate.localhost";
+const ROUTES: &str = "
+  - from: https://open.localhost
+    to: http://UPSTREAM
+    allow_public_unauthenticated_access: true
+  - from: https://app.localhost
+    to: http://UPSTREAM
+    allow_any_authenticated_user: true
+";
+
+fn rig(more: &str) -> Rig {
+    Rig::with(Setup { settings: format!("{SETTINGS}\n{more}"), routes: ROUTES.into(), ..Setup::default() })
+}
+
+#[test]
+fn http_2_and_http_1_1_are_served_over_tls_1_2_and_1_3() {
+    let rig = rig("");
+    for (arguments, version) in [(&["--http2"][..], "HTTP/2 200"), (&["--http1.1"], "HTTP/1.1 200"), (&["--tls-max", "1.2"], "HTTP/2 200")] {
+        let (out, err) = curl(&rig, "open.localhost", "/", arguments);
+        assert!(out.starts_with(version), "{arguments:?} {out} {err}");
+        assert!(out.ends_with("ok"));
+    }
+    assert_eq!(rig.upstream.header("x-forwarded-proto")[0], "https");
+    let (_, err) = curl(&rig, "open.localhost", "/", &["--tls-max", "1.1"]);
+    assert!(!err.is_empty());
+}
+
+#[test]
+fn uploads_and_records_work_over_http_2() {
+    let rig = rig("");
+    let body = "x".repeat(300_000);
+    let (out, err) = curl(&rig, "open.localhost", "/up?x=1", &["--http2", "-X", "POST", "--data-binary", &body]);
+    assert!(out.starts_with("HTTP/2 200"), "{out} {err}");
+    assert!(rig.upstream.seen().contains(&body));
+    let (out, _) = curl(&rig, "app.localhost", "/", &["--http2", "-H", "cookie: a=1", "-H", "cookie: b=2"]);
+    assert!(out.starts_with("HTTP/2 302"), "{out}");
+    rig.server.raw_log();
+    let records = rig.server.records();
+    let access: Vec<_> = records.iter().filter(|record| record["message"] == "http-request").collect();
+    assert_eq!(access.len(), 2);
+    assert_eq!(access[0]["protocol"], "HTTP/2");
+}
+
+#[test]
+fn crumbs_of_cookies_are_joined_for_the_upstream() {
+    let rig = rig("");
+    let (out, _) = curl(&rig, "open.localhost", "/", &["--http2", "-H", "cookie: a=1", "-H", "cookie: b=2"]);
+    assert!(out.starts_with("HTTP/2 200"), "{out}");
+    assert_eq!(rig.upstream.header("cookie"), ["a=1; b=2"]);
+}
+
+#[test]
+fn certificates_are_chosen_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut settings = "certificates:\n".to_owned();
+    for (file, name) in [("a", "*.localhost"), ("b", "open.localhost")] {
+        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        let (cert, key) = (directory.path().join(format!("{file}.pem")), directory.path().join(format!("{file}.key")));
+        std::fs::write(&cert, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        settings.push_str(&format!("  - {{cert: {}, key: {}}}\n", cert.display(), key.display()));
+    }
+    let rig = rig(&settings);
+    for (host, file) in [("app.localhost", "a"), ("open.localhost", "b"), ("unknown.localhost", "a")] {
+        let authority = directory.path().join(format!("{file}.pem"));
+        let port = rig.server.address.port();
+        let done = Command::new("curl")
+            .args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", authority.to_str().unwrap()])
+            .args(["--resolve", &format!("{host}:{port}:127.0.0.1"), &format!("https://{host}:{port}/")])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{host}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    let (out, _) = curl(&rig, "open.localhost", "/", &[]);
+    assert!(out.contains("strict-transport-security"), "{out}");
+}
+
+#[test]
+fn a_cleartext_request_to_a_tls_port_gets_nothing() {
+    let rig = rig("");
+    let mut stream = rig.server.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: open.localhost\r\n\r\n").unwrap();
+    assert!(!crate::rig::read_all(&mut stream).contains("200"));
+    assert_eq!(rig.upstream.seen(), "");
+}
+
+#[test]
+fn upstreams_are_verified_by_their_own_roots_and_name() {
+    // Our own server, with its own certificate, is the encrypted upstream.
+    let directory = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["inner.test".to_owned()]).unwrap();
+    let (cert, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let inner = Rig::with(Setup {
+        settings: format!("{SETTINGS}\ncertificate_file: {}\ncertificate_key_file: {}", cert.display(), key.display()),
+        routes: "
+  - from: https://inner.test
+    to: http://UPSTREAM
+    allow_public_unauthenticated_access: true
+"
+        .into(),
+        ..Setup::default()
+    });
+    let to = format!("https://127.0.0.1:{}", inner.server.address.port());
+    let route = |host: &str, tls: &str| {
+        format!("
+  - from: http://{host}.localhost
+    to: {to}
+    host_rewrite: inner.test
+    allow_public_unauthenticated_access: true
+{tls}")
+    };
+    let ca = cert.display();
+    let outer = Rig::routes(
+        &[
+            route("none", ""),
+            route("skip", "    tls_skip_verify: true\n"),
+            route("right", &format!("    tls_custom_ca_file: {ca}\n    tls_server_name: inner.test\n")),
+            route("name", &format!("    tls_custom_ca_file: {ca}\n    tls_server_name: other.test\n")),
+            route("system", "    tls_server_name: inner.test\n"),
+        ]
+        .concat(),
+    );
+    for (host, status) in [("none", 502), ("skip", 200), ("right", 200), ("name", 502), ("system", 502)] {
+        for _ in 0..2 {
+            assert_eq!(outer.server.get(&format!("{host}.localhost"), "/", "").status, status, "{host}");
+        }
+    }
+    // Over HTTP/2, as both sides prefer.
+    inner.server.raw_log();
+    assert!(inner.server.records().iter().any(|record| record["protocol"] == "HTTP/2"));
+}
