@@ -80,6 +80,8 @@ pub struct Authenticate {
     control: tokio::runtime::Handle,
     /// States whose code was sent to the provider: none is sent twice.
     spent: papaya::HashMap<String, crate::clock::Timestamp>,
+    /// Renewals under way.
+    renewals: std::sync::atomic::AtomicUsize,
 }
 
 /// Where a browser goes next.
@@ -114,7 +116,16 @@ impl Authenticate {
         control: tokio::runtime::Handle,
     ) -> Arc<Self> {
         let provider = Provider::new(settings.provider.clone(), clock.clone());
-        Arc::new(Self { settings, provider, sessions, keys, clock, control, spent: papaya::HashMap::new() })
+        Arc::new(Self {
+            settings,
+            provider,
+            sessions,
+            keys,
+            clock,
+            control,
+            spent: papaya::HashMap::new(),
+            renewals: std::sync::atomic::AtomicUsize::new(0),
+        })
     }
 
     /// The settings.

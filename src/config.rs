@@ -48,6 +48,9 @@ pub struct Loaded {
 pub fn load(sources: &Sources) -> Result<Loaded, Vec<Problem>> {
     let mut problems = problem::Problems::default();
     let layers = layers::read(sources, &mut problems);
+    if layers.unreadable {
+        return problems.finish(None);
+    }
     let file = file::extract(&layers, &mut problems);
     let settings = settings::resolve(&file, sources, &layers, &mut problems);
     problems.finish(settings)

@@ -15,7 +15,7 @@ use askama::Template;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use crate::authenticate::{Blame, Failure, Kept, Kind, Redirect};
+use crate::authenticate::{Blame, Failure, Kind, Redirect};
 use crate::crypto;
 use crate::http::{Body, Client};
 
@@ -56,6 +56,14 @@ pub struct Occasion<'a> {
 pub fn redirect(redirect: &Redirect) -> Response<Body> {
     let mut response = own(StatusCode::FOUND, "text/plain; charset=utf-8", Body::empty());
     insert(&mut response, LOCATION, &redirect.to);
+    set_cookies(&mut response, &redirect.cookies);
+    response
+}
+
+/// The last step of a sign-in, taken by the browser from a page.
+pub fn arrive(redirect: &Redirect) -> Response<Body> {
+    let mut response = own(StatusCode::OK, "text/plain; charset=utf-8", Body::full("You are signed in.\n"));
+    insert(&mut response, REFRESH.clone(), &format!("0; url={}", redirect.to));
     set_cookies(&mut response, &redirect.cookies);
     response
 }
@@ -191,9 +199,8 @@ pub fn user(
 }
 
 /// A form that waited for a sign-in: one click sends it on.
-pub fn resume(kept: &Kept, at: &Occasion<'_>) -> Response<Body> {
-    let fields = kept.fields.as_deref().unwrap_or_default();
-    let page = ResumePage { style: STYLE, action: &kept.target, fields, request_id: at.request_id };
+pub fn resume(target: &str, fields: &[(String, String)], at: &Occasion<'_>) -> Response<Body> {
+    let page = ResumePage { style: STYLE, action: target, fields, request_id: at.request_id };
     html(StatusCode::OK, &page)
 }
 

@@ -6,15 +6,15 @@
 
 use std::sync::Arc;
 
-use ::http::header::{AUTHORIZATION, CONNECTION, HeaderValue};
-use ::http::{HeaderMap, Request, Response};
+use ::http::header::{AUTHORIZATION, CONNECTION, HeaderValue, UPGRADE};
+use ::http::{HeaderMap, Request, Response, StatusCode};
 use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 
 use crate::authenticate::Failure;
 use crate::authorize::{Decision, Facts};
 use crate::clock::Clock;
-use crate::connection::Connection;
+use crate::connection::{Connection, Protocol};
 use crate::http::headers::{self, REQUEST_ID};
 use crate::http::{BadRequest, Body, Canonical, Client, Scheme, canonicalise, cookies};
 use crate::identity::Caller;
@@ -43,6 +43,8 @@ pub struct Context {
     pub clock: Clock,
     /// Names for requests.
     pub ids: RequestIds,
+    /// What a tunnel holds while it lasts, so that a stopping server waits for it.
+    pub alive: tokio::sync::mpsc::WeakSender<()>,
 }
 
 /// A way off the road that is not an upstream's answer.
@@ -68,6 +70,7 @@ pub async fn serve(
     let mut request = request.map(Body::stream);
     let mut record = Record::begin(cx, &snapshot, connection, &request);
     let client = Client::of(&request);
+    let asked_to_upgrade = request.headers().contains_key(UPGRADE);
     let retried = sign_in::has_retried(&snapshot, request.headers());
     let host = request.uri().host().map(str::to_owned);
     let outcome = match misframed {
@@ -96,8 +99,11 @@ pub async fn serve(
     if let Ok(id) = HeaderValue::from_str(record.id()) {
         response.headers_mut().insert(REQUEST_ID.clone(), id);
     }
-    if !connection_is_http1(connection) {
+    if connection.protocol == Protocol::Http2 {
         response.headers_mut().remove(CONNECTION);
+    } else if asked_to_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        // The listener does not look at what follows such a request.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     record.finish(&mut response);
     response
@@ -128,11 +134,19 @@ async fn answer(
     let client_ip = snapshot.forwarded_rules.client(connection, taken.headers());
     headers::scrub(taken.headers_mut(), &snapshot.header_rules, trusted)?;
     let (parts, body) = taken.into_parts();
-    let upgrade = Upgrade::of(&parts)?.filter(|_| route.cluster.settings().upgrades);
+    let upgrade =
+        Upgrade::of(&parts)?.filter(|upgrade| route.cluster.settings().upgrades.allows(&upgrade.protocol()));
     let mut request = Request::from_parts(parts, body);
     headers::remove_hop_by_hop(request.headers_mut());
 
-    let (caller, _session) = identify(snapshot, &canonical.host, request.headers(), &cx.clock).await?;
+    let identified = identify(snapshot, &canonical.host, request.headers(), &cx.clock).await;
+    let (caller, trouble) = match identified {
+        Ok((caller, _)) => (caller, None),
+        Err(Exit::Refuse(trouble @ (Refusal::Store(_) | Refusal::Provider(_)))) => {
+            (Caller::Anonymous, Some(trouble))
+        }
+        Err(exit) => return Err(exit),
+    };
     let permit = match decide(route, &caller, &canonical, client_ip, &request) {
         Decision::Allow(permit) => {
             record.decided(cx, route, &caller, true, permit.decided());
@@ -140,6 +154,10 @@ async fn answer(
         }
         Decision::SignIn(decided) => {
             record.decided(cx, route, &caller, false, &decided);
+            // Who is calling cannot be told now; what anybody may see is not held back for that.
+            if let Some(trouble) = trouble {
+                return Err(trouble.into());
+            }
             return Err(sign_in::needed(snapshot, route, &canonical, request).await);
         }
         Decision::Deny(decided) => {
@@ -155,11 +173,7 @@ async fn answer(
 
     let fields = request.headers_mut();
     cookies::remove(fields, |name| snapshot.sessions.cookie().is_ours(name));
-    if fields.get(AUTHORIZATION).is_some_and(|value| {
-        value.as_bytes().get(..9).is_some_and(|start| start.eq_ignore_ascii_case(b"pomerium "))
-    }) {
-        fields.remove(AUTHORIZATION);
-    }
+    remove_own_authorization(fields);
     snapshot.forwarded_rules.write(fields, connection, &canonical, route.external);
     route.cluster.edit_request(fields);
     if let Some(form) = &route.identity {
@@ -168,7 +182,9 @@ async fn answer(
     if let Ok(id) = HeaderValue::from_str(record.id()) {
         fields.insert(REQUEST_ID.clone(), id);
     }
+    let alive = upgrade.is_some().then(|| cx.alive.upgrade()).flatten();
     let errand = Errand {
+        alive,
         worker: cx.worker,
         request: &canonical,
         rules: snapshot.path_rules,
@@ -200,6 +216,25 @@ async fn identify(
         },
     }
     Ok((Caller::Identified(session.identity()), Some(session)))
+}
+
+/// Removes credentials that are for us. Others stay as they are.
+fn remove_own_authorization(fields: &mut HeaderMap) {
+    let ours = |value: &HeaderValue| {
+        value
+            .as_bytes()
+            .trim_ascii_start()
+            .get(..9)
+            .is_some_and(|start| start.eq_ignore_ascii_case(b"pomerium "))
+    };
+    if fields.get_all(AUTHORIZATION).iter().any(ours) {
+        let kept: Vec<_> =
+            fields.get_all(AUTHORIZATION).iter().filter(|value| !ours(value)).cloned().collect();
+        fields.remove(AUTHORIZATION);
+        for value in kept {
+            fields.append(AUTHORIZATION, value);
+        }
+    }
 }
 
 /// Asks the policy. Where the path has other readings and the policy looks at it, all of them must pass.
@@ -237,8 +272,4 @@ fn external_origin(route: &Route, canonical: &Canonical) -> String {
         Some(port) => format!("{}://{}:{port}", route.external.as_str(), canonical.host),
         None => format!("{}://{}", route.external.as_str(), canonical.host),
     }
-}
-
-fn connection_is_http1(connection: &Connection) -> bool {
-    connection.protocol == crate::connection::Protocol::Http1
 }

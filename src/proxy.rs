@@ -54,8 +54,27 @@ pub struct Settings {
     pub remove_request_headers: Vec<HeaderName>,
     /// `set_response_headers`, those of the route over those of all routes.
     pub set_response_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Whether requests may become tunnels (WebSocket and others).
-    pub upgrades: bool,
+    /// Which requests may become tunnels.
+    pub upgrades: Upgrades,
+}
+
+/// Which protocols a request may change to: all but some, or only some.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Upgrades {
+    /// Only these, in lower case; `None` is every one.
+    pub only: Option<Vec<String>>,
+    /// But not these.
+    pub without: Vec<String>,
+}
+
+impl Upgrades {
+    /// Whether a request for these protocols, in lower case, may change to them.
+    pub fn allows(&self, protocols: &str) -> bool {
+        protocols.split(',').map(str::trim).all(|one| {
+            let listed = |list: &Vec<String>| list.iter().any(|known| known == one);
+            self.only.as_ref().is_none_or(listed) && !listed(&self.without)
+        })
+    }
 }
 
 /// One `to`.

@@ -28,6 +28,8 @@ use crate::store::{FileStore, MemoryStore, Store};
 use crate::telemetry::{Format, Sink};
 use crate::tls::Acceptor;
 
+/// How long a stopping server waits for renewals, whose tokens would be lost.
+const SETTLE: Duration = Duration::from_secs(10);
 /// What has expired is removed this often.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -129,6 +131,7 @@ async fn serve(
             journal: sink.journal(format),
             clock: clock.clone(),
             ids: RequestIds::new(),
+            alive: alive.downgrade(),
         };
         let start = Worker {
             listener,
@@ -172,6 +175,7 @@ async fn serve(
         () = tokio::time::sleep(drain) => tracing::warn!("stopped; drain_timeout was over before everything had finished"),
         again = wait_for_stop() => tracing::warn!(signal = again.unwrap_or("?"), "stopped at once"),
     }
+    snapshot.load_full().authenticate.settle(SETTLE).await;
     over.store(true, Ordering::Release);
     for task in background {
         task.abort();
@@ -252,7 +256,7 @@ fn start_background(
         loop {
             tokio::time::sleep(SWEEP).await;
             let current = snapshot.load_full();
-            current.sessions.sweep();
+            current.sessions.sweep().await;
             current.authenticate.sweep();
             if let Err(error) = store.sweep(clock.now()).await {
                 tracing::warn!(%error, "expired sessions could not be removed");

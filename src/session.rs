@@ -7,8 +7,8 @@
 //! `authenticate` opens when it renews or ends a session.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::http::HeaderMap;
@@ -53,6 +53,17 @@ pub struct Sessions {
     clock: Clock,
     handles: papaya::HashMap<Id, Arc<Handle>>,
     open: papaya::HashMap<Id, Arc<Session>>,
+    /// Sessions that were ended here, until they would have ended anyway: whatever the store still says, they
+    /// do not come back.
+    tombstones: papaya::HashMap<Id, Tombstone>,
+}
+
+/// A session that was ended here.
+#[derive(Clone, Copy)]
+struct Tombstone {
+    until: Timestamp,
+    /// The store has not been told yet.
+    untold: bool,
 }
 
 /// An opened handle.
@@ -75,6 +86,10 @@ pub struct Session {
     renew_at: AtomicU64,
     /// From then on it must be renewed before it is used.
     stale_at: AtomicU64,
+    /// Until then the provider is not asked again, because it just failed.
+    failed_until: AtomicU64,
+    /// What was bought and could not be stored yet.
+    unsaved: Mutex<Option<Content>>,
     ended: AtomicBool,
     /// Held while it is being renewed, so that one renewal serves all who wait.
     pub renewing: tokio::sync::Mutex<()>,
@@ -135,9 +150,25 @@ impl Session {
         }
     }
 
-    /// Puts off the next attempt to renew it.
-    pub fn retry_renewal_at(&self, then: Timestamp) {
-        self.renew_at.store(then.as_unix_millis(), Ordering::Release);
+    /// Puts off the next attempt to renew it: in the background, and for those who wait.
+    pub fn renewal_failed(&self, background: Timestamp, waiting: Timestamp) {
+        self.renew_at.store(background.as_unix_millis(), Ordering::Release);
+        self.failed_until.store(waiting.as_unix_millis(), Ordering::Release);
+    }
+
+    /// Whether the provider failed just now.
+    pub fn has_just_failed(&self, now: Timestamp) -> bool {
+        now.as_unix_millis() < self.failed_until.load(Ordering::Acquire)
+    }
+
+    /// Keeps what was bought while the store cannot.
+    pub fn hold_unsaved(&self, content: Option<Content>) {
+        *self.unsaved.lock().unwrap_or_else(PoisonError::into_inner) = content;
+    }
+
+    /// What was bought and could not be stored.
+    pub fn unsaved(&self) -> Option<Content> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set_times(&self, content: &Content) {
@@ -150,7 +181,14 @@ impl Session {
 impl Sessions {
     /// Sessions in a store.
     pub fn new(settings: Settings, store: Arc<dyn Store>, clock: Clock) -> Self {
-        Self { settings, store, clock, handles: papaya::HashMap::new(), open: papaya::HashMap::new() }
+        Self {
+            settings,
+            store,
+            clock,
+            handles: papaya::HashMap::new(),
+            open: papaya::HashMap::new(),
+            tombstones: papaya::HashMap::new(),
+        }
     }
 
     /// The cookie's settings.
@@ -173,7 +211,7 @@ impl Sessions {
     /// # Errors
     /// When the cookie occurs twice or the store fails.
     pub async fn find(&self, host: &str, headers: &HeaderMap) -> Result<Found, SessionError> {
-        let Some(value) = cookies::find(headers, &self.settings.cookie.session_name())? else {
+        let Some(value) = cookies::find(headers, &self.settings.cookie.session_name(host))? else {
             return Ok(Found::Nobody);
         };
         let Some((id, key)) = cookie::read(value) else { return Ok(Found::Nobody) };
@@ -229,13 +267,20 @@ impl Sessions {
             identity: ArcSwap::from_pointee(identity),
             renew_at: AtomicU64::new(0),
             stale_at: AtomicU64::new(0),
+            failed_until: AtomicU64::new(0),
+            unsaved: Mutex::new(None),
             ended: AtomicBool::new(false),
             renewing: tokio::sync::Mutex::new(()),
             renewal_asked: AtomicBool::new(false),
         });
         session.set_times(&content);
         // Of two that opened it at once, both use the one that is kept.
-        Some(self.open.pin().get_or_insert(record.id, session).clone())
+        let session = self.open.pin().get_or_insert(record.id, session).clone();
+        // Ended while it was being opened.
+        if self.tombstones.pin().contains_key(&record.id) {
+            session.ended.store(true, Ordering::Release);
+        }
+        Some(session)
     }
 
     fn identity(&self, content: &Content) -> Option<Identity> {
@@ -299,10 +344,12 @@ impl Sessions {
     }
 
     fn handle(&self, session: Id, key: &SealKey, host: &str, expires: Timestamp) -> (HandleRecord, String) {
+        let asked = host;
         let host = self.settings.cookie.scope(host);
         let (id, own) = (Id::random(), SealKey::random());
         let sealed = own.seal(&[b"handle", &id.0, host.as_bytes()], key.as_bytes());
-        let cookie = self.settings.cookie.session(&cookie::write(id, &own), expires.since(self.clock.now()));
+        let cookie =
+            self.settings.cookie.session(asked, &cookie::write(id, &own), expires.since(self.clock.now()));
         (HandleRecord { id, session, host: host.into(), expires, sealed }, cookie)
     }
 
@@ -354,22 +401,31 @@ impl Sessions {
     /// Ends a session on every host, at once in this process.
     ///
     /// # Errors
-    /// When the store fails; in this process the session has ended all the same.
+    /// When the store fails; in this process the session has ended all the same, and the store is told later.
     pub async fn end(&self, session: &Session) -> Result<(), StoreError> {
+        let grave = |untold| Tombstone { until: session.expires, untold };
+        self.tombstones.pin().insert(session.id, grave(true));
         session.ended.store(true, Ordering::Release);
         self.store.end(session.id).await?;
+        self.tombstones.pin().insert(session.id, grave(false));
         self.open.pin().remove(&session.id);
         Ok(())
     }
 
-    /// Forgets what has expired or ended.
-    pub fn sweep(&self) {
+    /// Forgets what has expired or ended, and tells the store again what it did not hear.
+    pub async fn sweep(&self) {
         let now = self.clock.now();
+        let untold: Vec<Id> =
+            self.tombstones.pin().iter().filter(|(_, grave)| grave.untold).map(|(id, _)| *id).collect();
+        for id in untold {
+            if self.store.end(id).await.is_ok() {
+                self.tombstones.pin().update(id, |grave| Tombstone { untold: false, ..*grave });
+            }
+        }
         let gone = |session: &Session| session.expires <= now || session.has_ended();
-        let handles = self.handles.pin();
-        handles.retain(|_, handle| handle.expires > now && !gone(&handle.session));
-        let open = self.open.pin();
-        open.retain(|_, session| !gone(session));
+        self.handles.pin().retain(|_, handle| handle.expires > now && !gone(&handle.session));
+        self.open.pin().retain(|_, session| !gone(session));
+        self.tombstones.pin().retain(|_, grave| grave.until > now);
     }
 }
 

@@ -132,7 +132,10 @@ impl Snapshot {
 
     /// Whether requests for this host are ours at all.
     pub fn serves(&self, host: &str) -> bool {
-        host == self.authenticate_host || self.routes.serves_host(host)
+        let aliases = &self.authenticate.settings().callback_aliases;
+        host == self.authenticate_host
+            || self.routes.serves_host(host)
+            || aliases.iter().any(|alias| alias.host_str() == Some(host))
     }
 
     /// Whether a host can be reached at a port: the one of the authenticate host, of a route there, or the one

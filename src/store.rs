@@ -19,6 +19,7 @@ use crate::crypto;
 mod conformance;
 mod file;
 mod memory;
+mod waiting;
 
 pub use file::FileStore;
 pub use memory::MemoryStore;
@@ -61,6 +62,15 @@ pub struct HandleRecord {
     pub sealed: Vec<u8>,
 }
 
+/// What is kept to be taken once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// A hand-off, for somebody who has signed in. It survives what sessions survive.
+    HandOff,
+    /// A request that waits for somebody to sign in. It ends with the process.
+    Waiting,
+}
+
 /// Why a store did not do it. Ours to blame, or the operator's.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -97,8 +107,9 @@ pub trait Store: Send + Sync {
     /// Removes a session and all of its handles; `false` when it was not there.
     fn end(&self, session: Id) -> Pending<'_, bool>;
 
-    /// Keeps something that can be taken once.
-    fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp) -> Pending<'_, ()>;
+    /// Keeps something that can be taken once. What waits for somebody who has not signed in has a budget of
+    /// its own, so that nobody can crowd out the hand-offs of those who have.
+    fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp, kind: Keep) -> Pending<'_, ()>;
 
     /// Takes it: of any number of callers, one gets it.
     fn take(&self, key: Id, now: Timestamp) -> Pending<'_, Option<Vec<u8>>>;

@@ -1,11 +1,13 @@
 //! The provider's answer: `/oauth2/callback`.
 
+use std::sync::Arc;
+
 use ::http::HeaderMap;
 
 use super::pending::{BEGIN, Pending};
 use super::{Authenticate, Failure, Redirect, SignInError};
 use crate::crypto::Purpose;
-use crate::session::{Content, Tags};
+use crate::session::{Content, Found, Session, Tags};
 
 /// The parameters of a callback.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl Authenticate {
     /// # Errors
     /// What went wrong, with a way to try again. Nothing is sent to the provider unless the state is one
     /// that this browser was given, is recent, and was not used before.
-    pub async fn call_back(&self, query: &str, headers: &HeaderMap) -> Result<Redirect, Failure> {
+    pub async fn call_back(self: &Arc<Self>, query: &str, headers: &HeaderMap) -> Result<Redirect, Failure> {
         let home = self.own("/.pomerium/");
         let Some(answer) = Answer::read(query) else {
             return Err(Failure::plain(SignInError::Repeated, home));
@@ -92,16 +94,35 @@ impl Authenticate {
                 retry_by_itself: true,
             });
         }
-        match Box::pin(self.finish(&state, &pending, answer)).await {
+        let host = self.settings.url.host_str().unwrap_or_default();
+        let current = match self.sessions.find(host, headers).await {
+            Ok(Found::Session(session)) => Some(session),
+            Ok(Found::Nobody) => None,
+            Err(error) => return Err(Failure::plain(error.into(), target)),
+        };
+        // On the control plane: a code that was sent is spent, so this goes on when the browser goes away.
+        let this = self.clone();
+        let finished =
+            self.control.spawn(async move { this.finish(&state, &pending, answer, current).await });
+        match finished.await.unwrap_or_else(|error| Err(SignInError::Internal(error.to_string()))) {
             Ok(mut redirect) => {
                 redirect.cookies.extend(forget);
                 Ok(redirect)
             }
-            Err(error) => Err(Failure { error, cookies: forget, retry: target, retry_by_itself: false }),
+            Err(error) => {
+                let retry_by_itself = error.begins_again();
+                Err(Failure { error, cookies: forget, retry: target, retry_by_itself })
+            }
         }
     }
 
-    async fn finish(&self, state: &str, pending: &Pending, answer: Answer) -> Result<Redirect, SignInError> {
+    async fn finish(
+        &self,
+        state: &str,
+        pending: &Pending,
+        answer: Answer,
+        current: Option<Arc<Session>>,
+    ) -> Result<Redirect, SignInError> {
         let discovered = self.provider.discovered().await?;
         discovered.check_issuer(answer.issuer.as_deref())?;
         if let Some(error) = answer.error {
@@ -116,20 +137,48 @@ impl Authenticate {
             self.provider.exchange(&discovered, code, &pending.verifier, &pending.redirect_uri).await?;
         let verified = self.provider.verify(&discovered, &tokens, Some(&pending.nonce), None).await?;
         let claims = self.provider.complete(&discovered, &tokens, verified).await?;
-        self.check_required(&claims)?;
-        let content = self.provider.content(claims, tokens, &pending.nonce, self.clock.now());
-        let tags = self.tags(&discovered.issuer, &content);
+        self.check_required(&claims.0)?;
+        let content = self.provider.content(claims, &tokens, &pending.nonce, self.clock.now());
+        let (session, cookie) = self.begin_or_go_on(&discovered.issuer, content, current).await?;
         let host = self.settings.url.host_str().unwrap_or_default();
-        let (session, cookie) = self.sessions.begin(&content, tags, host).await?;
-        tracing::info!(session = %content.name, provider = %content.provider, "signed in");
         let mut redirect = if pending.request.host == host {
             let forget = self.forget(BEGIN, &pending.request.attempt);
             Redirect { to: pending.request.target.clone(), cookies: vec![forget] }
         } else {
             self.hand_off(&session, &pending.request).await?
         };
-        redirect.cookies.push(cookie);
+        redirect.cookies.extend(cookie);
         Ok(redirect)
+    }
+
+    /// One browser has one session of a person: another tab's sign-in goes on with it. A session of somebody
+    /// else ends.
+    async fn begin_or_go_on(
+        &self,
+        issuer: &str,
+        content: Content,
+        current: Option<Arc<Session>>,
+    ) -> Result<(Arc<Session>, Option<String>), SignInError> {
+        if let Some(session) = current {
+            let identity = session.identity();
+            let same = *identity.provider == *content.provider
+                && content.claims.get("sub").and_then(serde_json::Value::as_str) == Some(&*identity.subject);
+            let stored = if same { self.sessions.content(&session).await? } else { None };
+            if let Some((record, old)) = stored {
+                let content = Content { name: old.name, ..content.clone() };
+                if self.sessions.replace(&session, &record, &content).await? {
+                    return Ok((session, None));
+                }
+            }
+            if !same {
+                self.sessions.end(&session).await?;
+            }
+        }
+        let tags = self.tags(issuer, &content);
+        let host = self.settings.url.host_str().unwrap_or_default();
+        let (session, cookie) = self.sessions.begin(&content, tags, host).await?;
+        tracing::info!(session = %content.name, provider = %content.provider, "signed in");
+        Ok((session, Some(cookie)))
     }
 
     /// `require_claims`: nobody is let in without them.

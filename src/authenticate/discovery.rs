@@ -9,7 +9,7 @@ use url::Url;
 
 use super::SignInError;
 use crate::client::{self, Client, ClientError};
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::crypto::{Algorithm, KeySet};
 
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
@@ -273,18 +273,26 @@ impl Discovered {
         })
     }
 
-    /// Reads the keys again, because a token names one that is unknown: at most every 30 s, and one call for
-    /// all who wait. When that fails, the keys of before stay.
-    pub(super) async fn refetch_keys(&self, client: &Client, id: &str, now: Timestamp) {
+    /// Reads the keys again, because a token is signed with one that is unknown: at most every 30 s, and one
+    /// call for all who wait. When that fails, the keys of before stay.
+    ///
+    /// # Errors
+    /// When they cannot be read; then nothing is known about the token.
+    pub(super) async fn refetch_keys(
+        &self,
+        client: &Client,
+        seen: &Arc<KeySet>,
+        clock: &Clock,
+    ) -> Result<(), DiscoveryError> {
         let mut last = self.refetched.lock().await;
-        if self.keys.load().knows(id) || last.is_some_and(|last| now < last + REFETCH) {
-            return;
+        let newer = !Arc::ptr_eq(&self.keys.load_full(), seen);
+        if newer || last.is_some_and(|last| clock.now() < last + REFETCH) {
+            return Ok(());
         }
-        *last = Some(now);
-        match fetch_keys(client, &self.jwks_uri).await {
-            Ok(keys) => self.keys.store(Arc::new(keys)),
-            Err(error) => tracing::warn!(%error, "the provider's keys could not be read again"),
-        }
+        let keys = fetch_keys(client, &self.jwks_uri).await?;
+        *last = Some(clock.now());
+        self.keys.store(Arc::new(keys));
+        Ok(())
     }
 
     /// RFC 9207: the issuer in a callback, where there is one, is the one we asked; and there is one where the

@@ -95,16 +95,27 @@ pub struct Explanation {
 }
 
 impl SignInError {
-    /// Whether trying again later may succeed without anybody changing anything.
-    pub const fn is_temporary(&self) -> bool {
-        matches!(
-            self,
+    /// Whether a session is kept although it could not be renewed: trying again later may succeed, when the
+    /// provider is back or somebody has mended the configuration.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Reported { code, .. } => {
+                matches!(code.as_str(), "server_error" | "temporarily_unavailable" | "slow_down")
+            }
             Self::Unreachable(_)
-                | Self::Provider(_)
-                | Self::Discovery(_)
-                | Self::Store(_)
-                | Self::Reported { .. }
-        )
+            | Self::Provider(_)
+            | Self::Discovery(_)
+            | Self::Store(_)
+            | Self::Internal(_)
+            | Self::InvalidClient { .. }
+            | Self::UnauthorizedClient(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether a browser may begin again by itself.
+    pub const fn begins_again(&self) -> bool {
+        matches!(self, Self::UnknownState | Self::UsedState | Self::Late | Self::HandOff)
     }
 
     /// What to show about it. `scope_setting` and the like are worded for the provider's kind.

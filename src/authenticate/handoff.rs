@@ -12,7 +12,7 @@ use crate::clock::Timestamp;
 use crate::crypto::{self, SealKey};
 use crate::http::cookies;
 use crate::session::Session;
-use crate::store::Id;
+use crate::store::{Id, Keep};
 
 /// How long a hand-off may take: the time of one redirect.
 const TIME: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ impl Authenticate {
         };
         let plain = serde_json::to_vec(&content).unwrap_or_default();
         let sealed = key.seal(&[b"hand-off", &id.0, request.host.as_bytes()], &plain);
-        self.sessions.store().keep(id, sealed, self.clock.now() + TIME).await?;
+        self.sessions.store().keep(id, sealed, self.clock.now() + TIME, Keep::HandOff).await?;
         let to = format!(
             "{}/.pomerium/callback/?pomerium_handoff={}",
             target.origin().ascii_serialization(),

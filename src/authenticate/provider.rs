@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -82,6 +83,8 @@ pub struct Provider {
     discovered: ArcSwapOption<Known>,
     /// Held while the documents are fetched, so that one call serves all who wait.
     fetching: tokio::sync::Mutex<Option<Failed>>,
+    /// The provider knew us by the body, not by the header.
+    pub(super) prefers_post: AtomicBool,
     pub(super) sign_out_registered: tokio::sync::Mutex<Option<(bool, Timestamp)>>,
 }
 
@@ -144,6 +147,7 @@ impl Provider {
             clock,
             discovered: ArcSwapOption::empty(),
             fetching: tokio::sync::Mutex::new(None),
+            prefers_post: AtomicBool::new(false),
             sign_out_registered: tokio::sync::Mutex::new(None),
         }
     }

@@ -4,16 +4,20 @@
 //! that rotates refresh tokens has spent the old one by then. What it bought is used only once it is stored.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::discovery::Discovered;
+use super::tokens::Answer;
 use super::verify::tokens;
 use super::{Authenticate, SignInError};
 use crate::session::{Content, Freshness, Session};
-use crate::store::{SessionRecord, StoreError};
+use crate::store::StoreError;
 
 /// After a failed attempt the next one waits so long.
 const PAUSE: Duration = Duration::from_secs(15);
+/// For so long those who wait for a renewal share a failure.
+const BREATH: Duration = Duration::from_secs(2);
 
 /// Why a session is not fresh.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +60,7 @@ impl Authenticate {
     }
 
     async fn renew_now(&self, session: &Session) -> Result<(), RenewError> {
+        let _counted = Counted::new(&self.renewals);
         let _turn = session.renewing.lock().await;
         if session.has_ended() {
             return Err(RenewError::Ended);
@@ -63,82 +68,159 @@ impl Authenticate {
         if session.freshness(self.clock.now()) == Freshness::Fresh {
             return Ok(());
         }
-        let Some((record, content)) = self.sessions.content(session).await? else {
+        if session.has_just_failed(self.clock.now()) {
+            return Err(RenewError::Unreachable("it failed just now".into()));
+        }
+        let Some((record, stored)) = self.sessions.content(session).await? else {
             self.sessions.end(session).await?;
             return Err(RenewError::Ended);
+        };
+        let content = match session.unsaved() {
+            // Bought before, when the store could not keep it.
+            Some(bought) => {
+                self.sessions.replace(session, &record, &bought).await?;
+                session.hold_unsaved(None);
+                return Box::pin(self.renew_from(session, bought)).await;
+            }
+            None => stored,
         };
         // Another process may have renewed it.
         self.sessions.adopt(session, &content);
         if session.freshness(self.clock.now()) == Freshness::Fresh {
             return Ok(());
         }
-        match Box::pin(self.buy(&content)).await {
-            Ok(new) => {
-                if !self.sessions.replace(session, &record, &new).await? {
-                    return self.adopt_stored(session, &record).await;
-                }
-                Ok(())
-            }
-            Err(error) if error.is_temporary() => {
-                session.retry_renewal_at(self.clock.now() + PAUSE);
-                tracing::warn!(session = %content.name, %error, "a session could not be renewed; trying again later");
-                Err(RenewError::Unreachable(error.to_string()))
-            }
-            Err(error) => {
-                // Another process may have spent the refresh token just before us.
-                if self.adopt_stored(session, &record).await.is_ok() {
-                    return Ok(());
-                }
-                tracing::info!(session = %content.name, %error, "the provider does not renew a session; it ends");
-                self.sessions.end(session).await?;
-                Err(RenewError::Ended)
-            }
-        }
+        Box::pin(self.renew_from(session, content)).await
     }
 
-    /// Uses what somebody else stored meanwhile; `Ended` when there is nothing newer.
-    async fn adopt_stored(&self, session: &Session, old: &SessionRecord) -> Result<(), RenewError> {
-        match self.sessions.content(session).await? {
-            Some((record, content)) if record.revision > old.revision => {
-                self.sessions.adopt(session, &content);
-                Ok(())
-            }
-            _ => Err(RenewError::Ended),
+    async fn renew_from(&self, session: &Session, content: Content) -> Result<(), RenewError> {
+        if session.freshness(self.clock.now()) == Freshness::Fresh {
+            return Ok(());
         }
-    }
-
-    async fn buy(&self, old: &Content) -> Result<Content, SignInError> {
-        let refresh = old.tokens.refresh.as_deref().ok_or(SignInError::RefreshRefused)?;
-        let discovered = self.provider.discovered().await?;
-        let answer = self.provider.refresh(&discovered, refresh).await?;
-        let subject = old.claims.get("sub").and_then(serde_json::Value::as_str).unwrap_or_default();
-        let mut claims = if answer.id().is_some() {
-            let verified =
-                self.provider.verify(&discovered, &answer, None, Some((subject, &old.nonce))).await?;
-            let mut complete = self.provider.complete(&discovered, &answer, verified).await?;
-            complete.remove("nonce");
-            complete.remove("at_hash");
-            complete
-        } else {
-            // Only an access token: what the person may do is asked of userinfo, where there is one.
-            let mut claims = old.claims.clone();
-            if let Some(now) = self.provider.userinfo(&discovered, answer.access()).await? {
-                if now.get("sub") != old.claims.get("sub") {
-                    return Err(SignInError::Token("userinfo is about somebody else (`sub`)".into()));
-                }
-                claims.extend(now);
+        let revision = self.sessions.content(session).await?.map_or(0, |(record, _)| record.revision);
+        let error = match Box::pin(self.buy(session, &content)).await {
+            Ok(()) => return Ok(()),
+            Err(Failed::Store(error)) => {
+                session.renewal_failed(self.clock.now() + PAUSE, self.clock.now() + BREATH);
+                return Err(error.into());
             }
-            claims
+            Err(Failed::Provider(error)) => error,
         };
+        if error.is_temporary() {
+            let now = self.clock.now();
+            session.renewal_failed(now + PAUSE, now + BREATH);
+            tracing::warn!(session = %content.name, %error, "a session could not be renewed; trying again later");
+            return Err(RenewError::Unreachable(error.to_string()));
+        }
+        // Another process may have spent the refresh token just before us.
+        if let Some((record, newer)) = self.sessions.content(session).await?
+            && record.revision > revision
+            && newer.tokens.refresh != content.tokens.refresh
+        {
+            self.sessions.adopt(session, &newer);
+            return Ok(());
+        }
+        tracing::info!(session = %content.name, %error, "the provider does not renew a session; it ends");
+        self.sessions.end(session).await?;
+        Err(RenewError::Ended)
+    }
+
+    /// Buys new tokens. A new refresh token is stored before anything that it came with is looked at: the old
+    /// one is spent.
+    async fn buy(&self, session: &Session, old: &Content) -> Result<(), Failed> {
+        let refresh = old.tokens.refresh.as_deref().ok_or(SignInError::RefreshRefused)?;
+        let discovered = self.provider.discovered().await.map_err(SignInError::from)?;
+        let answer = self.provider.refresh(&discovered, refresh).await?;
+        let mut content = old.clone();
+        if let Some(new) = answer.refresh().filter(|new| *new != refresh) {
+            content.tokens.refresh = Some(new.to_owned());
+            self.save(session, &content).await?;
+        }
+        let renewed = self.renewed(&discovered, &answer, &content).await?;
+        self.save(session, &renewed).await?;
+        Ok(())
+    }
+
+    async fn renewed(&self, at: &Discovered, answer: &Answer, old: &Content) -> Result<Content, SignInError> {
+        let subject = old.claims.get("sub").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let (mut claims, from_userinfo) = if answer.id().is_some() {
+            let verified = self.provider.verify(at, answer, None, Some((subject, &old.nonce))).await?;
+            self.provider.complete(at, answer, verified).await?
+        } else {
+            // Only an access token: what came from userinfo is asked again, and what is not repeated is gone.
+            let mut claims = old.claims.clone();
+            for name in &old.from_userinfo {
+                claims.remove(name);
+            }
+            self.provider.complete(at, answer, claims).await?
+        };
+        claims.remove("nonce");
+        claims.remove("at_hash");
         // The time of the sign-in is the original one.
         if let Some(then) = old.claims.get("auth_time") {
             claims.entry("auth_time").or_insert_with(|| then.clone());
         }
         self.check_required(&claims)?;
-        Ok(Content {
-            tokens: tokens(&claims, &answer, Some(&old.tokens), self.clock.now()),
-            claims,
-            ..old.clone()
-        })
+        let tokens = tokens(&claims, answer, Some(&old.tokens), self.clock.now());
+        Ok(Content { tokens, claims, from_userinfo, ..old.clone() })
+    }
+
+    /// Stores what was bought. What cannot be stored is held until it can.
+    async fn save(&self, session: &Session, content: &Content) -> Result<(), StoreError> {
+        let stored = match self.sessions.content(session).await {
+            Ok(Some((record, _))) => self.sessions.replace(session, &record, content).await,
+            Ok(None) => return Ok(()),
+            Err(error) => Err(error),
+        };
+        match stored {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                session.hold_unsaved(Some(content.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until no renewal is under way: what a provider sold must not be lost when the process ends.
+    pub async fn settle(&self, limit: Duration) {
+        let started = self.clock.instant();
+        while self.renewals.load(Ordering::Acquire) > 0
+            && self.clock.instant().saturating_duration_since(started) < limit
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Why new tokens could not be had.
+enum Failed {
+    Provider(SignInError),
+    Store(StoreError),
+}
+
+impl From<SignInError> for Failed {
+    fn from(error: SignInError) -> Self {
+        Self::Provider(error)
+    }
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Counts a renewal while it is under way.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -10,15 +10,25 @@ use url::Url;
 
 use super::Authenticate;
 use super::discovery::Discovered;
+use super::keep::{join_token, split_token};
 use super::provider::{Kind, Provider};
 use crate::client::Limits;
+use crate::crypto::SealKey;
 use crate::session::Session;
-use crate::store::StoreError;
+use crate::store::{Id, Keep, StoreError};
 
 /// Where people are who have signed out.
 pub(super) const SIGNED_OUT: &str = "/.pomerium/signed_out";
+/// The endpoint itself.
+const SIGN_OUT: &str = "/.pomerium/sign_out";
+/// How long the hop over the authenticate host may take.
+const HOP: Duration = Duration::from_secs(60);
+/// How long somebody who signs out waits for the provider.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// How long it is believed that a sign-out URL is registered.
 const REGISTERED: Duration = Duration::from_secs(600);
+/// How long it is not asked again after it could not be reached.
+const UNREACHABLE: Duration = Duration::from_secs(30);
 /// How long it is believed that it is not.
 const UNREGISTERED: Duration = Duration::from_secs(60);
 
@@ -37,7 +47,11 @@ impl Authenticate {
     ///
     /// # Errors
     /// When the store fails; in this process the session has ended all the same.
-    pub async fn sign_out(self: &Arc<Self>, session: Option<&Session>) -> Result<SignOut, StoreError> {
+    pub async fn sign_out(
+        self: &Arc<Self>,
+        session: Option<&Session>,
+        host: &str,
+    ) -> Result<SignOut, StoreError> {
         let mut hint = None;
         if let Some(session) = session {
             let content = self.sessions.content(session).await;
@@ -55,12 +69,36 @@ impl Authenticate {
                 }
             }
         }
-        let cookie = self.sessions.cookie().remove_session();
-        let to = match self.settings.sign_out_at_provider && session.is_some() {
-            true => self.at_provider(hint.as_deref()).await,
-            false => None,
+        let cookie = self.sessions.cookie().remove_session(host);
+        let own = self.settings.url.host_str().unwrap_or_default();
+        let to = if self.settings.sign_out_at_provider && session.is_some() {
+            let patience = tokio::time::timeout(PATIENCE, self.at_provider(hint.as_deref()));
+            patience.await.unwrap_or_default()
+        } else {
+            None
         };
-        Ok(SignOut { to: to.unwrap_or_else(|| SIGNED_OUT.to_owned()), cookie })
+        let to =
+            to.unwrap_or_else(|| if host == own { SIGNED_OUT.to_owned() } else { self.signed_out_url() });
+        if host == own || session.is_none() {
+            return Ok(SignOut { to, cookie });
+        }
+        // By way of the authenticate host, whose own session ends too.
+        let (id, key) = (Id::random(), SealKey::random());
+        let sealed = key.seal(&[b"sign-out", &id.0], to.as_bytes());
+        self.sessions.store().keep(id, sealed, self.clock.now() + HOP, Keep::HandOff).await?;
+        let to = format!("{}?pomerium_next={}", self.own(SIGN_OUT), join_token(id, &key));
+        Ok(SignOut { to, cookie })
+    }
+
+    /// Where a sign-out that began on a route host goes on to; `None` when the token is none of ours, or used.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn next_after_sign_out(&self, token: &str) -> Result<Option<String>, StoreError> {
+        let Some((id, key)) = split_token(token) else { return Ok(None) };
+        let sealed = self.sessions.store().take(id, self.clock.now()).await?;
+        let opened = sealed.and_then(|sealed| key.open(&[b"sign-out", &id.0], &sealed));
+        Ok(opened.and_then(|to| String::from_utf8(to).ok()))
     }
 
     async fn at_provider(&self, hint: Option<&str>) -> Option<String> {
@@ -119,6 +157,7 @@ impl Provider {
             Ok(answer) => answer.headers.get(LOCATION).is_some_and(|to| to.as_bytes() == back.as_bytes()),
             Err(error) => {
                 tracing::warn!(%error, "the provider's sign-out cannot be reached; people stay on our own page");
+                *known = Some((false, now + UNREACHABLE));
                 return false;
             }
         };

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ::http::Request;
@@ -192,32 +193,52 @@ impl Provider {
         verifier: &str,
         redirect_uri: &str,
     ) -> Result<Answer, SignInError> {
-        let mut methods = self.methods(at).into_iter();
-        let mut method = methods.next().unwrap_or(ClientAuth::None);
-        loop {
-            let redirect = RedirectUrl::new(redirect_uri.to_owned())
-                .map_err(|error| SignInError::Internal(error.to_string()))?;
-            let client = self.relying(at, method)?.set_redirect_uri(redirect);
-            let answer = client
+        let redirect = RedirectUrl::new(redirect_uri.to_owned())
+            .map_err(|error| SignInError::Internal(error.to_string()))?;
+        let ask = async |client: Relying<EndpointSet, EndpointSet>| {
+            client
+                .set_redirect_uri(redirect.clone())
                 .exchange_code(AuthorizationCode::new(code.clone()))
                 .set_pkce_verifier(PkceCodeVerifier::new(verifier.to_owned()))
                 .request_async(&Calls(&self.client))
-                .await;
-            match (answer, methods.next()) {
-                (Ok(answer), _) => return Ok(answer),
-                (Err(error), Some(next)) if is_invalid_client(&error) => method = next,
-                (Err(error), _) => return Err(self.token_error(error, true)),
+                .await
+        };
+        let mut failed = None;
+        for method in self.methods(at) {
+            match ask(self.relying(at, method)?).await {
+                Ok(answer) => return Ok(self.works(method, answer)),
+                Err(error) if is_invalid_client(&error) => failed = Some(error),
+                Err(error) => return Err(self.token_error(error, true)),
             }
         }
+        Err(failed.map_or_else(
+            || SignInError::Internal("no client authentication".into()),
+            |error| self.token_error(error, true),
+        ))
     }
 
     /// Buys new tokens with a refresh token.
     pub(super) async fn refresh(&self, at: &Discovered, token: &str) -> Result<Answer, SignInError> {
-        let method = self.methods(at).into_iter().next().unwrap_or(ClientAuth::None);
         let token = RefreshToken::new(token.to_owned());
-        let client = self.relying(at, method)?;
-        let answer = client.exchange_refresh_token(&token).request_async(&Calls(&self.client)).await;
-        answer.map_err(|error| self.token_error(error, false))
+        let mut failed = None;
+        for method in self.methods(at) {
+            let client = self.relying(at, method)?;
+            match client.exchange_refresh_token(&token).request_async(&Calls(&self.client)).await {
+                Ok(answer) => return Ok(self.works(method, answer)),
+                Err(error) if is_invalid_client(&error) => failed = Some(error),
+                Err(error) => return Err(self.token_error(error, false)),
+            }
+        }
+        Err(failed.map_or_else(
+            || SignInError::Internal("no client authentication".into()),
+            |error| self.token_error(error, false),
+        ))
+    }
+
+    /// Remembers by which way the provider knew us.
+    fn works(&self, method: ClientAuth, answer: Answer) -> Answer {
+        self.prefers_post.store(method == ClientAuth::Post, Ordering::Relaxed);
+        answer
     }
 
     /// How to prove who we are, in the order to try: with `auto`, the other way is tried when the provider
@@ -231,7 +252,9 @@ impl Provider {
                     .bytes()
                     .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
                 // Whether Cognito form-decodes what comes in the header is not known; in the body it does.
-                let basic = at.offers_basic && (plain || self.settings.kind != Kind::Cognito);
+                let basic = at.offers_basic
+                    && (plain || self.settings.kind != Kind::Cognito)
+                    && !self.prefers_post.load(Ordering::Relaxed);
                 if basic {
                     vec![ClientAuth::Basic, ClientAuth::Post]
                 } else {
@@ -286,14 +309,12 @@ impl Provider {
                     Ok(None)
                 }
             },
-            Ok(answer) => {
-                tracing::warn!(status = answer.status.as_u16(), "the provider's userinfo is not used");
-                Ok(None)
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the provider's userinfo cannot be asked");
-                Ok(None)
-            }
+            // What is missing could be what a rule refuses somebody for.
+            Ok(answer) => Err(SignInError::Provider(format!(
+                "its userinfo endpoint answered {}",
+                answer.status.as_u16()
+            ))),
+            Err(error) => Err(SignInError::Unreachable(error.to_string())),
         }
     }
 

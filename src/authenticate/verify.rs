@@ -90,40 +90,46 @@ impl Provider {
             allowed: &at.algorithms,
         };
         let now = self.clock.now();
-        match crypto::verify(token, &at.keys.load(), &expected, now) {
-            Err(TokenError::UnknownKey) => {}
+        let keys = at.keys.load_full();
+        match crypto::verify(token, &keys, &expected, now) {
+            // A provider may even put a new key under an old name.
+            Err(TokenError::UnknownKey | TokenError::Signature) => {}
             other => return other.map_err(|error| SignInError::Token(error.to_string())),
         }
-        let id = crypto::peek_key_id(token).unwrap_or_default();
-        at.refetch_keys(&self.client, &id, now).await;
+        let refetched = at.refetch_keys(&self.client, &keys, &self.clock).await;
+        refetched.map_err(|error| SignInError::Unreachable(error.to_string()))?;
         crypto::verify(token, &at.keys.load(), &expected, now)
             .map_err(|error| SignInError::Token(error.to_string()))
     }
 
-    /// Adds what userinfo says to the ID token's claims, which win. Userinfo about somebody else is a reason
-    /// not to go on (§5.3.2).
+    /// Adds what userinfo says to the ID token's claims, which win; with the names of what came from it.
+    /// Userinfo about somebody else is a reason not to go on (§5.3.2).
     pub(super) async fn complete(
         &self,
         at: &Discovered,
         answer: &Answer,
         mut claims: Map<String, Value>,
-    ) -> Result<Map<String, Value>, SignInError> {
+    ) -> Result<(Map<String, Value>, Vec<String>), SignInError> {
+        let mut added = Vec::new();
         if let Some(more) = self.userinfo(at, answer.access()).await? {
             if more.get("sub") != claims.get("sub") {
                 return Err(SignInError::Token("userinfo is about somebody else (`sub`)".into()));
             }
             for (name, value) in more {
-                claims.entry(name).or_insert(value);
+                if !claims.contains_key(&name) {
+                    added.push(name.clone());
+                    claims.insert(name, value);
+                }
             }
         }
-        Ok(claims)
+        Ok((claims, added))
     }
 
     /// A session's content from what was verified.
     pub(super) fn content(
         &self,
-        mut claims: Map<String, Value>,
-        answer: Answer,
+        (mut claims, from_userinfo): (Map<String, Value>, Vec<String>),
+        answer: &Answer,
         nonce: &str,
         now: Timestamp,
     ) -> Content {
@@ -134,8 +140,9 @@ impl Provider {
             name: crypto::random_name::<16>(),
             provider: self.settings.id.clone(),
             fingerprint: self.settings.fingerprint(),
-            tokens: tokens(&claims, &answer, None, now),
+            tokens: tokens(&claims, answer, None, now),
             claims,
+            from_userinfo,
             signed_in: now,
             nonce: nonce.to_owned(),
         }

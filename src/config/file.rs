@@ -274,7 +274,7 @@ keys! {
         allow_websockets: Flag = "true";
         /// Whether requests may become SPDY tunnels.
         allow_spdy: Flag = "true";
-        /// Upgrades that Pomerium has to be told of. Here all are allowed, unless allow_websockets is false.
+        /// The only protocols that requests may change to; all of them when it is not set.
         allow_upgrades: List = "";
 
         /// Believe any certificate of the upstream.
@@ -311,17 +311,15 @@ pub(super) fn extract(layers: &Layers, problems: &mut Problems) -> Extracted {
     let mut extracted = Extracted::default();
     for (name, value) in &layers.merged {
         let path = [Step::Key(name.clone())];
-        if matches!(value, Value::Empty(..)) {
-            // A key without a value is a key that is not set; but not a list that opens a door when empty.
-            if File::KEYS.iter().all(|key| key.name != name) {
-                unknown(layers, problems, &path, name, foreign::GLOBAL, File::KEYS);
-            }
+        // A key without a value is a key that is not set.
+        let empty = matches!(value, Value::Empty(..)) || value.as_str() == Some("");
+        if empty && File::KEYS.iter().any(|key| key.name == name) {
             continue;
         }
         match extracted.file.set(name, value) {
             Some(Ok(())) => {}
-            Some(Err(error)) => problems.error(layers.problem(&path, describe(&error))),
-            None => unknown(layers, problems, &path, name, foreign::GLOBAL, File::KEYS),
+            Some(Err(error)) => problems.error(layers.problem(&deeper(&path, &error), describe(&error))),
+            None => unknown(layers, problems, &path, (name, value), foreign::GLOBAL, File::KEYS),
         }
     }
     for list in ["policy", "routes"] {
@@ -356,15 +354,16 @@ fn extract_route(
     for (name, value) in keys as &Dict {
         let mut path = path.to_vec();
         path.push(Step::Key(name.clone()));
-        let set = if matches!(value, Value::Empty(..)) && name != "policy" {
+        let empty = matches!(value, Value::Empty(..)) || value.as_str() == Some("");
+        let set = if empty && name != "policy" {
             RouteFile::KEYS.iter().any(|key| key.name == name).then_some(Ok(()))
         } else {
             read.set(name, value)
         };
         match set {
             Some(Ok(())) => {}
-            Some(Err(error)) => problems.error(layers.problem(&path, describe(&error))),
-            None => unknown(layers, problems, &path, name, foreign::ROUTE, RouteFile::KEYS),
+            Some(Err(error)) => problems.error(layers.problem(&deeper(&path, &error), describe(&error))),
+            None => unknown(layers, problems, &path, (name, value), foreign::ROUTE, RouteFile::KEYS),
         }
     }
     Some(read)
@@ -375,11 +374,12 @@ fn unknown(
     layers: &Layers,
     problems: &mut Problems,
     path: &[Step],
-    name: &str,
+    (name, value): (&str, &Value),
     foreign: &[foreign::Foreign],
     known: &[super::Key],
 ) {
     match foreign.iter().find(|key| key.is(name)) {
+        Some(_) if foreign::is_off(name, value) => {}
         Some(key) if !key.refused => {
             problems.warn(layers.problem(path, format!("this key has no effect here: {}", key.note)));
         }
@@ -391,6 +391,15 @@ fn unknown(
             problems.error(problem);
         }
     }
+}
+
+/// The place of a mistake within a value.
+fn deeper(path: &[Step], error: &figment::Error) -> Vec<Step> {
+    let within = error.path.iter().map(|step| match step.parse() {
+        Ok(index) => Step::Index(index),
+        Err(_) => Step::Key(step.clone()),
+    });
+    path.iter().cloned().chain(within).collect()
 }
 
 fn describe(error: &figment::Error) -> String {

@@ -1,5 +1,7 @@
 //! Keys of Pomerium that are not ours: what becomes of each, and why.
 
+use figment::value::Value;
+
 /// A key of Pomerium.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Foreign {
@@ -17,6 +19,34 @@ impl Foreign {
             Some(start) => name.starts_with(start),
             None => name == self.name,
         }
+    }
+}
+
+/// Whether a value turns a key off, or is what happens anyway.
+pub(super) fn is_off(name: &str, value: &Value) -> bool {
+    match value {
+        Value::Empty(..) => true,
+        Value::Bool(_, on) => !on || name == "cookie_secure",
+        Value::Num(_, number) => number.to_u128() == Some(0) || number.to_i128() == Some(0),
+        Value::Array(_, items) => {
+            items.is_empty()
+                && !matches!(name, "access_log_fields" | "authorize_log_fields" | "allow_upgrades")
+        }
+        Value::Dict(_, map) => map.is_empty() && name != "outlier_detection" && name != "mcp",
+        Value::String(_, text) => {
+            let usual = [
+                ("bearer_token_format", "default"),
+                ("otel_traces_exporter", "none"),
+                ("lb_policy", "ROUND_ROBIN"),
+                ("load_balancing_policy", "ROUND_ROBIN"),
+                ("load_balancing_policy", "round_robin"),
+                ("cookie_secure", "true"),
+            ];
+            text.is_empty()
+                || matches!(text.as_str(), "false" | "0" | "0s")
+                || usual.contains(&(name, text.as_str()))
+        }
+        Value::Char(..) => false,
     }
 }
 
@@ -77,7 +107,7 @@ pub(super) const GLOBAL: &[Foreign] = &[
         "redis and postgres are not there yet; use `file` or `memory`",
     ),
     refused("debug_address", "there is no debug port"),
-    refused("downstream_mtls", "client certificates are not there yet"),
+    refused("downstream_mtls*", "client certificates are not there yet"),
     refused("google_cloud_serverless_authentication_service_account", "it is not supported"),
     refused("http_redirect_addr", NOT_YET),
     refused("mcp_*", "MCP is not supported"),

@@ -9,11 +9,14 @@ use super::file::File;
 use super::foreign;
 use super::problem::{Place, Problem, Problems};
 use super::source::{self, Document, Sources};
+use super::tree::Kind;
 use super::yaml;
 use crate::authorize::Step;
 
 /// What was read.
 pub(super) struct Layers {
+    /// The file could not be read: what is missing may be in it.
+    pub(super) unreadable: bool,
     /// All layers together.
     pub(super) merged: Dict,
     document: Option<Document>,
@@ -51,7 +54,12 @@ pub(super) fn read(sources: &Sources, problems: &mut Problems) -> Layers {
                 variables.iter().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
             environment(&texts.collect(), problems, true)
         }
-        Some(document) => (document.root.to_dict(), BTreeMap::new()),
+        Some(document) => {
+            // A key without a value does not hide its default.
+            let mut dict = document.root.to_dict();
+            dict.retain(|_, value| !matches!(value, Value::Empty(..)));
+            (dict, BTreeMap::new())
+        }
         None => (Dict::new(), BTreeMap::new()),
     };
     let (variables, mut from_environment) = environment(&sources.environment, problems, false);
@@ -66,7 +74,8 @@ pub(super) fn read(sources: &Sources, problems: &mut Problems) -> Layers {
     for (key, name) in named {
         from_environment.entry(key).or_insert(name);
     }
-    Layers { merged, document, from_environment }
+    let unreadable = sources.file.is_some() && document.is_none();
+    Layers { unreadable, merged, document, from_environment }
 }
 
 fn defaults() -> Dict {
@@ -84,14 +93,13 @@ fn environment(
     let (mut dict, mut names) = (Dict::new(), BTreeMap::new());
     for (name, text) in variables {
         let key = name.to_ascii_lowercase();
-        if *name != name.to_ascii_uppercase() {
+        if *name != name.to_ascii_uppercase() && !strict {
             continue;
         }
         let ours = File::KEYS.iter().any(|known| known.name == key);
-        // Names such as HEADERS or DNS_… may mean something else in an environment; those that could weaken
-        // access are not passed over.
-        let pomeriums =
-            foreign::GLOBAL.iter().any(|known| known.is(&key) && known.refused && known.name.len() > 8);
+        // Only whole names, and those whose loss would weaken access: METRICS_SERVER_SERVICE_HOST is not ours.
+        let pomeriums = foreign::GLOBAL.iter().any(|known| known.refused && known.name == key)
+            || ["downstream_mtls", "autocert_"].iter().any(|start| key.starts_with(start));
         if !(ours || pomeriums || strict) || text.is_empty() {
             continue;
         }
@@ -167,7 +175,9 @@ impl Layers {
     /// Whether anything but a default set this key.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.from_environment.contains_key(key)
-            || self.document.as_ref().is_some_and(|document| document.root.entry(key).is_some())
+            || self.document.as_ref().is_some_and(|document| {
+                document.root.entry(key).is_some_and(|entry| !matches!(entry.value.kind, Kind::Null))
+            })
     }
 }
 

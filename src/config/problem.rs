@@ -77,14 +77,19 @@ impl fmt::Display for Problem {
             Place::Configuration => f.write_str("configuration: ")?,
         }
         if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
+            write!(f, "{}: ", plain(&self.key))?;
         }
-        f.write_str(&self.message.replace(['\n', '\r'], " "))?;
+        f.write_str(&plain(&self.message))?;
         if let Some(suggestion) = &self.suggestion {
-            write!(f, " (did you mean `{suggestion}`?)")?;
+            write!(f, " (did you mean `{}`?)", plain(suggestion))?;
         }
         Ok(())
     }
+}
+
+/// One line, without anything that a terminal would act on.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// The nearest of the known names, when it is near enough to be meant.

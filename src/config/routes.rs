@@ -131,7 +131,17 @@ impl Reader<'_, '_> {
         let policy = self.policy();
         let cluster = self.cluster();
         let (from, path, policy, cluster) = (from?, path?, policy?, cluster?);
-        let (host, port) = (from.host_str().unwrap_or_default(), from.port());
+        // `url` drops a port that is the scheme's own; here it was typed, so it is meant.
+        let typed = self
+            .file
+            .from
+            .as_ref()
+            .and_then(|Text(from)| from.split_once("://"))
+            .map(|(_, rest)| rest.trim_end_matches('/'));
+        let typed = typed
+            .and_then(|authority| authority.rsplit_once(':'))
+            .and_then(|(_, port)| port.parse::<u16>().ok());
+        let (host, port) = (from.host_str().unwrap_or_default(), from.port().or(typed));
         // `url` writes a star as it is; what else it normalised is what browsers send.
         let host = match HostPattern::new(host) {
             Ok(host) => host,
@@ -349,15 +359,25 @@ impl Reader<'_, '_> {
     fn cluster(&mut self) -> Option<proxy::Settings> {
         let (upstreams, base) = self.upstreams()?;
         let file = self.file;
-        let matched =
-            file.prefix.as_ref().map(|Text(prefix)| prefix.clone()).filter(|prefix| !prefix.is_empty());
-        let rewrite = file.prefix_rewrite.as_ref().map(|Text(to)| to.clone()).filter(|to| !to.is_empty());
+        let given = |value: &Option<Text>| {
+            value.as_ref().map(|Text(text)| text.clone()).filter(|text| !text.is_empty())
+        };
+        let rewrite = given(&file.prefix_rewrite);
         if let Some(to) = &rewrite
             && (!to.starts_with('/') || to.contains(['?', '#', '%', '\\']))
         {
             self.error("prefix_rewrite", format!("`{to}` is not a plain path such as `/`"));
         }
-        let rewrite = rewrite.or(base).map(|to| Rewrite { from: matched.unwrap_or_else(|| "/".into()), to });
+        let to = rewrite.or(base);
+        if to.is_some() && given(&file.regex).is_some() {
+            self.error(
+                "regex",
+                "a route with `regex` has no prefix that prefix_rewrite, or a path in `to`, could replace",
+            );
+        }
+        // What is replaced is what the route matches.
+        let matched = given(&file.path).or_else(|| given(&file.prefix)).unwrap_or_else(|| "/".into());
+        let rewrite = to.map(|to| Rewrite { from: matched, to });
         let tls = self.tls();
         let host = match (&file.host_rewrite, flag(file.preserve_host_header).unwrap_or_default()) {
             (Some(Text(host)), _) if !host.is_empty() => match HeaderValue::from_str(host) {
@@ -398,7 +418,7 @@ impl Reader<'_, '_> {
             set_request_headers,
             remove_request_headers,
             set_response_headers,
-            upgrades: flag(file.allow_websockets).unwrap_or(true),
+            upgrades: upgrades(file),
         })
     }
 
@@ -575,6 +595,20 @@ pub(super) fn header_list(
         }
     }
     headers
+}
+
+/// Unlike in Pomerium all upgrades are allowed, unless the route says otherwise.
+fn upgrades(file: &RouteFile) -> proxy::Upgrades {
+    let (websockets, spdy) = (flag(file.allow_websockets), flag(file.allow_spdy));
+    let lower = |list: Vec<String>| list.into_iter().map(|one| one.to_ascii_lowercase());
+    let only = file.allow_upgrades.as_ref().map(|listed| {
+        let added =
+            [(websockets, "websocket"), (spdy, "spdy/3.1")].into_iter().filter(|(on, _)| *on == Some(true));
+        lower(list(Some(listed))).chain(added.map(|(_, name)| name.to_owned())).collect()
+    });
+    let off =
+        [(websockets, "websocket"), (spdy, "spdy/3.1")].into_iter().filter(|(on, _)| *on == Some(false));
+    proxy::Upgrades { only, without: off.map(|(_, name)| name.to_owned()).collect() }
 }
 
 /// One `to`: the upstream, its path, and whether it has a weight.

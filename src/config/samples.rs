@@ -11,6 +11,8 @@ const PUBLISHED: &[&str] = &[
     "tdkuWzUelRukP/6VYzopfh6kis7y5u5Ldl3MrIq9ZR0=",
     "YVFTMIfW8yBJw+a6sYwdW8rHbU+IAAV/SUkCTg9Jtpo=",
     "WwMtDXWaRDMBQCylle8OJ+w4kLIDIGd8W3cB4/zFFtg=",
+    "hsJIQsx9KKx4qVlggg/T3AuLTmVu0uHhwTQgMPlVs7U=",
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
 ];
 
 /// Parts of the private keys in public samples.
@@ -23,7 +25,9 @@ const PUBLISHED_KEYS: &[&str] = &[
 /// Why a value cannot have been meant.
 pub(super) fn refuse(value: &str, is_secret: bool) -> Option<String> {
     let bare = value.trim();
-    if let Some(name) = placeholder(bare) {
+    // A real secret may hold braces by chance; a placeholder is the whole of it, or is written `${…}`.
+    if let Some(name) = placeholder(bare).filter(|name| !is_secret || *name == bare || name.starts_with("${"))
+    {
         return Some(format!("the placeholder `{name}` was not filled in"));
     }
     if is_secret && (PUBLISHED.contains(&bare) || PUBLISHED_KEYS.iter().any(|part| bare.contains(part))) {
@@ -47,6 +51,11 @@ pub(super) fn refuse(value: &str, is_secret: bool) -> Option<String> {
         return Some(format!("the placeholder `{bare}` was not filled in"));
     }
     None
+}
+
+/// `${NAME}` in a value of any kind.
+pub(super) fn variable(value: &str) -> Option<&str> {
+    placeholder(value).filter(|name| name.starts_with("${"))
 }
 
 /// `${NAME}`, `{NAME}`, `<name>`, or `<NAME` that was left standing.

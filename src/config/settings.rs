@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rustls::RootCertStore;
 use url::Url;
 
 use super::file::{Extracted, File};
@@ -17,7 +15,7 @@ use super::routes::{self, RouteSettings};
 use super::samples;
 use super::source::Sources;
 use super::values::{Flag, List, Span, Text, TextMap};
-use crate::authenticate::{self, ClientAuth, Issuer, Kind, ProviderSettings, Secret};
+use crate::authenticate;
 use crate::authorize::Step;
 use crate::client;
 use crate::crypto;
@@ -26,7 +24,11 @@ use crate::http::headers::{HeaderRules, Underscores, fold};
 use crate::http::{EscapedSlashes, PathRules};
 use crate::session::{self, CookieSettings, Origin, SameSite};
 use crate::telemetry::Format;
-use crate::tls::{self, Certificate, Protocols};
+use crate::tls;
+
+mod provider;
+mod secrets;
+mod serving;
 
 /// Everything that the program does, as one value.
 #[derive(Debug)]
@@ -149,6 +151,16 @@ impl Resolver<'_> {
             routes.extend(routes::resolve(self, &defaults, route, path));
         }
 
+        for (name, value, what) in [
+            ("cookie_expire", file.cookie_expire, "sessions that end at once"),
+            ("sign_in_timeout", file.sign_in_timeout, "sign-ins that end at once"),
+            ("timeout_idle", file.timeout_idle, "connections that are never closed"),
+        ] {
+            if value.is_some_and(|Span(time)| time.is_zero()) {
+                self.error(name, format!("0 would mean {what}; a duration such as `5m` was expected"));
+            }
+        }
+        self.refuse_variables();
         let url = self.authenticate_url(&routes, insecure);
         let provider = self.provider(roots);
         let listen = self.listen(insecure, url.as_ref(), &routes);
@@ -251,53 +263,6 @@ impl Resolver<'_> {
         None
     }
 
-    /// Values that were copied and never filled in.
-    fn refuse_samples(&mut self) {
-        let file = self.file;
-        let checked = [
-            ("authenticate_service_url", &file.authenticate_service_url, false),
-            ("idp_provider_url", &file.idp_provider_url, false),
-            ("idp_client_id", &file.idp_client_id, false),
-            ("idp_client_secret", &file.idp_client_secret, true),
-            ("shared_secret", &file.shared_secret, true),
-            ("cookie_secret", &file.cookie_secret, true),
-            ("signing_key", &file.signing_key, true),
-        ];
-        for (name, value, secret) in checked {
-            if let Some(Text(value)) = value
-                && let Some(reason) = samples::refuse(value, secret)
-            {
-                self.error(name, reason);
-            }
-        }
-    }
-
-    /// A secret or its file; the file's trailing line break does not count.
-    fn secret_value(&mut self, name: &str, inline: Option<&Text>, file: Option<&Text>) -> Option<String> {
-        let file_key = format!("{name}_file");
-        match (inline, file) {
-            (Some(_), Some(_)) => {
-                self.error(&file_key, format!("{name} is set too; set one of them"));
-                None
-            }
-            (Some(Text(value)), None) if !value.is_empty() => Some(value.clone()),
-            (None, Some(Text(path))) => {
-                let text = self.read_file(&[key(&file_key)], path)?;
-                let text = String::from_utf8(text).unwrap_or_default();
-                let text = text.trim_end_matches(['\n', '\r']).to_owned();
-                if text.is_empty() {
-                    self.error(&file_key, format!("{path} is empty"));
-                    return None;
-                }
-                if let Some(reason) = samples::refuse(&text, true) {
-                    self.error(&file_key, reason);
-                }
-                Some(text)
-            }
-            _ => None,
-        }
-    }
-
     pub(super) fn read_file(&mut self, path: &[Step], name: &str) -> Option<Vec<u8>> {
         match std::fs::read(self.sources.resolve(name)) {
             Ok(bytes) => Some(bytes),
@@ -306,38 +271,6 @@ impl Resolver<'_> {
                 None
             }
         }
-    }
-
-    fn secret(&mut self) -> Option<[u8; 32]> {
-        let file = self.file;
-        let shared =
-            self.secret_value("shared_secret", file.shared_secret.as_ref(), file.shared_secret_file.as_ref());
-        let cookie =
-            self.secret_value("cookie_secret", file.cookie_secret.as_ref(), file.cookie_secret_file.as_ref());
-        let mut used = None;
-        for (name, value) in [("shared_secret", shared), ("cookie_secret", cookie)] {
-            let Some(value) = value else { continue };
-            match decode_secret(&value) {
-                Some(secret) => used = used.or(Some(secret)),
-                None if samples::refuse(&value, true).is_some() => {}
-                None => self.error(
-                    name,
-                    "base64 of 32 random bytes was expected; make one with `head -c32 /dev/urandom | base64`",
-                ),
-            }
-        }
-        used
-    }
-
-    fn signing_key(&mut self) -> Option<Vec<u8>> {
-        let file = self.file;
-        let typed =
-            self.secret_value("signing_key", file.signing_key.as_ref(), file.signing_key_file.as_ref())?;
-        let pem = routes::pem_or_base64(&typed).filter(|pem| crypto::Signer::from_pem(pem).is_ok());
-        if pem.is_none() && samples::refuse(&typed, true).is_none() {
-            self.error("signing_key", "a P-256 or RSA private key was expected, PEM or base64 of it");
-        }
-        pem
     }
 
     fn url(&mut self, name: &str, value: Option<&Text>) -> Option<Url> {
@@ -401,6 +334,10 @@ impl Resolver<'_> {
             };
         };
         let mut url = self.url(name, Some(typed))?;
+        if url.host_str().is_some_and(|host| host == "pomerium.app" || host.ends_with(".pomerium.app")) {
+            self.error(name, "that is Pomerium's own hosted service, which signs nobody in here; give the URL of a host of yours");
+            return None;
+        }
         if !self.check_scheme(&[key(name)], &url, insecure) {
             return None;
         }
@@ -470,310 +407,6 @@ impl Resolver<'_> {
                 );
                 let problem = self.layers.problem(&route.place, message);
                 self.problems.warn(problem);
-            }
-        }
-    }
-
-    fn provider(&mut self, roots: Option<Arc<RootCertStore>>) -> Option<ProviderSettings> {
-        let file = self.file;
-        let named = text(file.idp_provider.as_ref()).to_ascii_lowercase();
-        let mut kind = match named.as_str() {
-            "oidc" => Kind::Oidc,
-            "cognito" => Kind::Cognito,
-            "google" | "azure" | "okta" | "auth0" | "gitlab" | "github" | "onelogin" | "ping" | "apple"
-            | "hosted" => {
-                self.error(
-                    "idp_provider",
-                    format!("the preset `{named}` is not there yet; use `oidc` with idp_provider_url"),
-                );
-                Kind::Oidc
-            }
-            other => {
-                let problem = self
-                    .layers
-                    .problem(&[key("idp_provider")], format!("`{other}` is not one of oidc, cognito"));
-                self.problems.error(problem.suggesting(nearest(other, ["oidc", "cognito"].into_iter())));
-                Kind::Oidc
-            }
-        };
-        let issuer = match &file.idp_provider_url {
-            None => {
-                self.missing("idp_provider_url", "the issuer of the identity provider, or a Cognito pool id");
-                None
-            }
-            Some(Text(typed)) => match Issuer::read(typed) {
-                Ok(issuer) => Some(issuer),
-                Err(error) => {
-                    if samples::refuse(typed, false).is_none() {
-                        self.error("idp_provider_url", error.to_string());
-                    }
-                    None
-                }
-            },
-        };
-        if issuer.as_ref().is_some_and(|issuer| issuer.is_cognito) {
-            kind = Kind::Cognito;
-        }
-        let client_id = match &file.idp_client_id {
-            Some(Text(id)) if !id.trim().is_empty() => Some(id.clone()),
-            _ => {
-                self.missing("idp_client_id", "the client's id at the identity provider");
-                None
-            }
-        };
-        let secret = self.secret_value(
-            "idp_client_secret",
-            file.idp_client_secret.as_ref(),
-            file.idp_client_secret_file.as_ref(),
-        );
-        let methods = [
-            ("auto", ClientAuth::Auto),
-            ("basic", ClientAuth::Basic),
-            ("post", ClientAuth::Post),
-            ("none", ClientAuth::None),
-        ];
-        let client_auth =
-            self.one_of("idp_client_auth", file.idp_client_auth.as_ref(), &methods).unwrap_or_default();
-        match (client_auth, &secret) {
-            (ClientAuth::None, Some(_)) => self.error(
-                "idp_client_auth",
-                "`none` means a client without a secret, and idp_client_secret is set",
-            ),
-            (ClientAuth::Basic | ClientAuth::Post, None) => {
-                self.missing("idp_client_secret", "idp_client_auth needs one")
-            }
-            _ => {}
-        }
-        let mut scopes = list(file.idp_scopes.as_ref());
-        if scopes.is_empty() {
-            scopes = ["openid", "email", "profile"].map(str::to_owned).to_vec();
-            if kind == Kind::Oidc {
-                scopes.push("offline_access".into());
-            }
-        }
-        if !scopes.iter().any(|scope| scope == "openid") {
-            self.error("idp_scopes", "the scope `openid` is needed to sign in with OpenID Connect");
-        }
-        if kind == Kind::Cognito && scopes.iter().any(|scope| scope == "offline_access" || scope == "groups")
-        {
-            self.error("idp_scopes", "Amazon Cognito knows neither `offline_access` nor `groups` and would refuse them; leave them out");
-        }
-        let reserved = [
-            "client_id",
-            "redirect_uri",
-            "response_type",
-            "state",
-            "nonce",
-            "scope",
-            "code_challenge",
-            "code_challenge_method",
-        ];
-        let params = file.idp_request_params.as_ref().map(|TextMap(map)| map.clone()).unwrap_or_default();
-        for name in params.keys().filter(|name| reserved.contains(&name.as_str())) {
-            self.error_at(
-                &[key("idp_request_params"), key(name)],
-                "this parameter is set by the sign-in itself",
-            );
-        }
-        let default_groups = if kind == Kind::Cognito { "cognito:groups" } else { "groups" };
-        let client = self.client(roots);
-        Some(ProviderSettings {
-            id: "default".into(),
-            kind,
-            issuer: issuer?,
-            client_id: client_id?,
-            client_secret: secret.map(Secret::new),
-            client_auth,
-            scopes,
-            request_params: params,
-            groups_claim: file
-                .groups_claim
-                .as_ref()
-                .map_or_else(|| default_groups.to_owned(), |Text(claim)| claim.clone()),
-            client,
-        })
-    }
-
-    fn client(&mut self, mut roots: Option<Arc<RootCertStore>>) -> client::Settings {
-        let file = self.file;
-        if let Some(Text(path)) = &file.idp_ca_file
-            && let Some(pem) = self.read_file(&[key("idp_ca_file")], path)
-        {
-            let mut own = RootCertStore::empty();
-            match crypto::read_roots(&pem, &mut own) {
-                Ok(()) => roots = Some(Arc::new(own)),
-                Err(error) => self.error("idp_ca_file", format!("{path} {error}")),
-            }
-        }
-        let mut names = Vec::new();
-        for (at, typed) in list(file.idp_resolve.as_ref()).into_iter().enumerate() {
-            match read_override(&typed) {
-                Some(name) => names.push(name),
-                None => self.error_at(
-                    &[key("idp_resolve"), Step::Index(at)],
-                    format!("`{typed}` is not `host=address` or `host=address:port`"),
-                ),
-            }
-        }
-        let proxy = match &file.idp_http_proxy {
-            None => None,
-            Some(Text(typed)) => match typed.parse::<::http::Uri>() {
-                Ok(proxy) if proxy.scheme_str() == Some("http") && proxy.host().is_some() => Some(proxy),
-                _ => {
-                    self.error(
-                        "idp_http_proxy",
-                        format!("`{typed}` is not a URL such as `http://proxy.example.com:3128`"),
-                    );
-                    None
-                }
-            },
-        };
-        client::Settings { roots, names: client::Names::new(names), proxy }
-    }
-
-    /// `certificate_authority`: roots besides the system's.
-    fn extra_roots(&mut self) -> Option<Arc<RootCertStore>> {
-        let file = self.file;
-        let inline = file.certificate_authority.as_ref().map(|Text(text)| text);
-        let (name, pem) = match (inline, &file.certificate_authority_file) {
-            (Some(_), Some(_)) => {
-                self.error("certificate_authority_file", "certificate_authority is set too; set one of them");
-                return None;
-            }
-            (Some(text), None) => ("certificate_authority", routes::pem_or_base64(text)),
-            (None, Some(Text(path))) => {
-                ("certificate_authority_file", self.read_file(&[key("certificate_authority_file")], path))
-            }
-            (None, None) => return None,
-        };
-        let mut roots = RootCertStore::clone(&crypto::system_roots());
-        match pem
-            .ok_or_else(|| "is not base64 of PEM".to_owned())
-            .and_then(|pem| crypto::read_roots(&pem, &mut roots).map_err(|error| error.to_string()))
-        {
-            Ok(()) => Some(Arc::new(roots)),
-            Err(error) => {
-                self.error(name, error);
-                None
-            }
-        }
-    }
-
-    fn listen(
-        &mut self,
-        insecure: bool,
-        url: Option<&Url>,
-        routes: &[RouteSettings],
-    ) -> Option<ListenSettings> {
-        let file = self.file;
-        let address = text(file.address.as_ref());
-        if !is_listen_address(&address) {
-            self.error("address", format!("`{address}` is not `host:port` or `:port`"));
-        }
-        let health = text(file.health_check_addr.as_ref());
-        if !is_listen_address(&health) {
-            self.error("health_check_addr", format!("`{health}` is not `host:port` or `:port`"));
-        }
-        let workers = match file.workers {
-            Some(super::values::Count(count @ 1..=1024)) => usize::try_from(count).unwrap_or(1),
-            Some(_) => {
-                self.error("workers", "a number from 1 to 1024 was expected");
-                1
-            }
-            None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        };
-        let codecs = [
-            ("auto", Some(Protocols::Auto)),
-            ("http1", Some(Protocols::Http1)),
-            ("http2", Some(Protocols::Http2)),
-            ("http3", None),
-        ];
-        let protocols = self.one_of("codec_type", file.codec_type.as_ref(), &codecs);
-        if protocols == Some(None) {
-            self.error("codec_type", "HTTP/3 is not there yet; use `auto`");
-        }
-        let certificates = self.certificates();
-        let tls = if insecure {
-            None
-        } else {
-            let mut certificates = certificates;
-            if certificates.is_empty() {
-                certificates.extend(self.self_signed(url, routes));
-            }
-            Some(tls::Settings { certificates, protocols: protocols.flatten().unwrap_or_default() })
-        };
-        Some(ListenSettings {
-            address,
-            workers,
-            tls,
-            idle: span(file.timeout_idle).unwrap_or(Duration::from_secs(300)),
-        })
-    }
-
-    fn certificates(&mut self) -> Vec<Certificate> {
-        let file = self.file;
-        let mut found = Vec::new();
-        if file.certificate.is_some() || file.certificate_key.is_some() {
-            let (cert, private) = (text(file.certificate.as_ref()), text(file.certificate_key.as_ref()));
-            match (routes::pem_or_base64(&cert), routes::pem_or_base64(&private)) {
-                (Some(chain), Some(private)) => found.push((key("certificate"), chain, private)),
-                (None, _) => self.missing("certificate", "base64 of a PEM certificate chain was expected"),
-                (_, None) => self.missing("certificate_key", "base64 of a PEM private key was expected"),
-            }
-        }
-        let mut pairs = Vec::new();
-        match (&file.certificate_file, &file.certificate_key_file) {
-            (Some(Text(cert)), Some(Text(private))) => {
-                pairs.push((
-                    vec![key("certificate_file")],
-                    vec![key("certificate_key_file")],
-                    cert.clone(),
-                    private.clone(),
-                ));
-            }
-            (Some(_), None) => self.missing("certificate_key_file", "certificate_file needs it"),
-            (None, Some(_)) => self.missing("certificate_file", "certificate_key_file needs it"),
-            (None, None) => {}
-        }
-        for (at, pair) in file.certificates.iter().flat_map(|pairs| &pairs.0).enumerate() {
-            let path = |name| vec![key("certificates"), Step::Index(at), key(name)];
-            pairs.push((path("cert"), path("key"), pair.cert.0.clone(), pair.key.0.clone()));
-        }
-        let mut certificates = Vec::new();
-        for (step, chain, private) in found {
-            match Certificate::from_pem(&chain, &private) {
-                Ok(certificate) => certificates.push(certificate),
-                Err(error) => self.error_at(&[step], error.to_string()),
-            }
-        }
-        for (cert_path, key_path, cert, private) in pairs {
-            let chain = self.read_file(&cert_path, &cert);
-            let private = self.read_file(&key_path, &private);
-            let (Some(chain), Some(private)) = (chain, private) else { continue };
-            match Certificate::from_pem(&chain, &private) {
-                Ok(certificate) => certificates.push(certificate),
-                Err(error) => self.error_at(&cert_path, format!("{cert}: {error}")),
-            }
-        }
-        certificates
-    }
-
-    fn self_signed(&mut self, url: Option<&Url>, routes: &[RouteSettings]) -> Option<Certificate> {
-        let mut names: Vec<String> = url.and_then(Url::host_str).map(str::to_owned).into_iter().collect();
-        for route in routes {
-            let host = route.matched.host.as_str();
-            let usable = !host.contains('*') || (host.starts_with("*.") && host.matches('*').count() == 1);
-            if usable && !names.iter().any(|name| name == host) {
-                names.push(host.to_owned());
-            }
-        }
-        // A certificate with thousands of names would not fit into a handshake.
-        names.truncate(100);
-        match Certificate::self_signed(names) {
-            Ok(certificate) => Some(certificate),
-            Err(error) => {
-                self.error("certificate_file", error.to_string());
-                None
             }
         }
     }
@@ -943,6 +576,36 @@ impl Resolver<'_> {
     }
 }
 
+fn collect_variables(
+    value: &figment::value::Value,
+    path: &mut Vec<Step>,
+    found: &mut Vec<(Vec<Step>, String)>,
+) {
+    use figment::value::Value;
+    match value {
+        Value::String(_, text) => {
+            if let Some(variable) = samples::variable(text) {
+                found.push((path.clone(), variable.to_owned()));
+            }
+        }
+        Value::Dict(_, map) => {
+            for (name, value) in map.iter().filter(|(name, _)| *name != "set_request_headers") {
+                path.push(key(name));
+                collect_variables(value, path, found);
+                path.pop();
+            }
+        }
+        Value::Array(_, items) => {
+            for (at, value) in items.iter().enumerate() {
+                path.push(Step::Index(at));
+                collect_variables(value, path, found);
+                path.pop();
+            }
+        }
+        _ => {}
+    }
+}
+
 /// A step into a map.
 pub(super) fn key(name: &str) -> Step {
     Step::Key(name.to_owned())
@@ -980,13 +643,4 @@ fn is_listen_address(address: &str) -> bool {
     address
         .rsplit_once(':')
         .is_some_and(|(host, port)| port.parse::<u16>().is_ok() && !host.contains(['/', ' ']))
-}
-
-fn read_override(typed: &str) -> Option<(String, IpAddr, Option<u16>)> {
-    let (host, to) = typed.split_once('=')?;
-    if let Ok(address) = to.parse::<IpAddr>() {
-        return Some((host.to_owned(), address, None));
-    }
-    let socket: std::net::SocketAddr = to.parse().ok()?;
-    Some((host.to_owned(), socket.ip(), Some(socket.port())))
 }

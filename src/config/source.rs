@@ -134,6 +134,7 @@ fn shift(node: &mut Node, lines: usize, columns: usize) {
 /// `NAME=value` lines, as a shell or an `--env-file` reads them.
 fn environment(text: &str) -> Result<Node, Unreadable> {
     let mut entries = Vec::new();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (at, raw) in text.lines().enumerate() {
         let line = at + 1;
         let content = raw.trim();
@@ -141,20 +142,31 @@ fn environment(text: &str) -> Result<Node, Unreadable> {
             continue;
         }
         let content = content.strip_prefix("export ").unwrap_or(content);
-        let Some((name, value)) = content.split_once('=') else {
-            return Err(Unreadable { line, column: 1, message: "`NAME=value` was expected".into() });
-        };
-        let value = value.trim();
-        let quoted = |quote: char| {
-            value.strip_prefix(quote).and_then(|rest| rest.split_once(quote)).map(|(inner, _)| inner)
-        };
-        let value = match quoted('"').or_else(|| quoted('\'')) {
-            Some(inner) => inner,
+        let wrong = |message: &str| Unreadable { line, column: 1, message: message.to_owned() };
+        let (name, value) = content.split_once('=').ok_or_else(|| wrong("`NAME=value` was expected"))?;
+        let (name, value) = (name.trim(), value.trim());
+        let quote = value.chars().next().filter(|first| matches!(first, '"' | '\''));
+        let value = match quote {
+            Some(quote) => {
+                let inner = value.get(1..).unwrap_or_default();
+                let (inner, rest) =
+                    inner.split_once(quote).ok_or_else(|| wrong("the quote is not closed"))?;
+                if inner.contains('\\') && quote == '"' {
+                    return Err(wrong("a backslash within quotes has no single meaning; use single quotes"));
+                }
+                if !(rest.trim().is_empty() || rest.trim_start().starts_with('#')) {
+                    return Err(wrong("something follows the closing quote"));
+                }
+                inner
+            }
             None => value.split(" #").next().unwrap_or_default().trim_end(),
         };
+        if entries.iter().any(|entry: &super::tree::Entry| entry.key == name) {
+            return Err(wrong(&format!("`{name}` occurs twice")));
+        }
         let column = raw.len() - raw.trim_start().len() + 1;
         let value = Node { line, column, kind: Kind::Text(value.to_owned()) };
-        entries.push(super::tree::Entry { key: name.trim().to_owned(), line, column, value });
+        entries.push(super::tree::Entry { key: name.to_owned(), line, column, value });
     }
     Ok(Node { line: 1, column: 1, kind: Kind::Map(entries) })
 }

@@ -153,7 +153,8 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
         total += number * seconds;
         rest = tail.get(unit..)?;
     }
-    Duration::try_from_secs_f64(total).ok()
+    // As in Go: about 292 years.
+    Duration::try_from_secs_f64(total).ok().filter(|span| span.as_nanos() <= i64::MAX as u128)
 }
 
 impl<'de> Deserialize<'de> for List {
@@ -168,6 +169,11 @@ impl<'de> Deserialize<'de> for List {
             }
 
             fn visit_str<E: Error>(self, text: &str) -> Result<List, E> {
+                if text.trim_start().starts_with('[') {
+                    let list: Vec<Text> = serde_json::from_str(text)
+                        .map_err(|error| E::custom(format!("a list as JSON was expected: {error}")))?;
+                    return Ok(List(list.into_iter().map(|Text(item)| item).collect()));
+                }
                 let items = text.split([',', ' ', '\t', '\n']).filter(|item| !item.is_empty());
                 Ok(List(items.map(str::to_owned).collect()))
             }
@@ -226,16 +232,20 @@ impl<'de> Deserialize<'de> for TextMap {
 
 impl<'de> Deserialize<'de> for ClaimHeaders {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            List(List),
-            Map(TextMap),
-        }
-        match Form::deserialize(deserializer) {
-            Ok(Form::List(List(list))) => Ok(Self::List(list)),
-            Ok(Form::Map(TextMap(map))) => Ok(Self::Map(map)),
-            Err(_) => Err(D::Error::custom("a list of claims, or a map from header to claim, was expected")),
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let wrong = |error: serde_json::Error| {
+            D::Error::custom(format!(
+                "a list of claims, or a map from header to claim, was expected: {error}"
+            ))
+        };
+        match value {
+            serde_json::Value::String(text) if text.trim_start().starts_with('{') => {
+                serde_json::from_str(&text).map(Self::Map).map_err(wrong)
+            }
+            map @ serde_json::Value::Object(_) => {
+                serde_json::from_value(map).map(|TextMap(map)| Self::Map(map)).map_err(wrong)
+            }
+            list => serde_json::from_value(list).map(|List(list)| Self::List(list)).map_err(wrong),
         }
     }
 }
@@ -257,7 +267,7 @@ mod tests {
         {
             assert_eq!(duration(text), Some(Duration::from_secs_f64(seconds)), "{text}");
         }
-        for bad in ["", "30", "s", "1d", "-1s", "1h30", "x", "1 h"] {
+        for bad in ["", "30", "s", "1d", "-1s", "1h30", "x", "1 h", "4000000000000000h"] {
             assert_eq!(duration(bad), None, "{bad}");
         }
     }

@@ -10,6 +10,8 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::headers;
+
 /// A message body. Streams are passed on frame by frame, with back-pressure; nothing is collected.
 pub struct Body {
     source: Source,
@@ -167,7 +169,10 @@ impl http_body::Body for Body {
             Source::Stream(incoming) => incoming,
         };
         match Pin::new(incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::scrub_trailers(trailers);
+                }
                 if let Some(data) = frame.data_ref() {
                     this.sent += data.len() as u64;
                 }

@@ -169,6 +169,29 @@ pub fn scrub(headers: &mut HeaderMap, rules: &HeaderRules, trust_forwarded: bool
     Ok(())
 }
 
+/// Removes from trailers what decides anything in a header: framing, routing, identity, credentials (RFC 9110
+/// §6.5.1). An upstream that merged them would believe the sender.
+pub fn scrub_trailers(trailers: &mut HeaderMap) {
+    let rules = HeaderRules::default();
+    let decides = |name: &HeaderName| {
+        is_identity(name, &rules)
+            || is_forwarded(name)
+            || is_end_to_end(name)
+            || [
+                &header::TRANSFER_ENCODING,
+                &header::TE,
+                &header::TRAILER,
+                &header::CONNECTION,
+                &header::UPGRADE,
+            ]
+            .contains(&name)
+    };
+    let doomed: Vec<HeaderName> = trailers.keys().filter(|name| decides(name)).cloned().collect();
+    for name in doomed {
+        trailers.remove(name);
+    }
+}
+
 /// Removes the fields that concern one connection only (RFC 9110 §7.6.1), the ones that `Connection` names
 /// included. `TE: trailers` stays, because trailers pass through.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -350,6 +373,26 @@ mod tests {
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["cookie", "x-kept"]);
+    }
+
+    #[test]
+    fn trailers_decide_nothing() {
+        let mut trailers = map(&[
+            "grpc-status",
+            "x-checksum",
+            "x-pomerium-claim-email",
+            "X_Pomerium_Jwt_Assertion",
+            "x-forwarded-for",
+            "cookie",
+            "set-cookie",
+            "authorization",
+            "content-length",
+            "transfer-encoding",
+            "host",
+        ]);
+        scrub_trailers(&mut trailers);
+        let names: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["grpc-status", "x-checksum"]);
     }
 
     #[test]

@@ -56,8 +56,8 @@ impl Readings {
         }
         let once = decode(bytes)?;
         check_decoded(bytes, &once, rules)?;
-        // A second decoding is what a careless upstream does; where it cannot be decoded there is none.
-        let twice = decode(&once).unwrap_or(Cow::Borrowed(&once));
+        // A second decoding is what a careless upstream does; it would leave a broken escape as it is.
+        let twice = decode_leniently(&once);
         if !twice_is_harmless(&twice) {
             return Err(BadRequest("the path, decoded twice, holds a control character or a backslash"));
         }
@@ -112,6 +112,24 @@ fn decode(path: &[u8]) -> Result<Cow<'_, [u8]>, BadRequest> {
     Ok(Cow::Owned(out))
 }
 
+/// Decodes what can be decoded.
+fn decode_leniently(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&byte, after)) = rest.split_first() {
+        if let (b'%', [high, low, ..]) = (byte, after)
+            && let (Some(high), Some(low)) = (hex(high), hex(low))
+        {
+            out.push(high << 4 | low);
+            rest = after.get(2..).unwrap_or_default();
+        } else {
+            out.push(byte);
+            rest = after;
+        }
+    }
+    out
+}
+
 const fn hex(byte: &u8) -> Option<u8> {
     match byte {
         b'0'..=b'9' => Some(*byte - b'0'),
@@ -126,7 +144,8 @@ fn check_decoded(raw: &[u8], once: &[u8], rules: PathRules) -> Result<(), BadReq
         return Err(BadRequest("the path holds an encoded control character"));
     }
     // C0 and C1 begin only overlong forms of ASCII, with which a lax decoder can be told `.` or `/`.
-    if once.iter().any(|byte| matches!(byte, 0xC0 | 0xC1)) {
+    let overlong = |pair: &[u8]| matches!(pair, [0xE0, 0x80..=0x9F] | [0xF0, 0x80..=0x8F]);
+    if once.iter().any(|byte| matches!(byte, 0xC0 | 0xC1)) || once.windows(2).any(overlong) {
         return Err(BadRequest("the path holds an overlong encoding"));
     }
     let slashes = |path: &[u8]| path.iter().filter(|byte| **byte == b'/').count();
@@ -224,6 +243,7 @@ mod tests {
     fn what_an_upstream_could_make_of_it_is_among_the_readings() {
         for (raw, other) in [
             ("/public/%252e%252e/admin", "/admin"),
+            ("/public/%252e%252e/admin%25", "/admin%"),
             ("/public/..;/admin", "/admin"),
             ("/public/..;x=1/admin", "/admin"),
             ("/public/%2e%2e;x/admin", "/admin"),

@@ -1,6 +1,6 @@
 //! The canonical request: scheme, host and path, computed once and used by everything after.
 
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST};
 use http::request::Parts;
 use http::{Method, Version};
 
@@ -74,6 +74,7 @@ pub fn canonicalise(parts: &Parts, scheme: Scheme, rules: PathRules) -> Result<C
     if parts.method == Method::TRACE {
         return Err(BadRequest("TRACE is not served"));
     }
+    single(&parts.headers, &CONTENT_LENGTH)?;
     let named = single(&parts.headers, &HOST)?;
     let named = match named {
         Some(value) => Some(value.to_str().map_err(|_| BadRequest("the host is not text"))?),

@@ -45,7 +45,8 @@ pub(super) async fn http1<S>(
         .timer(TokioTimer::new())
         // While it waits for a request, this is the idle time; the gate times the head itself.
         .header_read_timeout(limits.idle)
-        .max_buf_size(limits.head_size.max(8192))
+        .max_buf_size(2 * limits.head_size)
+        .max_header_size(limits.head_size)
         .max_headers(256)
         .serve_connection(TokioIo::new(gate), service)
         .with_upgrades();
@@ -92,7 +93,7 @@ pub(super) async fn http2<S>(
     let mut closing = false;
     loop {
         // The first request has to come as soon as a head has; later ones may be waited for.
-        let patience = if activity.has_begun() { limits.idle } else { limits.head };
+        let patience = if activity.has_begun() { limits.idle } else { limits.idle.min(limits.head) };
         let wait =
             patience.saturating_sub(activity.idle_for(clock.instant())).max(Duration::from_millis(100));
         tokio::select! {
@@ -168,6 +169,11 @@ impl Drop for Stream {
 
 fn log_end(ended: hyper::Result<()>) {
     if let Err(error) = ended {
-        tracing::trace!(%error, "a connection ended");
+        if error.is_parse() {
+            // hyper has answered 400, 414 or 431 itself, before anything could be recorded.
+            tracing::info!(%error, "a request could not be read and was refused");
+        } else {
+            tracing::trace!(%error, "a connection ended");
+        }
     }
 }

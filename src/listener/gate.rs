@@ -52,6 +52,8 @@ struct Watch {
     length: Option<u64>,
     encodings: u8,
     chunked: bool,
+    /// The request asks to change the protocol: what follows may be anything.
+    upgrade: bool,
     trouble: Option<usize>,
 }
 
@@ -87,7 +89,7 @@ struct Line {
 /// So much of a line is kept.
 const KEPT: usize = 64;
 
-const REASONS: [&str; 7] = [
+const REASONS: [&str; 8] = [
     "it has a line that does not end with CR LF",
     "its target holds a `#`",
     "it has both a `Content-Length` and a `Transfer-Encoding`",
@@ -95,6 +97,7 @@ const REASONS: [&str; 7] = [
     "it has more than one `Transfer-Encoding`",
     "its `Transfer-Encoding` is not `chunked`",
     "its `Content-Length` is not a number",
+    "it follows a malformed body",
 ];
 
 impl Verdict {
@@ -120,9 +123,9 @@ impl<S> Gate<S> {
         self.verdict.clone()
     }
 
-    fn look(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn look(&mut self, bytes: &[u8]) {
         let before = self.watch.in_head();
-        let sound = self.watch.feed(bytes);
+        self.watch.feed(bytes);
         if let Some(reason) = self.watch.trouble.take() {
             self.verdict.reason.store(reason, Ordering::Relaxed);
             self.verdict.bad.store(self.watch.requests, Ordering::Release);
@@ -134,7 +137,6 @@ impl<S> Gate<S> {
             }
             (true, true) => {}
         }
-        if sound { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, "a chunk is malformed")) }
     }
 }
 
@@ -147,6 +149,7 @@ impl Watch {
             length: None,
             encodings: 0,
             chunked: false,
+            upgrade: false,
             trouble: None,
         }
     }
@@ -155,8 +158,15 @@ impl Watch {
         matches!(self.state, State::Start | State::Fields)
     }
 
-    /// Follows the bytes; `false` when a body is malformed.
-    fn feed(&mut self, mut bytes: &[u8]) -> bool {
+    /// Follows the bytes. A malformed body is hyper's to refuse; should it not, the next request is refused.
+    fn feed(&mut self, bytes: &[u8]) {
+        if !self.follow(bytes) {
+            self.requests += 1;
+            self.refuse(7);
+        }
+    }
+
+    fn follow(&mut self, mut bytes: &[u8]) -> bool {
         while let Some((&byte, rest)) = bytes.split_first() {
             match &mut self.state {
                 State::Off => return true,
@@ -229,6 +239,7 @@ impl Watch {
         self.length = None;
         self.encodings = 0;
         self.chunked = false;
+        self.upgrade = false;
     }
 
     /// One byte of a head; `false` when the request is bad.
@@ -258,6 +269,12 @@ impl Watch {
             self.state = State::Fields;
         } else if line.length == 0 {
             return self.end_of_head();
+        } else if line.length > KEPT
+            && [&b"content-length"[..], b"transfer-encoding"].iter().any(|name| line.start.starts_with(name))
+        {
+            return self.refuse(6);
+        } else if field(&line.start, b"upgrade").is_some() {
+            self.upgrade = true;
         } else if let Some(value) = field(&line.start, b"content-length") {
             if self.length.is_some() {
                 return self.refuse(3);
@@ -279,6 +296,8 @@ impl Watch {
 
     fn end_of_head(&mut self) -> bool {
         match (self.encodings, self.length) {
+            // The answer decides; one that is not 101 closes the connection.
+            (0, None | Some(0)) if self.upgrade => self.state = State::Off,
             (0, None | Some(0)) => self.state = State::Between,
             (0, Some(length)) => self.state = State::Body(length),
             (1, None) if self.chunked => self.state = State::Size { size: 0, digits: 0, extension: false },
@@ -313,7 +332,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
         match Pin::new(&mut this.stream).poll_read(cx, buffer) {
             Poll::Ready(Ok(())) => {
                 let new = buffer.filled().get(before..).unwrap_or_default().to_vec();
-                this.look(&new)?;
+                this.look(&new);
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -405,11 +424,23 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_chunk_breaks_the_connection() {
+    fn what_follows_a_malformed_chunk_is_refused() {
         for body in ["5\nhello", "g\r\n", "\r\n", "5\r\nhello\r\n0\n", "ffffffffffffffff1\r\n"] {
             let head = format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
-            assert!(!Watch::new().feed(head.as_bytes()), "{body:?}");
+            assert_eq!(watch(head.as_bytes(), 4096), (2, Some(7)), "{body:?}");
         }
+    }
+
+    #[test]
+    fn a_length_too_long_to_be_kept_is_refused() {
+        let head = format!("POST / HTTP/1.1\r\nContent-Length: {}5\r\n\r\n", "0".repeat(80));
+        assert_eq!(watch(head.as_bytes(), 4096), (1, Some(6)));
+    }
+
+    #[test]
+    fn after_a_request_to_change_the_protocol_nothing_is_looked_at() {
+        let bytes = b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\nPOST / HTTP/1.1\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nzz";
+        assert_eq!(watch(bytes, 3), (1, None));
     }
 
     #[test]

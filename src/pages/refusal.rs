@@ -194,6 +194,14 @@ impl Denied {
             }
             Caller::Anonymous => "This request may not pass, whoever makes it.".into(),
         };
+        let by_address = [Reason::EmailUnauthorized, Reason::DomainUnauthorized];
+        let by_address = by_address.into_iter().any(|reason| self.decided.reasons.contains(reason));
+        let no_address = matches!(&self.caller, Caller::Identified(identity) if identity.email.is_none());
+        let missing = (by_address && no_address).then(|| {
+            "The identity provider sent no e-mail address about you, and the rule needs one. Whoever runs this can request \
+             the scope `email` (idp_scopes) and let the client read the attribute."
+                .to_owned()
+        });
         let advice = self.decided.unverified_email.then(|| {
             "Your e-mail address is not verified by the identity provider, and the rule needs a verified one. Whoever runs \
              this can have it verified there, or set require_verified_email: false."
@@ -213,7 +221,7 @@ impl Denied {
             status: StatusCode::FORBIDDEN,
             title: "You may not open this page",
             message,
-            advice,
+            advice: advice.or(missing),
             facts,
             error: "forbidden".into(),
             grpc: "7",

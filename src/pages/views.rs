@@ -89,7 +89,7 @@ mod tests {
         };
         for text in [page.render().unwrap(), form.render().unwrap()] {
             assert!(!text.contains("<svg"), "{text}");
-            assert!(!text.contains("\"><"), "{text}");
+            assert!(!text.contains("\"\"><") && !text.contains("alert(1)>'"), "{text}");
         }
     }
 }

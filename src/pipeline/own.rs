@@ -12,6 +12,7 @@ use crate::authorize::{Decision, Facts};
 use crate::http::{BadRequest, Body, Canonical, Client, is_cross_site};
 use crate::identity::{Caller, Identity};
 use crate::pages::{self, Application, Fact, Occasion, Refusal};
+use crate::session::SameSite;
 use crate::snapshot::Snapshot;
 
 /// An endpoint.
@@ -111,12 +112,12 @@ pub(super) async fn answer(
         Endpoint::Metadata => Ok(pages::document(metadata(snapshot, &origin).to_string(), 60)),
         Endpoint::SignIn => sign_in(snapshot, query, canonical, &origin, request.headers()).await,
         Endpoint::HandOff => hand_off(snapshot, query, host, &origin, request.headers()).await,
-        Endpoint::Resume => resume(snapshot, query, &origin, &at).await,
+        Endpoint::Resume => resume(snapshot, query, &origin, request.headers(), &at).await,
         Endpoint::Callback => {
             let done = snapshot.authenticate.call_back(query, request.headers()).await;
-            done.map(|redirect| pages::redirect(&redirect)).map_err(Exit::SignInFailed)
+            done.map(|redirect| arrive(snapshot, host, &redirect)).map_err(Exit::SignInFailed)
         }
-        Endpoint::SignOut => sign_out(snapshot, host, &origin, request.headers(), &at).await,
+        Endpoint::SignOut => sign_out(snapshot, query, host, &origin, request.headers(), &at).await,
         Endpoint::SignedOut => Ok(signed_out(snapshot, &at)),
         Endpoint::User | Endpoint::Claims | Endpoint::Routes | Endpoint::RoutesApi => {
             let (caller, session) = identify(snapshot, host, request.headers(), &cx.clock).await?;
@@ -215,33 +216,56 @@ async fn hand_off(
 ) -> Result<Response<Body>, Exit> {
     let token = parameter(query, "pomerium_handoff")?.unwrap_or_default();
     let done = snapshot.authenticate.take_over(&token, host, &format!("{origin}/"), headers).await;
-    done.map(|redirect| pages::redirect(&redirect)).map_err(Exit::SignInFailed)
+    done.map(|redirect| arrive(snapshot, host, &redirect)).map_err(Exit::SignInFailed)
+}
+
+/// The last step of a sign-in. A `Strict` cookie is not sent at the end of a chain of redirects that another
+/// site began, so the browser takes the last step from a page of ours.
+fn arrive(snapshot: &Snapshot, host: &str, redirect: &Redirect) -> Response<Body> {
+    let here = url::Url::parse(&redirect.to).is_ok_and(|to| to.host_str() == Some(host));
+    match snapshot.sessions.cookie().same_site {
+        SameSite::Strict if here => pages::arrive(redirect),
+        _ => pages::redirect(redirect),
+    }
 }
 
 async fn resume(
     snapshot: &Snapshot,
     query: &str,
     origin: &str,
+    headers: &HeaderMap,
     at: &Occasion<'_>,
 ) -> Result<Response<Body>, Exit> {
     let token = parameter(query, "pomerium_kept")?.unwrap_or_default();
-    match snapshot.authenticate.give_back(&token, origin).await? {
-        Some(kept) if kept.fields.is_some() => Ok(pages::resume(&kept, at)),
-        Some(kept) => {
-            Ok(pages::redirect(&Redirect { to: format!("{origin}{}", kept.target), cookies: Vec::new() }))
+    let Some((kept, forget)) = snapshot.authenticate.give_back(&token, origin, headers).await? else {
+        return Ok(pages::redirect(&Redirect { to: format!("{origin}/"), cookies: Vec::new() }));
+    };
+    let target = format!("{origin}{}", kept.target);
+    Ok(match kept.fields {
+        Some(fields) => {
+            let mut page = pages::resume(&target, &fields, at);
+            pages::set_cookies(&mut page, &[forget]);
+            page
         }
-        None => Ok(pages::redirect(&Redirect { to: format!("{origin}/"), cookies: Vec::new() })),
-    }
+        None => pages::redirect(&Redirect { to: target, cookies: vec![forget] }),
+    })
 }
 
 async fn sign_out(
     snapshot: &Arc<Snapshot>,
+    query: &str,
     host: &str,
     origin: &str,
     headers: &HeaderMap,
     at: &Occasion<'_>,
 ) -> Result<Response<Body>, Exit> {
-    if is_cross_site(headers, |sent| sent.eq_ignore_ascii_case(origin)) {
+    let authenticate = &snapshot.authenticate;
+    let found = snapshot.sessions.find(host, headers).await;
+    let next = match parameter(query, "pomerium_next")? {
+        Some(token) if host == snapshot.authenticate_host => authenticate.next_after_sign_out(&token).await?,
+        _ => None,
+    };
+    if next.is_none() && is_cross_site(headers, |sent| sent.eq_ignore_ascii_case(origin)) {
         let actions = [("Sign out", "/.pomerium/sign_out"), ("Stay signed in", "/.pomerium/")];
         return Ok(pages::message(
             StatusCode::OK,
@@ -251,12 +275,21 @@ async fn sign_out(
             at,
         ));
     }
-    let session = match snapshot.sessions.find(host, headers).await? {
+    let session = match found? {
         crate::session::Found::Session(session) => Some(session),
         crate::session::Found::Nobody => None,
     };
-    let done = snapshot.authenticate.sign_out(session.as_deref()).await?;
-    Ok(pages::redirect(&Redirect { to: done.to, cookies: vec![done.cookie] }))
+    match authenticate.sign_out(session.as_deref(), host).await {
+        Ok(done) => {
+            Ok(pages::redirect(&Redirect { to: next.unwrap_or(done.to), cookies: vec![done.cookie] }))
+        }
+        Err(error) => {
+            // Here the session has ended; the browser forgets it whatever the store says.
+            tracing::error!(%error, "a session was ended here, but not in the store; it will be told again");
+            let cookie = snapshot.sessions.cookie().remove_session(host);
+            Ok(pages::redirect(&Redirect { to: "/.pomerium/signed_out".into(), cookies: vec![cookie] }))
+        }
+    }
 }
 
 fn signed_out(snapshot: &Snapshot, at: &Occasion<'_>) -> Response<Body> {

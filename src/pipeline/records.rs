@@ -144,6 +144,9 @@ impl Record {
                 None => line.text("rule", ""),
             };
             line.list("reasons", decided.reasons.iter().map(Reason::as_str));
+            if decided.unverified_email {
+                line.flag("email-unverified", true);
+            }
             line.text("route", &route.name);
             line.text("method", self.method.as_str()).text("host", self.host.as_deref().unwrap_or_default());
             line.text("path", &self.path).text("ip", &self.ip.to_string());

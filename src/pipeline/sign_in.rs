@@ -12,6 +12,8 @@ use crate::snapshot::{Route, Snapshot};
 
 /// The largest form that is kept through a sign-in.
 const LARGEST_FORM: usize = 64 * 1024;
+/// How long a form may take to arrive.
+const SLOWEST_FORM: std::time::Duration = std::time::Duration::from_secs(30);
 /// The longest target that travels with the browser.
 const LONGEST_TARGET: usize = 1500;
 /// The cookie that says that a browser began again by itself.
@@ -32,37 +34,54 @@ pub(super) async fn needed(
     let idempotent = matches!(*request.method(), Method::GET | Method::HEAD);
     // A program cannot repeat what it sent; its person comes back to the page that sent it.
     let back = if idempotent { format!("{origin}{path}") } else { referring_page(&request, &origin) };
-    let sign_in_url = authenticate.sign_in_url(&origin, &back);
+    let fits = length(&back) <= LONGEST_TARGET;
+    let sign_in_url = authenticate.sign_in_url(&origin, if fits { &back } else { &origin });
     let needed = |begin| Exit::Refuse(Refusal::SignInNeeded { begin, sign_in_url: sign_in_url.clone() });
     if Client::of(&request) != Client::Navigation {
         return needed(None);
     }
     let host = canonical.host.clone();
-    if idempotent {
-        if origin.len() + path.len() > LONGEST_TARGET {
-            return match authenticate.begin_for_long(path, &origin, &host, request.headers()).await {
-                Ok(begin) => needed(Some(begin)),
-                Err(error) => error.into(),
-            };
-        }
+    if idempotent && fits {
         return needed(Some(authenticate.begin(&back, &host, request.headers())));
     }
-    let keep = authenticate.settings().preserve_post
+    let form = authenticate.settings().preserve_post
         && is_same_site_form(&request, |sent| sent.eq_ignore_ascii_case(&origin));
-    if !keep {
+    if !idempotent && !form {
+        return needed(None);
+    }
+    if path.len() > LARGEST_FORM {
         return needed(None);
     }
     let (parts, body) = request.into_parts();
-    // A form that is too large, or broke off, is not kept.
-    let Ok(body) = Limited::new(body, LARGEST_FORM).collect().await else { return needed(None) };
-    let fields = url::form_urlencoded::parse(&body.to_bytes())
-        .map(|(name, value)| (name.into_owned(), value.into_owned()))
-        .collect();
-    match authenticate.keep(&Kept { target: path, fields: Some(fields) }, &origin).await {
-        Ok(target) => needed(Some(authenticate.begin(&target, &host, &parts.headers))),
+    let fields = if idempotent {
+        None
+    } else {
+        // A form that is too large, too slow or broke off is not kept.
+        let read = tokio::time::timeout(SLOWEST_FORM, Limited::new(body, LARGEST_FORM).collect());
+        let Ok(Ok(body)) = read.await else { return needed(None) };
+        let pairs = url::form_urlencoded::parse(&body.to_bytes())
+            .map(|(name, value)| (name.into_owned(), value.into_owned()))
+            .collect();
+        Some(pairs)
+    };
+    match authenticate.keep(Kept { target: path, fields }, &origin, &parts.headers).await {
+        Ok((target, cookies)) => {
+            let mut begin = authenticate.begin(&target, &host, &parts.headers);
+            begin.cookies.extend(cookies);
+            needed(Some(begin))
+        }
+        // Too many wait already: the person begins at the front door.
+        Err(crate::store::StoreError::Full) if idempotent => {
+            needed(Some(authenticate.begin(&format!("{origin}/"), &host, &parts.headers)))
+        }
         Err(crate::store::StoreError::Full) => needed(None),
         Err(error) => error.into(),
     }
+}
+
+/// How long a target is once it is sealed: as JSON.
+fn length(target: &str) -> usize {
+    serde_json::to_string(target).map_or(usize::MAX, |text| text.len())
 }
 
 fn referring_page(request: &Request<Body>, origin: &str) -> String {

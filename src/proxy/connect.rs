@@ -1,6 +1,8 @@
 //! Connections to an upstream.
 
+use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -98,6 +100,7 @@ async fn handshake1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) -> Result<Sender, ProxyError> {
     let (sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(256 * 1024)
+        .max_headers(1000)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ProxyError::Connect(error.to_string()))?;
@@ -111,13 +114,22 @@ async fn handshake2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) -> Result<Sender, ProxyError> {
     let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .keep_alive_interval(std::time::Duration::from_secs(30))
+        .keep_alive_interval(std::time::Duration::from_secs(20))
+        .keep_alive_timeout(std::time::Duration::from_secs(10))
+        .keep_alive_while_idle(true)
         .max_header_list_size(256 * 1024)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ProxyError::Connect(error.to_string()))?;
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(Sender::Http2(sender))
+    let allowed = Arc::new(AtomicUsize::new(usize::MAX));
+    let publish = allowed.clone();
+    let mut connection = Box::pin(connection);
+    tokio::spawn(std::future::poll_fn(move |cx| {
+        let ended = connection.as_mut().poll(cx).map(drop);
+        publish.store(connection.current_max_send_streams(), Ordering::Relaxed);
+        ended
+    }));
+    Ok(Sender::Http2(sender, allowed))
 }
 
 /// `tls_skip_verify`: any certificate will do. The signature of the handshake is verified all the same.

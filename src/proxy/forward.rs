@@ -1,7 +1,8 @@
 //! Forwarding one request.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ::http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, SET_COOKIE, TRANSFER_ENCODING};
 use ::http::uri::PathAndQuery;
@@ -9,15 +10,12 @@ use ::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 
 use super::cluster::{Cluster, Endpoint};
-use super::pool::{Return, Sender, Taken};
+use super::pool::{Retired, Return, Sender, Taken};
 use super::upgrade::{Upgrade, tunnel};
 use super::{HostHeader, ProxyError, UpstreamScheme, spend};
 use crate::authorize::Permit;
 use crate::clock::Clock;
-use crate::http::{Body, BodyError, Canonical, Limits, PathRules, cookies, headers};
-
-/// A connection that waited longer than this may have been closed by the other side just now.
-const MAYBE_CLOSED: Duration = Duration::from_secs(1);
+use crate::http::{Body, BodyError, Canonical, End, Limits, PathRules, Watcher, cookies, headers};
 
 /// What a request needs on its way besides itself.
 pub struct Errand<'a> {
@@ -31,6 +29,8 @@ pub struct Errand<'a> {
     pub upgrade: Option<Upgrade>,
     /// The time.
     pub clock: &'a Clock,
+    /// Held by a tunnel while it lasts.
+    pub alive: Option<tokio::sync::mpsc::Sender<()>>,
 }
 
 /// What is done to an upstream's answer.
@@ -67,32 +67,65 @@ impl Cluster {
         let started = tokio::time::Instant::now();
         let limit =
             self.settings.timeout.filter(|_| errand.upgrade.is_none() || self.settings.timeout_bounds_answer);
-        let exchange = Box::pin(self.exchange(&errand, request));
+        let in_use = InUse::default();
         let mut response = match limit {
-            Some(limit) => {
-                tokio::time::timeout(limit, exchange).await.map_err(|_| ProxyError::Timeout(limit))??
-            }
-            None => exchange.await?,
+            Some(limit) => self.exchange_within(limit, &errand, request, &in_use).await?,
+            None => Box::pin(self.exchange(&errand, request, &in_use)).await?,
         };
+        if is_framed_twice(response.headers()) {
+            return Err(ProxyError::Broken("its answer is framed in two ways".into()));
+        }
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if switched {
             let (Some(client), Some(upgrade)) = (client, &errand.upgrade) else {
                 return Err(ProxyError::Broken("it changed the protocol unasked".into()));
             };
+            if !upgrade.is_answered_by(response.headers()) {
+                return Err(ProxyError::Broken("it changed to another protocol than was asked for".into()));
+            }
             let upstream = hyper::upgrade::on(&mut response);
-            tokio::spawn(tunnel(client, upstream, self.settings.idle_timeout));
+            tokio::spawn(tunnel(client, upstream, self.settings.idle_timeout, errand.alive.clone()));
             headers::remove_hop_by_hop(response.headers_mut());
             upgrade.restore(response.headers_mut());
         } else {
             headers::remove_hop_by_hop(response.headers_mut());
         }
         self.edit_response(response.headers_mut(), &rules);
-        let deadline = if self.settings.timeout_bounds_answer && !switched {
-            limit.map(|limit| started + limit)
-        } else {
-            None
-        };
+        let bounded = self.settings.timeout_bounds_answer && !switched;
+        let deadline = limit.filter(|_| bounded).map(|limit| started + limit);
         Ok(response.map(|body| body.with_limits(Limits::new(self.settings.idle_timeout, deadline))))
+    }
+
+    /// The time runs from the end of the request's body: a long upload is not the upstream's fault.
+    async fn exchange_within(
+        &self,
+        limit: Duration,
+        errand: &Errand<'_>,
+        mut request: Request<Body>,
+        in_use: &InUse,
+    ) -> Result<Response<Body>, ProxyError> {
+        let sent = if request.body().is_empty() {
+            None
+        } else {
+            let (tell, told) = tokio::sync::oneshot::channel();
+            request.body_mut().watch(Box::new(Sent(tell)));
+            Some(told)
+        };
+        let mut exchange = Box::pin(self.exchange(errand, request, in_use));
+        if let Some(sent) = sent {
+            tokio::select! {
+                response = &mut exchange => return response,
+                // An error means that the body was dropped, which ends it too.
+                _ = sent => {}
+            }
+        }
+        match tokio::time::timeout(limit, exchange).await {
+            Ok(response) => response,
+            Err(_) => {
+                in_use.retire();
+                Err(ProxyError::Timeout(limit))
+            }
+        }
     }
 
     /// Turns the client's request into the one that the upstream gets, endpoint aside.
@@ -148,12 +181,13 @@ impl Cluster {
         &self,
         errand: &Errand<'_>,
         request: Request<Body>,
+        in_use: &InUse,
     ) -> Result<Response<Body>, ProxyError> {
         let mut request = Some(request);
         let mut failure = ProxyError::Connect("the route has no upstream".into());
         for endpoint in self.in_turn() {
             let Some(ready) = request.take() else { break };
-            match self.send(endpoint, errand, ready).await {
+            match self.send(endpoint, errand, ready, in_use).await {
                 Ok(response) => return Ok(response),
                 Err(Failed { error, unsent }) => {
                     failure = error;
@@ -169,6 +203,7 @@ impl Cluster {
         endpoint: &Endpoint,
         errand: &Errand<'_>,
         mut request: Request<Body>,
+        in_use: &InUse,
     ) -> Result<Response<Body>, Failed> {
         self.address(endpoint, errand, &mut request);
         let http1 = errand.upgrade.is_some();
@@ -181,12 +216,11 @@ impl Cluster {
         };
         if let Some(taken) = pool.take(http1, now) {
             let spare = match &taken {
-                Taken::Http1(_, waited) if *waited > MAYBE_CLOSED && is_repeatable(&request) => {
-                    Some(copy(&request))
-                }
+                // It may have been closed by the other side just now.
+                Taken::Http1(..) if is_repeatable(&request) => Some(copy(&request)),
                 _ => None,
             };
-            match exchange_on(taken, pool, request, now, &endpoint.upstream.scheme).await {
+            match exchange_on(taken, pool, request, errand.clock, &endpoint.upstream.scheme, in_use).await {
                 Ok(response) => return Ok(response),
                 // A waiting connection that turned out to be closed: the request goes on a new one.
                 Err(Failed { unsent: Some(unsent), .. }) => request = unsent,
@@ -197,12 +231,12 @@ impl Cluster {
             }
         }
         let taken = match self.connector.connect(&endpoint.upstream, http1).await {
-            Ok(Sender::Http1(sender)) => Taken::Http1(sender, Duration::ZERO),
-            Ok(Sender::Http2(sender)) => pool.share(sender),
+            Ok(Sender::Http1(sender)) => Taken::Http1(sender),
+            Ok(Sender::Http2(sender, allowed)) => pool.share(sender, allowed),
             Err(error) => return Err(Failed { error, unsent: Some(request) }),
         };
         // Sent once; what fails from here on is reported.
-        exchange_on(taken, pool, request, now, &endpoint.upstream.scheme)
+        exchange_on(taken, pool, request, errand.clock, &endpoint.upstream.scheme, in_use)
             .await
             .map_err(|failed| Failed { unsent: None, ..failed })
     }
@@ -219,6 +253,44 @@ impl Cluster {
     }
 }
 
+/// The shared connection that a request is on, so that it can be given up when it does not answer.
+#[derive(Default)]
+struct InUse(Mutex<Option<Retired>>);
+
+impl InUse {
+    fn set(&self, retired: Retired) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(retired);
+    }
+
+    fn retire(&self) {
+        if let Some(retired) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            retired.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Tells when a request's body has been sent.
+struct Sent(tokio::sync::oneshot::Sender<()>);
+
+impl Watcher for Sent {
+    fn ended(self: Box<Self>, _: End, _: u64) {
+        // Whoever waited may have the answer already.
+        let _ = self.0.send(());
+    }
+}
+
+/// Whether somebody else could find another end of this answer.
+fn is_framed_twice(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    match lengths.next() {
+        None => false,
+        Some(length) => {
+            let plain = !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+            !plain || lengths.next().is_some() || headers.contains_key(TRANSFER_ENCODING)
+        }
+    }
+}
+
 /// An exchange that failed, with the request when it was not sent.
 struct Failed {
     error: ProxyError,
@@ -229,15 +301,16 @@ async fn exchange_on(
     taken: Taken,
     pool: &Arc<super::pool::Pool>,
     mut request: Request<Body>,
-    now: Instant,
+    clock: &Clock,
     scheme: &UpstreamScheme,
+    in_use: &InUse,
 ) -> Result<Response<Body>, Failed> {
     match taken {
-        Taken::Http1(mut sender, _) => {
+        Taken::Http1(mut sender) => {
             to_http1(&mut request);
             match sender.try_send_request(request).await {
                 Ok(response) => {
-                    let give_back = Return { pool: pool.clone(), sender, now };
+                    let give_back = Return { pool: pool.clone(), sender, clock: clock.clone() };
                     Ok(watched(response, Box::new(give_back)))
                 }
                 Err(mut error) => {
@@ -246,7 +319,8 @@ async fn exchange_on(
                 }
             }
         }
-        Taken::Http2(mut sender, stream) => {
+        Taken::Http2(mut sender, stream, retired) => {
+            in_use.set(retired);
             if sender.ready().await.is_err() {
                 return Err(Failed {
                     error: ProxyError::Broken("it closed the connection".into()),

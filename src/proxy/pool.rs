@@ -1,11 +1,12 @@
 //! Connections that wait for the next request: for each worker and endpoint its own.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
 
+use crate::clock::Clock;
 use crate::http::{Body, End, Watcher};
 
 /// A connection that waited longer is not used again; most origins close theirs after 60 s.
@@ -18,7 +19,8 @@ const STREAMS: usize = 100;
 /// A connection that can take a request.
 pub(super) enum Sender {
     Http1(http1::SendRequest<Body>),
-    Http2(http2::SendRequest<Body>),
+    /// With how many streams the other side allows.
+    Http2(http2::SendRequest<Body>, Arc<AtomicUsize>),
 }
 
 /// The connections of one worker to one endpoint.
@@ -36,14 +38,19 @@ struct Waiting {
 struct Shared {
     sender: http2::SendRequest<Body>,
     streams: Arc<AtomicUsize>,
+    allowed: Arc<AtomicUsize>,
+    retired: Retired,
 }
+
+/// Set when a connection is not to be used for further requests.
+pub(super) type Retired = Arc<AtomicBool>;
 
 /// A connection that was taken from the pool.
 pub(super) enum Taken {
-    /// HTTP/1.1, with how long it waited.
-    Http1(http1::SendRequest<Body>, Duration),
+    /// HTTP/1.1.
+    Http1(http1::SendRequest<Body>),
     /// HTTP/2, with the count of its streams, this one included.
-    Http2(http2::SendRequest<Body>, Stream),
+    Http2(http2::SendRequest<Body>, Stream, Retired),
 }
 
 /// One stream of a shared connection; counted until it is dropped.
@@ -53,7 +60,7 @@ pub(super) struct Stream(Arc<AtomicUsize>);
 pub(super) struct Return {
     pub(super) pool: Arc<Pool>,
     pub(super) sender: http1::SendRequest<Body>,
-    pub(super) now: Instant,
+    pub(super) clock: Clock,
 }
 
 impl Pool {
@@ -61,9 +68,16 @@ impl Pool {
     pub(super) fn take(&self, http1: bool, now: Instant) -> Option<Taken> {
         if !http1 {
             let mut shared = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.retain(|one| !one.sender.is_closed());
-            if let Some(one) = shared.iter().find(|one| one.streams.load(Ordering::Relaxed) < STREAMS) {
-                return Some(Taken::Http2(one.sender.clone(), Stream::count(&one.streams)));
+            shared.retain(|one| !one.sender.is_closed() && !one.retired.load(Ordering::Relaxed));
+            let free = |one: &&Shared| {
+                one.streams.load(Ordering::Relaxed) < one.allowed.load(Ordering::Relaxed).clamp(1, STREAMS)
+            };
+            if let Some(one) = shared.iter().find(free) {
+                return Some(Taken::Http2(
+                    one.sender.clone(),
+                    Stream::count(&one.streams),
+                    one.retired.clone(),
+                ));
             }
         }
         let mut waiting = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,7 +89,7 @@ impl Pool {
                 break;
             }
             if sender.is_ready() {
-                return Some(Taken::Http1(sender, waited));
+                return Some(Taken::Http1(sender));
             }
             // Closed, or the upstream answered before it had read the whole request: not to be used again.
         }
@@ -83,10 +97,15 @@ impl Pool {
     }
 
     /// Keeps a new HTTP/2 connection for others to share, and takes a stream on it.
-    pub(super) fn share(&self, sender: http2::SendRequest<Body>) -> Taken {
-        let streams = Arc::new(AtomicUsize::new(0));
-        let taken = Taken::Http2(sender.clone(), Stream::count(&streams));
-        self.http2.lock().unwrap_or_else(PoisonError::into_inner).push(Shared { sender, streams });
+    pub(super) fn share(&self, sender: http2::SendRequest<Body>, allowed: Arc<AtomicUsize>) -> Taken {
+        let (streams, retired) = (Arc::new(AtomicUsize::new(0)), Retired::default());
+        let taken = Taken::Http2(sender.clone(), Stream::count(&streams), retired.clone());
+        self.http2.lock().unwrap_or_else(PoisonError::into_inner).push(Shared {
+            sender,
+            streams,
+            allowed,
+            retired,
+        });
         taken
     }
 }
@@ -114,7 +133,7 @@ impl Watcher for Return {
         if end == End::Complete && !self.sender.is_closed() {
             let mut waiting = self.pool.http1.lock().unwrap_or_else(PoisonError::into_inner);
             if waiting.len() < MOST_IDLE {
-                waiting.push(Waiting { sender: self.sender, since: self.now });
+                waiting.push(Waiting { sender: self.sender, since: self.clock.instant() });
             }
         }
     }

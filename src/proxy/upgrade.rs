@@ -50,7 +50,11 @@ impl Upgrade {
         }
         let Ok(Some(protocol)) = single(headers, &UPGRADE) else { return Err(UpgradeError::Malformed) };
         let named = protocol.to_str().map_err(|_| UpgradeError::Malformed)?;
-        if named.split(',').any(|one| one.trim().to_ascii_lowercase().starts_with("h2")) {
+        let not_ours = |one: &str| {
+            let one = one.trim().to_ascii_lowercase();
+            ["h2", "http", "tls"].iter().any(|start| one.starts_with(start))
+        };
+        if named.split(',').any(not_ours) {
             return Ok(None);
         }
         let body = headers.contains_key(TRANSFER_ENCODING)
@@ -91,6 +95,21 @@ impl Upgrade {
         }
     }
 
+    /// The protocol, in lower case.
+    pub fn protocol(&self) -> String {
+        String::from_utf8_lossy(self.protocol.as_bytes()).trim().to_ascii_lowercase()
+    }
+
+    /// Whether an upstream changed to the protocol that was asked for, and to no other.
+    pub(super) fn is_answered_by(&self, headers: &HeaderMap) -> bool {
+        let answered = single(headers, &UPGRADE).ok().flatten();
+        let asked = self.protocol();
+        answered.is_some_and(|answered| {
+            let answered = String::from_utf8_lossy(answered.as_bytes()).trim().to_ascii_lowercase();
+            asked.split(',').any(|one| one.trim() == answered)
+        })
+    }
+
     /// Puts the request to change the protocol back, after hop-by-hop fields were removed.
     pub(super) fn restore(&self, headers: &mut HeaderMap) {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -99,7 +118,13 @@ impl Upgrade {
 }
 
 /// Passes bytes both ways until either side ends, or nothing was said for `idle`.
-pub(super) async fn tunnel(client: OnUpgrade, upstream: OnUpgrade, idle: Option<std::time::Duration>) {
+/// `alive` is held meanwhile, so that a stopping server waits for it.
+pub(super) async fn tunnel(
+    client: OnUpgrade,
+    upstream: OnUpgrade,
+    idle: Option<std::time::Duration>,
+    _alive: Option<tokio::sync::mpsc::Sender<()>>,
+) {
     let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) else { return };
     let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
     match idle {
@@ -213,7 +238,7 @@ mod tests {
 
     #[test]
     fn cleartext_http_2_is_never_a_tunnel() {
-        for protocol in ["h2c", "H2C", "websocket, h2c", "h2"] {
+        for protocol in ["h2c", "H2C", "websocket, h2c", "h2", "HTTP/2.0", "TLS/1.0"] {
             let headers = [
                 ("connection", "Upgrade, HTTP2-Settings"),
                 ("upgrade", protocol),

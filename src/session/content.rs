@@ -20,6 +20,9 @@ pub struct Content {
     pub fingerprint: String,
     /// The claims, whole.
     pub claims: Map<String, Value>,
+    /// Which of them came from userinfo: they are not kept when userinfo does not repeat them.
+    #[serde(default)]
+    pub from_userinfo: Vec<String>,
     /// When the person signed in.
     pub signed_in: Timestamp,
     /// `nonce` of the sign-in, which a refreshed ID token may repeat.

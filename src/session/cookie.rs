@@ -39,10 +39,18 @@ impl Default for CookieSettings {
 }
 
 impl CookieSettings {
-    /// The session cookie's name: `__Host-` when it is for one host (RFC 6265bis §4.1.3).
-    pub fn session_name(&self) -> String {
-        let prefix = if self.domain.is_some() { "__Secure-" } else { "__Host-" };
+    /// The session cookie's name on a host: `__Host-` when it is for that host alone (RFC 6265bis §4.1.3).
+    pub fn session_name(&self, host: &str) -> String {
+        let prefix = if self.covering(host).is_some() { "__Secure-" } else { "__Host-" };
         format!("{prefix}{}", self.name)
+    }
+
+    /// `cookie_domain`, where the host lies in it.
+    fn covering(&self, host: &str) -> Option<&str> {
+        let inside = |domain: &&str| {
+            host == *domain || host.strip_suffix(*domain).is_some_and(|sub| sub.ends_with('.'))
+        };
+        self.domain.as_deref().filter(inside)
     }
 
     /// The name of a cookie that belongs to one sign-in.
@@ -67,19 +75,12 @@ impl CookieSettings {
 
     /// What a handle is bound to: the cookie's domain where the host lies in it, else the host.
     pub fn scope<'a>(&'a self, host: &'a str) -> &'a str {
-        match &self.domain {
-            Some(domain)
-                if host == domain || host.strip_suffix(&**domain).is_some_and(|sub| sub.ends_with('.')) =>
-            {
-                domain
-            }
-            _ => host,
-        }
+        self.covering(host).unwrap_or(host)
     }
 
-    /// `Set-Cookie` for the session.
-    pub fn session(&self, value: &str, age: Duration) -> String {
-        self.write(&self.session_name(), value, age, self.domain.as_deref())
+    /// `Set-Cookie` for the session on a host.
+    pub fn session(&self, host: &str, value: &str, age: Duration) -> String {
+        self.write(&self.session_name(host), value, age, self.covering(host))
     }
 
     /// `Set-Cookie` for one sign-in. Always `Lax`: it has to come back from the provider.
@@ -88,14 +89,15 @@ impl CookieSettings {
         lax.write(&self.sign_in_name(kind, attempt), value, age, None)
     }
 
-    /// `Set-Cookie` that removes the session's cookie. It repeats every attribute, without which a browser
-    /// would keep the old one.
-    pub fn remove_session(&self) -> String {
-        self.write(&self.session_name(), "", Duration::ZERO, self.domain.as_deref())
+    /// `Set-Cookie` that removes the session's cookie on a host. It repeats every attribute, without which a
+    /// browser would keep the old one.
+    pub fn remove_session(&self, host: &str) -> String {
+        self.session(host, "", Duration::ZERO)
     }
 
     fn write(&self, name: &str, value: &str, age: Duration, domain: Option<&str>) -> String {
-        let age = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+        // Rounded up: an age of nought would remove the cookie.
+        let age = i64::try_from(age.as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
         let mut cookie = Cookie::build((name, value))
             .path("/")
             .secure(true)
@@ -136,13 +138,13 @@ mod tests {
 
     #[test]
     fn the_session_cookie_has_every_attribute() {
-        let cookie = CookieSettings::default().session("v", Duration::from_secs(60));
+        let cookie = CookieSettings::default().session("a.test", "v", Duration::from_secs(60));
         assert_eq!(cookie, "__Host-_pomerium=v; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60");
-        let removal = CookieSettings::default().remove_session();
+        let removal = CookieSettings::default().remove_session("a.test");
         assert_eq!(removal, "__Host-_pomerium=; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=0");
         let domain = CookieSettings { domain: Some("example.com".into()), ..CookieSettings::default() };
         assert_eq!(
-            domain.session("v", Duration::from_secs(60)),
+            domain.session("a.example.com", "v", Duration::from_secs(60)),
             "__Secure-_pomerium=v; HttpOnly; SameSite=Lax; Secure; Path=/; Domain=example.com; Max-Age=60"
         );
     }

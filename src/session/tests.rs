@@ -14,6 +14,7 @@ fn content(expires: Option<Timestamp>) -> Content {
         provider: "p".into(),
         fingerprint: "f".into(),
         claims,
+        from_userinfo: Vec::new(),
         signed_in: Timestamp::default(),
         nonce: "n".into(),
         tokens: Tokens { refresh: Some("r".into()), expires, ..Tokens::default() },
@@ -157,4 +158,40 @@ async fn tokens_are_renewed_before_they_expire_and_must_be_afterwards() {
     assert_eq!(session.freshness(clock.now() + Duration::from_secs(300)), Freshness::Stale);
     let (session, _) = sessions.begin(&content(None), TAGS, "a.test").await.unwrap();
     assert_eq!(session.freshness(clock.now() + Duration::from_secs(3600)), Freshness::Fresh);
+}
+
+#[tokio::test]
+async fn a_session_that_was_ended_does_not_come_back_whatever_the_store_says() {
+    let (sessions, _, store, cookie) = begun().await;
+    let Found::Session(session) = sessions.find("a.test", &request(&[&cookie])).await.unwrap() else {
+        panic!()
+    };
+    let (record, content) = sessions.content(&session).await.unwrap().unwrap();
+    let (handle, _) = {
+        let id = cookie::read(cookie.split(['=', ';']).nth(1).unwrap()).unwrap().0;
+        store.load(id, Timestamp::from_unix_seconds(1_000_000)).await.unwrap().unwrap()
+    };
+    sessions.end(&session).await.unwrap();
+    // As if the store had not been told, or another process had written it again.
+    store.insert(record, handle).await.unwrap();
+    sessions.sweep().await;
+    assert!(!found(&sessions, "a.test", &cookie).await);
+    assert_eq!(content.name, "s1");
+}
+
+#[tokio::test]
+async fn a_host_outside_the_cookie_domain_has_a_cookie_of_its_own() {
+    let mut settings = settings("f");
+    settings.cookie.domain = Some("example.com".into());
+    let sessions = Sessions::new(
+        settings,
+        Arc::new(MemoryStore::new()),
+        Clock::held_at(Timestamp::from_unix_seconds(1_000_000)),
+    );
+    let (_, inside) = sessions.begin(&content(None), TAGS, "a.example.com").await.unwrap();
+    assert!(inside.starts_with("__Secure-_pomerium=") && inside.contains("Domain=example.com"), "{inside}");
+    assert!(found(&sessions, "b.example.com", &inside).await);
+    let (_, outside) = sessions.begin(&content(None), TAGS, "other.org").await.unwrap();
+    assert!(outside.starts_with("__Host-_pomerium=") && !outside.contains("Domain"), "{outside}");
+    assert!(found(&sessions, "other.org", &outside).await);
 }

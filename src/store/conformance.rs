@@ -57,7 +57,7 @@ async fn what_has_expired_is_not_there_and_is_swept(store: &dyn Store) {
     let first = handle(&record, "a.test");
     let key = Id::random();
     store.insert(record.clone(), first.clone()).await.unwrap();
-    store.keep(key, vec![1], NOW + Duration::from_secs(10)).await.unwrap();
+    store.keep(key, vec![1], NOW + Duration::from_secs(10), Keep::HandOff).await.unwrap();
     let after = NOW + Duration::from_secs(10);
     assert_eq!(store.load(first.id, after).await.unwrap(), None);
     assert_eq!(store.session(record.id, after).await.unwrap(), None);
@@ -82,15 +82,36 @@ async fn only_the_next_revision_replaces(store: &dyn Store) {
 
 async fn a_kept_thing_is_taken_once(store: &dyn Store) {
     let key = Id::random();
-    store.keep(key, b"x".to_vec(), LATER).await.unwrap();
+    store.keep(key, b"x".to_vec(), LATER, Keep::HandOff).await.unwrap();
     let takers = (0..8).map(|_| store.take(key, NOW));
     let mut taken = 0;
     for taker in takers {
         taken += usize::from(taker.await.unwrap().is_some());
     }
     assert_eq!(taken, 1);
-    store.keep(key, b"x".to_vec(), LATER).await.unwrap();
+    store.keep(key, b"x".to_vec(), LATER, Keep::HandOff).await.unwrap();
     assert_eq!(store.take(key, LATER).await.unwrap(), None);
+}
+
+/// What waits is bounded, and does not crowd out hand-offs.
+async fn people_who_never_sign_in_cannot_fill_it(store: &dyn Store) {
+    let piece = 256 * 1024;
+    let mut kept = 0;
+    while store.keep(Id::random(), vec![0; piece], LATER, Keep::Waiting).await.is_ok() {
+        kept += 1;
+        assert!(kept < 1000, "it takes everything");
+    }
+    assert!(matches!(
+        store.keep(Id::random(), vec![0; piece], LATER, Keep::Waiting).await,
+        Err(StoreError::Full)
+    ));
+    let key = Id::random();
+    store.keep(key, b"x".to_vec(), LATER, Keep::HandOff).await.unwrap();
+    assert!(store.take(key, NOW).await.unwrap().is_some());
+    store.sweep(LATER).await.unwrap();
+    store.keep(key, vec![0; piece], LATER + Duration::from_secs(1), Keep::Waiting).await.unwrap();
+    assert!(store.take(key, LATER).await.unwrap().is_some());
+    assert!(store.take(key, LATER).await.unwrap().is_none());
 }
 
 async fn all(store: &dyn Store) {
@@ -99,6 +120,7 @@ async fn all(store: &dyn Store) {
     what_has_expired_is_not_there_and_is_swept(store).await;
     only_the_next_revision_replaces(store).await;
     a_kept_thing_is_taken_once(store).await;
+    people_who_never_sign_in_cannot_fill_it(store).await;
 }
 
 #[tokio::test]
@@ -124,16 +146,4 @@ async fn a_file_is_read_again_and_belongs_to_one_process() {
     drop(store);
     let store = FileStore::open(&path).unwrap();
     assert_eq!(store.load(first.id, NOW).await.unwrap(), Some((first, record)));
-}
-
-#[tokio::test]
-async fn memory_keeps_only_so_much_for_people_who_never_sign_in() {
-    let store = MemoryStore::new();
-    let megabytes = 1024 * 1024;
-    for _ in 0..64 {
-        store.keep(Id::random(), vec![0; megabytes], LATER).await.unwrap();
-    }
-    assert!(matches!(store.keep(Id::random(), vec![0], LATER).await, Err(StoreError::Full)));
-    store.sweep(LATER).await.unwrap();
-    store.keep(Id::random(), vec![0], LATER + Duration::from_secs(1)).await.unwrap();
 }

@@ -6,16 +6,21 @@
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, MultimapTableDefinition, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{HandleRecord, Id, Pending, SessionRecord, Store, StoreError};
+use super::waiting::Waiting;
+use super::{HandleRecord, Id, Keep, Pending, SessionRecord, Store, StoreError};
 use crate::clock::Timestamp;
 
 const SESSIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("sessions-1");
 const HANDLES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("handles-1");
+/// The handles of a session, so that ending one does not read them all.
+const HANDLES_OF: MultimapTableDefinition<'_, &[u8], &[u8]> = MultimapTableDefinition::new("handles-of-1");
 const KEPT: TableDefinition<'_, &[u8], (u64, &[u8])> = TableDefinition::new("kept-1");
 
 /// So many operations may wait; then callers do.
@@ -31,6 +36,7 @@ type Answered<T> = oneshot::Sender<Result<T, StoreError>>;
 pub struct FileStore {
     queue: mpsc::Sender<Operation>,
     thread: Option<JoinHandle<()>>,
+    waiting: Waiting,
 }
 
 enum Operation {
@@ -57,13 +63,14 @@ impl FileStore {
         tables.open_table(SESSIONS).map_err(failed)?;
         tables.open_table(HANDLES).map_err(failed)?;
         tables.open_table(KEPT).map_err(failed)?;
+        tables.open_multimap_table(HANDLES_OF).map_err(failed)?;
         tables.commit().map_err(failed)?;
         let (queue, mut operations) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || work(&database, &mut operations))
             .map_err(failed)?;
-        Ok(Self { queue, thread: Some(thread) })
+        Ok(Self { queue, thread: Some(thread), waiting: Waiting::default() })
     }
 
     fn ask<T: Send + 'static>(
@@ -113,16 +120,27 @@ impl Store for FileStore {
         self.ask(move |answer| Operation::End(session, answer))
     }
 
-    fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp) -> Pending<'_, ()> {
-        self.ask(move |answer| Operation::Keep(key, value, expires, answer))
+    fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp, kind: Keep) -> Pending<'_, ()> {
+        match kind {
+            Keep::HandOff => self.ask(move |answer| Operation::Keep(key, value, expires, answer)),
+            Keep::Waiting => {
+                let kept = self.waiting.keep(key, value, expires);
+                Box::pin(async move { kept })
+            }
+        }
     }
 
     fn take(&self, key: Id, now: Timestamp) -> Pending<'_, Option<Vec<u8>>> {
-        self.ask(move |answer| Operation::Take(key, now, answer))
+        match self.waiting.take(key, now) {
+            Some(value) => Box::pin(async move { Ok(Some(value)) }),
+            None => self.ask(move |answer| Operation::Take(key, now, answer)),
+        }
     }
 
     fn sweep(&self, now: Timestamp) -> Pending<'_, usize> {
-        self.ask(move |answer| Operation::Sweep(now, answer))
+        let waiting = self.waiting.sweep(now);
+        let swept = self.ask(move |answer| Operation::Sweep(now, answer));
+        Box::pin(async move { Ok(waiting + swept.await?) })
     }
 }
 
@@ -172,8 +190,7 @@ fn apply(transaction: &WriteTransaction, operation: Operation) -> Box<dyn FnOnce
     match operation {
         Operation::Insert(session, handle, answer) => later(
             answer,
-            put(transaction, SESSIONS, session.id, &session)
-                .and_then(|()| put(transaction, HANDLES, handle.id, &handle)),
+            put(transaction, SESSIONS, session.id, &session).and_then(|()| put_handle(transaction, &handle)),
         ),
         Operation::AddHandle(handle, now, answer) => later(answer, add_handle(transaction, &handle, now)),
         Operation::Replace(session, answer) => later(answer, replace(transaction, &session)),
@@ -197,6 +214,12 @@ fn put<T: Serialize>(
     let bytes = serde_json::to_vec(record).map_err(failed)?;
     transaction.open_table(table).map_err(failed)?.insert(&id.0[..], &bytes[..]).map_err(failed)?;
     Ok(())
+}
+
+fn put_handle(transaction: &WriteTransaction, handle: &HandleRecord) -> Result<(), StoreError> {
+    let mut handles = transaction.open_multimap_table(HANDLES_OF).map_err(failed)?;
+    handles.insert(&handle.session.0[..], &handle.id.0[..]).map_err(failed)?;
+    put(transaction, HANDLES, handle.id, handle)
 }
 
 fn get<T: DeserializeOwned>(
@@ -239,7 +262,7 @@ fn add_handle(
 ) -> Result<bool, StoreError> {
     let there = live(get(&transaction.open_table(SESSIONS).map_err(failed)?, handle.session)?, now).is_some();
     if there {
-        put(transaction, HANDLES, handle.id, handle)?;
+        put_handle(transaction, handle)?;
     }
     Ok(there)
 }
@@ -257,11 +280,10 @@ fn end(transaction: &WriteTransaction, id: Id) -> Result<bool, StoreError> {
     let ended =
         transaction.open_table(SESSIONS).map_err(failed)?.remove(&id.0[..]).map_err(failed)?.is_some();
     let mut handles = transaction.open_table(HANDLES).map_err(failed)?;
-    handles
-        .retain(|_, bytes| {
-            !serde_json::from_slice::<HandleRecord>(bytes).is_ok_and(|handle| handle.session == id)
-        })
-        .map_err(failed)?;
+    let mut of = transaction.open_multimap_table(HANDLES_OF).map_err(failed)?;
+    for handle in of.remove_all(&id.0[..]).map_err(failed)? {
+        handles.remove(handle.map_err(failed)?.value()).map_err(failed)?;
+    }
     Ok(ended)
 }
 
@@ -287,6 +309,20 @@ fn sweep(transaction: &WriteTransaction, now: Timestamp) -> Result<usize, StoreE
         keep
     };
     let mut sessions = transaction.open_table(SESSIONS).map_err(failed)?;
+    let mut of = transaction.open_multimap_table(HANDLES_OF).map_err(failed)?;
+    let gone = |bytes: &[u8]| {
+        !serde_json::from_slice::<SessionRecord>(bytes).is_ok_and(|session| session.expires > now)
+    };
+    let mut dead: Vec<Vec<u8>> = Vec::new();
+    for entry in sessions.iter().map_err(failed)? {
+        let (id, bytes) = entry.map_err(failed)?;
+        if gone(bytes.value()) {
+            dead.push(id.value().to_vec());
+        }
+    }
+    for id in &dead {
+        of.remove_all(&id[..]).map_err(failed)?;
+    }
     sessions
         .retain(|_, bytes| {
             count(serde_json::from_slice::<SessionRecord>(bytes).is_ok_and(|session| session.expires > now))

@@ -3,16 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{HandleRecord, Id, Pending, SessionRecord, Store, StoreError};
+use super::waiting::Waiting;
+use super::{HandleRecord, Id, Keep, Pending, SessionRecord, Store};
 use crate::clock::Timestamp;
-
-/// Bytes of kept values, so that people who never finish signing in cannot fill the memory.
-const MOST_KEPT: usize = 64 * 1024 * 1024;
 
 /// Sessions in this process's memory.
 #[derive(Default)]
 pub struct MemoryStore {
     state: Mutex<State>,
+    waiting: Waiting,
 }
 
 #[derive(Default)]
@@ -20,7 +19,6 @@ struct State {
     sessions: HashMap<Id, SessionRecord>,
     handles: HashMap<Id, HandleRecord>,
     kept: HashMap<Id, (Timestamp, Vec<u8>)>,
-    kept_bytes: usize,
 }
 
 impl MemoryStore {
@@ -91,25 +89,21 @@ impl Store for MemoryStore {
         Box::pin(async move { Ok(ended) })
     }
 
-    fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp) -> Pending<'_, ()> {
-        let mut state = self.state();
-        let fits = state.kept_bytes + value.len() <= MOST_KEPT;
-        if fits {
-            state.kept_bytes += value.len();
-            if let Some((_, old)) = state.kept.insert(key, (expires, value)) {
-                state.kept_bytes -= old.len();
+    fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp, kind: Keep) -> Pending<'_, ()> {
+        let kept = match kind {
+            Keep::Waiting => self.waiting.keep(key, value, expires),
+            Keep::HandOff => {
+                self.state().kept.insert(key, (expires, value));
+                Ok(())
             }
-        }
-        Box::pin(async move { if fits { Ok(()) } else { Err(StoreError::Full) } })
+        };
+        Box::pin(async move { kept })
     }
 
     fn take(&self, key: Id, now: Timestamp) -> Pending<'_, Option<Vec<u8>>> {
-        let mut state = self.state();
-        let taken = state.kept.remove(&key);
-        if let Some((_, value)) = &taken {
-            state.kept_bytes -= value.len();
-        }
-        let taken = taken.filter(|(expires, _)| *expires > now).map(|(_, value)| value);
+        let taken =
+            self.state().kept.remove(&key).filter(|(expires, _)| *expires > now).map(|(_, value)| value);
+        let taken = taken.or_else(|| self.waiting.take(key, now));
         Box::pin(async move { Ok(taken) })
     }
 
@@ -122,8 +116,8 @@ impl Store for MemoryStore {
             .handles
             .retain(|_, handle| handle.expires > now && state.sessions.contains_key(&handle.session));
         state.kept.retain(|_, (expires, _)| *expires > now);
-        state.kept_bytes = state.kept.values().map(|(_, value)| value.len()).sum();
         let swept = before - state.sessions.len() - state.handles.len() - state.kept.len();
+        let swept = swept + self.waiting.sweep(now);
         Box::pin(async move { Ok(swept) })
     }
 }

@@ -19,12 +19,14 @@ pub struct Browser {
     pub visited: Vec<String>,
     /// Sent with every request.
     pub headers: String,
+    /// What the session cookie should say.
+    pub same_site: &'static str,
 }
 
 impl Browser {
     pub fn new(server: SocketAddr, provider: SocketAddr) -> Self {
         let headers = "Accept: text/html,application/xhtml+xml\r\n".into();
-        Self { server, provider, cookies: BTreeMap::new(), visited: Vec::new(), headers }
+        Self { server, provider, cookies: BTreeMap::new(), visited: Vec::new(), headers, same_site: "Lax" }
     }
 
     /// Opens a page, and follows where it leads.
@@ -48,7 +50,8 @@ impl Browser {
                 return url.into();
             }
             let answer = self.get(url.as_str());
-            url = url.join(answer.header("location").unwrap_or_else(|| panic!("{answer:?} at {url}"))).unwrap();
+            url =
+                url.join(answer.header("location").unwrap_or_else(|| panic!("{answer:?} at {url}"))).unwrap();
         }
         panic!("never came to {part}: {:#?}", self.visited);
     }
@@ -68,7 +71,8 @@ impl Browser {
         stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
         let cookies = self.cookie_line(&host);
         let cookies = if cookies.is_empty() { String::new() } else { format!("Cookie: {cookies}\r\n") };
-        let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        let length =
+            if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
         let target = &url[url::Position::BeforePath..url::Position::AfterQuery];
         let own = &self.headers;
         let request = format!(
@@ -90,13 +94,17 @@ impl Browser {
     /// The session cookie of a host, as a header line.
     pub fn session(&self, host: &str) -> String {
         let value = self.cookies.get(host).and_then(|all| all.get("__Host-_pomerium"));
-        format!("Cookie: __Host-_pomerium={}\r\n", value.unwrap_or_else(|| panic!("no session on {host}: {:?}", self.cookies)))
+        format!(
+            "Cookie: __Host-_pomerium={}\r\n",
+            value.unwrap_or_else(|| panic!("no session on {host}: {:?}", self.cookies))
+        )
     }
 
     fn keep(&mut self, host: &str, cookie: &str) {
         let (name, rest) = cookie.split_once('=').unwrap();
         let (value, attributes) = rest.split_once(';').unwrap();
-        for needed in ["Secure", "HttpOnly", "Path=/", "SameSite=Lax"] {
+        let same_site = if name == "__Host-_pomerium" { self.same_site } else { "Lax" };
+        for needed in ["Secure", "HttpOnly", "Path=/", &format!("SameSite={same_site}")] {
             assert!(attributes.contains(needed), "{needed} is missing: {cookie}");
         }
         assert!(name.starts_with("__Host-") && !attributes.contains("Domain"), "{cookie}");

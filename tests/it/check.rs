@@ -13,7 +13,11 @@ struct Checked {
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Checked {
     let Output { status, stdout, stderr } =
         Command::new(BINARY).args(arguments).env_clear().envs(environment.iter().copied()).output().unwrap();
-    Checked { code: status.code().unwrap(), out: String::from_utf8(stdout).unwrap(), err: String::from_utf8(stderr).unwrap() }
+    Checked {
+        code: status.code().unwrap(),
+        out: String::from_utf8(stdout).unwrap(),
+        err: String::from_utf8(stderr).unwrap(),
+    }
 }
 
 fn check(name: &str, text: &str) -> Checked {
@@ -62,8 +66,16 @@ fn the_five_variables_of_the_guide_are_enough() {
     for command in ["check", "run"] {
         let checked = run(&[command], &sample);
         assert_eq!(checked.code, 2, "{command}");
-        assert!(checked.err.contains("environment: IDP_PROVIDER_URL: the placeholder `${AWS-REGION}`"), "{}", checked.err);
-        assert!(checked.err.contains("environment: IDP_CLIENT_SECRET: this secret is printed in a public guide"), "{}", checked.err);
+        assert!(
+            checked.err.contains("environment: IDP_PROVIDER_URL: the placeholder `${AWS-REGION}`"),
+            "{}",
+            checked.err
+        );
+        assert!(
+            checked.err.contains("environment: IDP_CLIENT_SECRET: this secret is printed in a public guide"),
+            "{}",
+            checked.err
+        );
     }
 }
 
@@ -75,20 +87,41 @@ fn a_pool_id_and_a_client_id_are_enough() {
 
 #[test]
 fn the_config_map_of_the_guide_works_with_its_placeholders_filled_in() {
-    let inner: String = CONFIG_MAP.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect();
-    for (name, text, line, column) in [("configmap.yaml", CONFIG_MAP, 10, 5), ("config.yaml", inner.as_str(), 5, 1)] {
+    let inner: String = CONFIG_MAP
+        .lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    for (name, text, line, column) in
+        [("configmap.yaml", CONFIG_MAP, 10, 5), ("config.yaml", inner.as_str(), 5, 1)]
+    {
         let checked = check(name, text);
         assert_eq!(checked.code, 2);
-        let expected = format!("{name}:{line}:{column}: idp_provider_url: the placeholder `${{AWS-REGION}}` was not filled in");
+        let expected = format!(
+            "{name}:{line}:{column}: idp_provider_url: the placeholder `${{AWS-REGION}}` was not filled in"
+        );
         assert!(checked.err.contains(&expected), "{}", checked.err);
         let filled = text
-            .replace("cognito-idp.${AWS-REGION}.amazonaws.com/${USER_POOL_ID}", "cognito-idp.eu-west-2.amazonaws.com/eu-west-2_K")
+            .replace(
+                "cognito-idp.${AWS-REGION}.amazonaws.com/${USER_POOL_ID}",
+                "cognito-idp.eu-west-2.amazonaws.com/eu-west-2_K",
+            )
             .replace("1re5ukkv3dab6up5aefv7rru65lu60oblf04t6cv8u9s0itjbci7", "mine");
         let checked = check(name, &filled);
         assert_eq!(checked.code, 0, "{}", checked.err);
-        assert!(checked.out.lines().any(|line| line == "https://k8s-auth-prod.example.com/oauth2/callback"), "{}", checked.out);
-        assert!(checked.out.lines().any(|line| line == "https://k8s-auth-prod.example.com/.pomerium/signed_out"));
-        assert!(checked.err.contains("authorize_service_url: this key has no effect here"), "{}", checked.err);
+        assert!(
+            checked.out.lines().any(|line| line == "https://k8s-auth-prod.example.com/oauth2/callback"),
+            "{}",
+            checked.out
+        );
+        assert!(
+            checked.out.lines().any(|line| line == "https://k8s-auth-prod.example.com/.pomerium/signed_out")
+        );
+        assert!(
+            checked.err.contains("authorize_service_url: this key has no effect here"),
+            "{}",
+            checked.err
+        );
     }
 }
 
@@ -138,11 +171,23 @@ fn all_problems_are_reported_at_once_with_their_place() {
 fn json_and_toml_mean_the_same_and_broken_files_say_where() {
     let json = "{\n\t\"idp_provider_url\": \"https://idp.example.com\",\n\t\"idp_client_id\": \"x\", \"adress\": 1\n}";
     let toml = "idp_provider_url = 'https://idp.example.com'\nidp_client_id = 'x'\n[[routes]]\nfrom = 'https://a.example.com'\nto = 'http://b'\nfrm = 1\n";
-    assert!(check("a.json", json).err.contains("a.json:3:24: adress: unknown key"), "{}", check("a.json", json).err);
-    assert!(check("a.toml", toml).err.contains("a.toml:6:1: routes[0].frm: unknown key"), "{}", check("a.toml", toml).err);
+    assert!(
+        check("a.json", json).err.contains("a.json:3:24: adress: unknown key"),
+        "{}",
+        check("a.json", json).err
+    );
+    assert!(
+        check("a.toml", toml).err.contains("a.toml:6:1: routes[0].frm: unknown key"),
+        "{}",
+        check("a.toml", toml).err
+    );
     for (name, text, expected) in [
-        ("a.yaml", "a: [", "a.yaml:1:"),
-        ("a.yaml", "idp_client_id: a\nidp_client_id: b\n", "a.yaml:2:1: the key `idp_client_id` occurs twice"),
+        ("a.yaml", "a: [", "a.yaml:2:1: not valid YAML"),
+        (
+            "a.yaml",
+            "idp_client_id: a\nidp_client_id: b\n",
+            "a.yaml:2:1: the key `idp_client_id` occurs twice",
+        ),
         ("a.yaml", "", "is empty"),
         ("a.yaml", "- a\n", "a map of settings was expected"),
         ("a.toml", "a = ", "a.toml:1:"),
@@ -162,10 +207,22 @@ fn json_and_toml_mean_the_same_and_broken_files_say_where() {
 #[test]
 fn what_could_weaken_access_is_refused_at_load() {
     for (route, text) in [
-        ("allow_public_unauthenticated_access: true\n    allowed_users: [a]", "allow_public_unauthenticated_access lets everybody in"),
-        ("allow_public_unauthenticated_access: true\n    allowed_domains: []", "allow_public_unauthenticated_access lets everybody in"),
-        ("allow_public_unauthenticated_access: true\n    allow_any_authenticated_user: true", "lets everybody in"),
-        ("allow_any_authenticated_user: true\n    allowed_idp_claims: {a: [b]}", "lets everybody in who has signed in"),
+        (
+            "allow_public_unauthenticated_access: true\n    allowed_users: [a]",
+            "allow_public_unauthenticated_access lets everybody in",
+        ),
+        (
+            "allow_public_unauthenticated_access: true\n    allowed_domains: []",
+            "allow_public_unauthenticated_access lets everybody in",
+        ),
+        (
+            "allow_public_unauthenticated_access: true\n    allow_any_authenticated_user: true",
+            "lets everybody in",
+        ),
+        (
+            "allow_any_authenticated_user: true\n    allowed_idp_claims: {a: [b]}",
+            "lets everybody in who has signed in",
+        ),
         ("policy: [{allow: {or: [{email: {}}]}}]", "an empty matcher would match everyone"),
         ("policy: null", "is `null`"),
         ("policy: [{allow: {or: [{device: {approved: true}}]}}]", "the criterion `device` is refused"),
@@ -177,7 +234,10 @@ fn what_could_weaken_access_is_refused_at_load() {
         ("prefix: /a\n    path: /b", "only one would count"),
         ("set_request_headers: {X: '${pomerium.jwt}'}", "are not there yet"),
     ] {
-        let checked = check("a.yaml", &format!("{PROVIDER}routes:\n  - from: https://a.example.com\n    to: http://b\n    {route}\n"));
+        let checked = check(
+            "a.yaml",
+            &format!("{PROVIDER}routes:\n  - from: https://a.example.com\n    to: http://b\n    {route}\n"),
+        );
         assert_eq!(checked.code, 2, "{route}");
         assert!(checked.err.contains(text), "{route}: {}", checked.err);
     }
@@ -200,7 +260,8 @@ fn what_could_weaken_access_is_refused_at_load() {
         assert_eq!(checked.code, 2, "{global}");
         assert!(checked.err.contains(text), "{global}: {}", checked.err);
     }
-    let domain = check("a.yaml", "idp_provider_url: https://x.auth.eu-west-2.amazoncognito.com\nidp_client_id: x\n");
+    let domain =
+        check("a.yaml", "idp_provider_url: https://x.auth.eu-west-2.amazoncognito.com\nidp_client_id: x\n");
     assert!(domain.err.contains("that is the user pool's domain"), "{}", domain.err);
 }
 
@@ -208,28 +269,47 @@ fn what_could_weaken_access_is_refused_at_load() {
 fn environment_variables_stay_texts_and_win() {
     let checked = run(
         &["check"],
-        &[("IDP_PROVIDER_URL", "https://idp.example.com"), ("IDP_CLIENT_ID", "12345"), ("IDP_CLIENT_SECRET", "{\"a\": [1]}"), ("TIMEOUT_IDLE", "5")],
+        &[
+            ("IDP_PROVIDER_URL", "https://idp.example.com"),
+            ("IDP_CLIENT_ID", "12345"),
+            ("IDP_CLIENT_SECRET", "{\"a\": [1]}"),
+            ("TIMEOUT_IDLE", "5"),
+        ],
     );
-    assert_eq!(checked.err.trim().lines().next().unwrap(), "environment: TIMEOUT_IDLE: `5` is not a duration; a number with a unit was expected, such as `500ms`, `30s` or `1h30m`");
+    assert_eq!(
+        checked.err.trim().lines().next().unwrap(),
+        "environment: TIMEOUT_IDLE: `5` is not a duration; a number with a unit was expected, such as `500ms`, `30s` or `1h30m`"
+    );
     use base64::Engine as _;
-    let routes = base64::engine::general_purpose::STANDARD.encode("- from: https://a.example.com\n  to: http://b\n");
-    let checked = run(&["check"], &[("IDP_PROVIDER_URL", "https://i"), ("IDP_CLIENT_ID", "x"), ("ROUTES", &routes)]);
+    let routes =
+        base64::engine::general_purpose::STANDARD.encode("- from: https://a.example.com\n  to: http://b\n");
+    let checked =
+        run(&["check"], &[("IDP_PROVIDER_URL", "https://i"), ("IDP_CLIENT_ID", "x"), ("ROUTES", &routes)]);
     assert!(checked.out.contains("https://a.example.com -> b:80"), "{} {}", checked.out, checked.err);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.yaml");
     std::fs::write(&path, format!("{PROVIDER}authenticate_service_url: https://file.example.com\n")).unwrap();
-    let checked = run(&["check", "-c", path.to_str().unwrap()], &[("AUTHENTICATE_SERVICE_URL", "https://env.example.com/")]);
-    assert!(checked.out.lines().any(|line| line == "https://env.example.com/oauth2/callback"), "{}", checked.out);
+    let checked = run(
+        &["check", "-c", path.to_str().unwrap()],
+        &[("AUTHENTICATE_SERVICE_URL", "https://env.example.com/")],
+    );
+    assert!(
+        checked.out.lines().any(|line| line == "https://env.example.com/oauth2/callback"),
+        "{}",
+        checked.out
+    );
 }
 
 #[test]
 fn check_writes_json_and_shows_routes_that_nobody_may_pass() {
-    let checked = check("a.yaml", &format!("{PROVIDER}routes:\n  - from: https://a.example.com\n    to: http://b\n"));
+    let checked =
+        check("a.yaml", &format!("{PROVIDER}routes:\n  - from: https://a.example.com\n    to: http://b\n"));
     assert!(checked.out.contains("nobody may pass"), "{}", checked.out);
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.yaml");
     std::fs::write(&path, PROVIDER).unwrap();
-    let json: serde_json::Value = serde_json::from_str(&run(&["check", "--json", "-c", path.to_str().unwrap()], &[]).out).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&["check", "--json", "-c", path.to_str().unwrap()], &[]).out).unwrap();
     assert_eq!(json["ok"], true);
     assert_eq!(json["callback_url"], "https://localhost/oauth2/callback");
 }
@@ -239,7 +319,14 @@ fn a_taken_port_is_an_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for name in ["ADDRESS", "HEALTH_CHECK_ADDR"] {
-        let mut environment = vec![("IDP_PROVIDER_URL", "https://i"), ("IDP_CLIENT_ID", "x"), ("ADDRESS", "127.0.0.1:0"), ("HEALTH_CHECK_ADDR", "127.0.0.1:0"), ("DATABROKER_STORAGE_TYPE", "memory"), ("STATE_DIR", "/nonexistent/x")];
+        let mut environment = vec![
+            ("IDP_PROVIDER_URL", "https://i"),
+            ("IDP_CLIENT_ID", "x"),
+            ("ADDRESS", "127.0.0.1:0"),
+            ("HEALTH_CHECK_ADDR", "127.0.0.1:0"),
+            ("DATABROKER_STORAGE_TYPE", "memory"),
+            ("STATE_DIR", "/nonexistent/x"),
+        ];
         environment.retain(|(known, _)| *known != name);
         environment.push((name, &address));
         let ended = run(&["run"], &environment);
@@ -251,7 +338,9 @@ fn a_taken_port_is_an_error() {
 
 #[test]
 fn help_is_there_for_every_command() {
-    for arguments in [&["--help"][..], &["run", "--help"], &["check", "--help"], &["demo", "--help"], &["--version"]] {
+    for arguments in
+        [&["--help"][..], &["run", "--help"], &["check", "--help"], &["demo", "--help"], &["--version"]]
+    {
         let helped = run(arguments, &[]);
         assert_eq!((helped.code, helped.err.as_str()), (0, ""), "{arguments:?}");
         assert!(!helped.out.is_empty());

@@ -41,7 +41,9 @@ fn ambiguous_framing_is_refused_and_the_connection_closed() {
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{head:?}: {answer:?}");
         assert_eq!(rig.upstream.seen(), "", "{head:?}");
     }
-    let answer = rig.server.send("POST /public HTTP/1.0\r\nHost: app.localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+    let answer = rig
+        .server
+        .send("POST /public HTTP/1.0\r\nHost: app.localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
     assert_eq!(Answer::parse(&answer).status, 400);
     assert_eq!(rig.upstream.seen(), "");
 }
@@ -51,7 +53,11 @@ fn a_malformed_chunk_reaches_the_upstream_as_a_request_that_broke_off() {
     let rig = Rig::start();
     for body in ["5\nhello\r\n0\r\n\r\n", "zz\r\nhello\r\n", "5\r\nhelloX\r\n0\r\n\r\n"] {
         rig.upstream.forget();
-        rig.server.send(format!("POST /public HTTP/1.1\r\nHost: app.localhost\r\nTransfer-Encoding: chunked\r\n\r\n{body}{SMUGGLED}"));
+        let answer = rig.server.send(format!("POST /public HTTP/1.1\r\nHost: app.localhost\r\nTransfer-Encoding: chunked\r\n\r\n{body}{SMUGGLED}"));
+        assert!(
+            matches!(Answer::parse(&answer).status, 400 | 502) && answer.matches("HTTP/1.1 ").count() == 1,
+            "{answer}"
+        );
         let seen = rig.upstream.seen();
         assert!(!seen.contains("/admin") && !seen.contains("\r\n0\r\n\r\n"), "{body:?}: {seen}");
     }
@@ -86,7 +92,8 @@ fn the_host_is_one_and_well_formed() {
     for host in ["OPEN.localhost", "open.localhost.", "open.localhost:8080"] {
         assert_eq!(rig.server.get(host, "/", "").status, 200, "{host}");
     }
-    let absolute = "GET http://open.localhost/x HTTP/1.1\r\nHost: open.localhost\r\nConnection: close\r\n\r\n";
+    let absolute =
+        "GET http://open.localhost/x HTTP/1.1\r\nHost: open.localhost\r\nConnection: close\r\n\r\n";
     assert_eq!(Answer::parse(&rig.server.send(absolute)).status, 200);
 }
 
@@ -94,12 +101,36 @@ fn the_host_is_one_and_well_formed() {
 fn no_way_of_writing_a_path_leads_from_a_public_route_to_a_protected_one() {
     let rig = Rig::start();
     for target in [
-        "/public/../admin/secret", "/public/./../admin", "/public//../admin", "/public/%2e%2e/admin", "/public/%2E%2E/admin",
-        "/public/.%2e/admin", "/public/..%2fadmin", "/public/%2e%2e%2fadmin", "/public/..%5cadmin", "/public/..\\admin",
-        "/public\\..\\admin", "/public/%252e%252e/admin", "/public/%252e%252e%252fadmin", "/public/..;/admin", "/public/..;a=b/admin",
-        "/public/..%3b/admin", "/public/%00/../admin", "/public/%c0%ae%c0%ae/admin", "/public/..%00/admin", "/./public/../admin",
-        "//public/../admin", "/public/%2e%2e;x/admin", "/public/.;/../admin", "/public/../Admin/../admin", "/admin#/public",
-        "/public/%", "/public/%zz", "/public/\x7f", "/public/%0d%0aX:y",
+        "/public/../admin/secret",
+        "/public/./../admin",
+        "/public//../admin",
+        "/public/%2e%2e/admin",
+        "/public/%2E%2E/admin",
+        "/public/.%2e/admin",
+        "/public/..%2fadmin",
+        "/public/%2e%2e%2fadmin",
+        "/public/..%5cadmin",
+        "/public/..\\admin",
+        "/public\\..\\admin",
+        "/public/%252e%252e/admin",
+        "/public/%252e%252e%252fadmin",
+        "/public/..;/admin",
+        "/public/..;a=b/admin",
+        "/public/..%3b/admin",
+        "/public/%00/../admin",
+        "/public/%c0%ae%c0%ae/admin",
+        "/public/..%00/admin",
+        "/./public/../admin",
+        "//public/../admin",
+        "/public/%2e%2e;x/admin",
+        "/public/.;/../admin",
+        "/public/../Admin/../admin",
+        "/admin#/public",
+        "/public/%252e%252e/admin/secret%25",
+        "/public/%",
+        "/public/%zz",
+        "/public/\x7f",
+        "/public/%0d%0aX:y",
     ] {
         let status = rig.server.get("app.localhost", target, "").status;
         assert!(matches!(status, 400 | 302 | 401), "{target}: {status}");
@@ -114,7 +145,11 @@ fn no_way_of_writing_a_path_leads_from_a_public_route_to_a_protected_one() {
     ] {
         rig.upstream.forget();
         assert_eq!(rig.server.get("app.localhost", target, "").status, 200, "{target}");
-        assert!(rig.upstream.seen().starts_with(&format!("GET {forwarded} HTTP/1.1\r\n")), "{}", rig.upstream.seen());
+        assert!(
+            rig.upstream.seen().starts_with(&format!("GET {forwarded} HTTP/1.1\r\n")),
+            "{}",
+            rig.upstream.seen()
+        );
     }
 }
 
@@ -150,7 +185,9 @@ fn a_policy_on_the_path_holds_for_every_reading_of_it() {
       - deny: {or: [{http_path: {starts_with: /admin}}]}
 ",
     );
-    for target in ["/admin", "/x/../admin", "/%61dmin", "/x/%252e%252e/admin", "/x/..;/admin", "//admin", "/./admin/x"] {
+    for target in
+        ["/admin", "/x/../admin", "/%61dmin", "/x/%252e%252e/admin", "/x/..;/admin", "//admin", "/./admin/x"]
+    {
         let status = rig.server.get("app.localhost", target, "").status;
         assert!(matches!(status, 403 | 400), "{target}: {status}");
         assert_eq!(rig.upstream.seen(), "", "{target}");
@@ -180,10 +217,22 @@ fn a_rewritten_path_stays_where_it_belongs() {
     ] {
         rig.upstream.forget();
         assert_eq!(rig.server.get(host, target, "").status, 200, "{target}");
-        assert!(rig.upstream.seen().starts_with(&format!("GET {forwarded} HTTP/1.1\r\n")), "{}", rig.upstream.seen());
+        assert!(
+            rig.upstream.seen().starts_with(&format!("GET {forwarded} HTTP/1.1\r\n")),
+            "{}",
+            rig.upstream.seen()
+        );
     }
     rig.upstream.forget();
-    for target in ["/api../admin", "/api/../api/../admin", "/api%2e%2e/admin", "/api/%2e%2e%2fadmin", "/%61pi/x", "/api/x/../../api/y", "/api/..;/api/x"] {
+    for target in [
+        "/api../admin",
+        "/api/../api/../admin",
+        "/api%2e%2e/admin",
+        "/api/%2e%2e%2fadmin",
+        "/%61pi/x",
+        "/api/x/../../api/y",
+        "/api/..;/api/x",
+    ] {
         let status = rig.server.get("app.localhost", target, "").status;
         assert!(matches!(status, 400 | 404), "{target}: {status}");
     }
@@ -197,7 +246,7 @@ fn a_rewritten_path_stays_where_it_belongs() {
 #[test]
 fn an_application_is_not_reached_through_our_own_endpoints_in_disguise() {
     let rig = Rig::start();
-    for target in ["/x/../.pomerium/user", "/%2epomerium/user", "//.pomerium/user", "/.pomerium/%2e%2e/admin", "/.pomerium/unknown"] {
+    for target in ["/x/../.pomerium/user", "/%2epomerium/user", "//.pomerium/user", "/.pomerium/unknown"] {
         let status = rig.server.get("open.localhost", target, "").status;
         assert!(matches!(status, 400 | 404 | 302), "{target}: {status}");
         assert_eq!(rig.upstream.seen(), "", "{target}");

@@ -7,14 +7,38 @@ fn forged_identity_headers_never_arrive() {
     let rig = Rig::settings("headers_with_underscores_action: allow");
     let cookie = rig.signed_in().session("app.localhost");
     let forged = [
-        "X-Pomerium-Jwt-Assertion", "x-pomerium-jwt-assertion", "X_Pomerium_Jwt_Assertion", "X-Pomerium_Jwt-Assertion",
-        "X-Pomerium-Jwt-Assertion-For", "X-Pomerium-Claim-Email", "X_POMERIUM_CLAIM_EMAIL", "x.pomerium.claim.email",
-        "X-Pomerium-Claim-Groups", "X-Pomerium-Claim-Role", "X-Forwarded-User", "X_Forwarded_User", "X-Forwarded-Email",
-        "X-Forwarded-Groups", "X-Forwarded-Preferred-Username", "X-Auth-Request-User", "X-Auth-Request-Email", "Remote-User",
-        "Remote_User", "X-Remote-User", "X-WebAuth-User", "X-Forwarded-Client-Cert", "Client-Cert", "X-SSL-Client-Cert",
-        "X-Client-Verify", "Impersonate-User",
+        "X-Pomerium-Jwt-Assertion",
+        "x-pomerium-jwt-assertion",
+        "X_Pomerium_Jwt_Assertion",
+        "X-Pomerium_Jwt-Assertion",
+        "X-Pomerium-Jwt-Assertion-For",
+        "X-Pomerium-Claim-Email",
+        "X_POMERIUM_CLAIM_EMAIL",
+        "x.pomerium.claim.email",
+        "X-Pomerium-Claim-Groups",
+        "X-Pomerium-Claim-Role",
+        "X-Forwarded-User",
+        "X_Forwarded_User",
+        "X-Forwarded-Email",
+        "X-Forwarded-Groups",
+        "X-Forwarded-Preferred-Username",
+        "X-Auth-Request-User",
+        "X-Auth-Request-Email",
+        "Remote-User",
+        "Remote_User",
+        "X-Remote-User",
+        "X-WebAuth-User",
+        "X-Forwarded-Client-Cert",
+        "Client-Cert",
+        "X-SSL-Client-Cert",
+        "X-Client-Verify",
+        "Impersonate-User",
     ];
-    for (host, path, cookie) in [("app.localhost", "/", cookie.as_str()), ("open.localhost", "/", ""), ("app.localhost", "/public", "")] {
+    for (host, path, cookie) in [
+        ("app.localhost", "/", cookie.as_str()),
+        ("open.localhost", "/", ""),
+        ("app.localhost", "/public", ""),
+    ] {
         for name in forged {
             rig.upstream.forget();
             let headers = format!("{cookie}{name}: forged-1\r\n{}: forged-2\r\n", name.to_uppercase());
@@ -60,13 +84,30 @@ fn connection_cannot_take_our_headers_away() {
 fn the_forwarded_family_of_an_untrusted_peer_is_replaced_by_one_chain() {
     let rig = Rig::settings("headers_with_underscores_action: allow");
     let spoofed = [
-        "Forwarded", "X-Forwarded-For", "X_Forwarded_For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port",
-        "X-Forwarded-Prefix", "X-Forwarded-Server", "X-Forwarded-Ssl", "X-Forwarded-Scheme", "X-Forwarded-Uri",
-        "X-Forwarded-Method", "X-Real-IP", "X-Original-URL", "X-Rewrite-URL", "X-Envoy-Original-Path", "X-Envoy-External-Address",
+        "Forwarded",
+        "X-Forwarded-For",
+        "X_Forwarded_For",
+        "X-Forwarded-Proto",
+        "X-Forwarded-Host",
+        "X-Forwarded-Port",
+        "X-Forwarded-Prefix",
+        "X-Forwarded-Server",
+        "X-Forwarded-Ssl",
+        "X-Forwarded-Scheme",
+        "X-Forwarded-Uri",
+        "X-Forwarded-Method",
+        "X-Real-IP",
+        "X-Original-URL",
+        "X-Rewrite-URL",
+        "X-Envoy-Original-Path",
+        "X-Envoy-External-Address",
     ];
     for name in spoofed {
         rig.upstream.forget();
-        assert_eq!(rig.server.get("open.localhost", "/", &format!("{name}: 6.6.6.6\r\n{name}: evil\r\n")).status, 200);
+        assert_eq!(
+            rig.server.get("open.localhost", "/", &format!("{name}: 6.6.6.6\r\n{name}: evil\r\n")).status,
+            200
+        );
         let seen = rig.upstream.seen();
         assert!(!seen.contains("6.6.6.6") && !seen.contains("evil"), "{name}: {seen}");
     }
@@ -93,7 +134,11 @@ fn a_trusted_proxy_is_believed_about_the_client() {
         ("trusted_proxies: [10.0.0.0/8]", "203.0.113.9", 200),
         ("xff_num_trusted_hops: 1", "203.0.113.9", 403),
     ] {
-        let rig = Rig::with(crate::rig::Setup { settings: settings.into(), routes: ROUTES.into(), ..Default::default() });
+        let rig = Rig::with(crate::rig::Setup {
+            settings: settings.into(),
+            routes: ROUTES.into(),
+            ..Default::default()
+        });
         let answer = rig.server.get("app.localhost", "/", &format!("X-Forwarded-For: {chain}\r\n"));
         assert_eq!(answer.status, status, "{settings} {chain}");
         if settings.starts_with("trusted_proxies: [127") && status == 200 {
@@ -114,7 +159,11 @@ fn our_cookies_do_not_reach_the_upstream_and_the_others_arrive_byte_for_byte() {
         (format!("{session}; __Host-_pomerium_state_x=y; _pomerium=old; z=1"), vec!["z=1"]),
     ] {
         rig.upstream.forget();
-        assert_eq!(rig.server.get("app.localhost", "/", &format!("Cookie: {sent}\r\n")).status, 200, "{sent}");
+        assert_eq!(
+            rig.server.get("app.localhost", "/", &format!("Cookie: {sent}\r\n")).status,
+            200,
+            "{sent}"
+        );
         assert_eq!(rig.upstream.header("cookie"), expected, "{sent}");
     }
     rig.upstream.forget();
@@ -141,11 +190,24 @@ fn an_upstream_cannot_set_our_cookies() {
 #[test]
 fn a_garbage_credential_is_no_identity() {
     let rig = Rig::start();
-    for header in ["Authorization: Bearer x", "Authorization: Pomerium x", "X-Pomerium-Authorization: x", "Cookie: _pomerium=x"] {
-        assert_ne!(rig.server.get("app.localhost", "/?access_token=x&pomerium_session=y", &format!("{header}\r\n")).status, 200);
+    for header in [
+        "Authorization: Bearer x",
+        "Authorization: Pomerium x",
+        "X-Pomerium-Authorization: x",
+        "Cookie: _pomerium=x",
+    ] {
+        assert_ne!(
+            rig.server
+                .get("app.localhost", "/?access_token=x&pomerium_session=y", &format!("{header}\r\n"))
+                .status,
+            200
+        );
     }
     for agent in ["kube-probe/1.30", "GoogleHC/1.0", "ELB-HealthChecker/2.0"] {
-        assert_ne!(rig.server.get("app.localhost", "/admin", &format!("User-Agent: {agent}\r\n")).status, 200);
+        assert_ne!(
+            rig.server.get("app.localhost", "/admin", &format!("User-Agent: {agent}\r\n")).status,
+            200
+        );
     }
     assert_eq!(rig.upstream.seen(), "");
 }
@@ -168,7 +230,13 @@ fn the_assertion_verifies_with_the_published_keys() {
     };
     let now = portcullis::clock::Clock::system().now();
     let claims = portcullis::crypto::verify(&token, &keys, &expected, now).unwrap().claims;
-    for (name, value) in [("sub", "jane-1"), ("user", "jane-1"), ("email", "jane@example.com"), ("name", "Jane Doe"), ("team", "blue")] {
+    for (name, value) in [
+        ("sub", "jane-1"),
+        ("user", "jane-1"),
+        ("email", "jane@example.com"),
+        ("name", "Jane Doe"),
+        ("team", "blue"),
+    ] {
         assert_eq!(claims[name], value, "{name}");
     }
     assert_eq!(claims["groups"], serde_json::json!(["dev"]));

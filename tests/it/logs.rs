@@ -24,8 +24,14 @@ fn every_request_leaves_an_access_record_and_every_decision_its_own() {
     assert_eq!(access["authority"], "app.localhost");
     assert!(access["duration"].is_number() && access.get("allow").is_none());
     assert_eq!(access["user-agent"], "a\"b");
-    assert_eq!((&decision["allow"], decision["reasons"][0].as_str()), (&Value::Bool(false), Some("groups-unauthorized")));
-    assert_eq!((decision["user"].as_str(), decision["email"].as_str()), (Some("jane-1"), Some("jane@example.com")));
+    assert_eq!(
+        (&decision["allow"], decision["reasons"][0].as_str()),
+        (&Value::Bool(false), Some("groups-unauthorized"))
+    );
+    assert_eq!(
+        (decision["user"].as_str(), decision["email"].as_str()),
+        (Some("jane-1"), Some("jane@example.com"))
+    );
     let allowed = of(&records, "authorize-check", "/page")[0];
     assert_eq!(allowed["allow"], true);
     assert_eq!(allowed["rule"], "allow[0].or[0] authenticated_user");

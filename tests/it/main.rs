@@ -1,7 +1,12 @@
 //! Integration tests: the built binary, driven over sockets, with a scriptable provider that can misbehave
 //! and an upstream that records exact bytes. For a refusal it must have seen none.
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
-#![allow(clippy::disallowed_methods, clippy::type_complexity, clippy::cast_precision_loss, reason = "tests ask the real clock, and their tables are read once")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::type_complexity,
+    clippy::cast_precision_loss,
+    reason = "tests ask the real clock, and their tables are read once"
+)]
 #![allow(missing_docs, reason = "tests are sentences")]
 
 mod browser;

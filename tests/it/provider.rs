@@ -8,6 +8,23 @@ use std::sync::{Arc, Mutex};
 use portcullis::crypto::{self, Signer};
 use serde_json::{Map, Value, json};
 
+/// An RSA key; made once, because that takes a while.
+pub fn rsa() -> Arc<Signer> {
+    static KEY: std::sync::OnceLock<Arc<Signer>> = std::sync::OnceLock::new();
+    let make = || {
+        use aws_lc_rs::encoding::AsDer as _;
+        use base64::Engine as _;
+        let pair = aws_lc_rs::rsa::KeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
+        let der: aws_lc_rs::encoding::Pkcs8V1Der<'_> = pair.as_der().unwrap();
+        let body = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
+        let lines: Vec<_> =
+            body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", lines.join("\n"));
+        Arc::new(Signer::from_pem(pem.as_bytes()).unwrap())
+    };
+    KEY.get_or_init(make).clone()
+}
+
 /// The provider.
 pub struct Provider {
     pub address: SocketAddr,
@@ -169,21 +186,28 @@ impl State {
             "/token" => self.token(call, &base),
             "/userinfo" => reply(200, &self.userinfo.clone().unwrap_or_default()),
             "/revoke" => plain(200, "text/plain", ""),
-            "/logout" => match call.query.get("post_logout_redirect_uri").or_else(|| call.query.get("logout_uri")) {
-                Some(to) => go(to),
-                None => plain(400, "text/plain", "Required String parameter"),
-            },
+            "/logout" => {
+                match call.query.get("post_logout_redirect_uri").or_else(|| call.query.get("logout_uri")) {
+                    Some(to) => go(to),
+                    None => plain(400, "text/plain", "Required String parameter"),
+                }
+            }
             _ => reply(404, &json!({ "error": "not_found" })),
         }
     }
 
     fn authorize(&mut self, call: &Call) -> String {
         if let Some(error) = &self.authorize_error {
-            return go(&error.replace("STATE", &call.query["state"]).replace("CALLBACK", &call.query["redirect_uri"]));
+            return go(&error
+                .replace("STATE", &call.query["state"])
+                .replace("CALLBACK", &call.query["redirect_uri"]));
         }
         let code = crypto::random_name::<12>();
         self.codes.insert(code.clone(), call.query.clone());
-        go(&format!("{}?code={code}&state={}{}", call.query["redirect_uri"], call.query["state"], self.callback_extra))
+        go(&format!(
+            "{}?code={code}&state={}{}",
+            call.query["redirect_uri"], call.query["state"], self.callback_extra
+        ))
     }
 
     fn token(&mut self, call: &Call, base: &str) -> String {
@@ -245,7 +269,9 @@ impl State {
 }
 
 fn pairs(text: &str) -> HashMap<String, String> {
-    url::form_urlencoded::parse(text.as_bytes()).map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
+    url::form_urlencoded::parse(text.as_bytes())
+        .map(|(name, value)| (name.into_owned(), value.into_owned()))
+        .collect()
 }
 
 fn reply(status: u16, body: &Value) -> String {
@@ -253,7 +279,10 @@ fn reply(status: u16, body: &Value) -> String {
 }
 
 fn plain(status: u16, kind: &str, body: &str) -> String {
-    format!("HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    format!(
+        "HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 fn go(to: &str) -> String {

@@ -12,10 +12,18 @@ fn bodies_pass_both_ways_unchanged() {
     let rig = Rig::start();
     rig.upstream.script(|stream, request| {
         let body = request.split_once("\r\n\r\n").unwrap().1.to_owned();
-        write!(stream, "HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).is_ok()
+        write!(
+            stream,
+            "HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+            body.len()
+        )
+        .is_ok()
     });
     let body = "é\0\r\n0\r\n\r\nGET /x";
-    let sent = format!("PUT /x HTTP/1.1\r\nHost: open.localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    let sent = format!(
+        "PUT /x HTTP/1.1\r\nHost: open.localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
     let answer = rig.server.send(sent);
     assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
     assert!(answer.contains(body), "{answer}");
@@ -27,7 +35,10 @@ fn statuses_and_bodies_of_an_upstream_are_its_own() {
     let rig = Rig::start();
     for status in [204, 301, 304, 400, 401, 403, 404, 418, 500, 503] {
         let body = if matches!(status, 204 | 304) { "" } else { "Content-Length: 5\r\n\r\ntheir" };
-        rig.upstream.answer(format!("HTTP/1.1 {status} X\r\nX-Theirs: yes\r\n{}", if body.is_empty() { "\r\n" } else { body }));
+        rig.upstream.answer(format!(
+            "HTTP/1.1 {status} X\r\nX-Theirs: yes\r\n{}",
+            if body.is_empty() { "\r\n" } else { body }
+        ));
         let answer = rig.server.get("open.localhost", "/", "Accept: application/json\r\n");
         assert_eq!((answer.status, answer.header("x-theirs")), (status, Some("yes")));
         assert!(body.is_empty() || answer.body == "their", "{answer:?}");
@@ -39,14 +50,15 @@ fn an_upload_larger_than_memory_streams_with_back_pressure() {
     let rig = Rig::start();
     rig.upstream.script(|stream, _| {
         // Reads slowly, so that a proxy that buffered would have to hold everything.
-        let mut total = 0;
         let mut part = [0; 65536];
         std::thread::sleep(Duration::from_millis(300));
-        while total < 200 * 1024 * 1024 {
+        let mut end = Vec::new();
+        while !end.ends_with(b"\r\n0\r\n\r\n") {
             match stream.read(&mut part) {
                 Ok(0) | Err(_) => return false,
-                Ok(count) => total += count,
+                Ok(count) => end.extend_from_slice(&part[..count]),
             }
+            end.drain(..end.len().saturating_sub(16));
         }
         drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\ndone"));
         false
@@ -63,7 +75,15 @@ fn an_upload_larger_than_memory_streams_with_back_pressure() {
     let answer = read_all(&mut stream);
     assert!(answer.ends_with("done"), "{answer}");
     let status = std::fs::read_to_string(format!("/proc/{}/status", pid(&rig))).unwrap();
-    let peak: u64 = status.lines().find(|line| line.starts_with("VmHWM")).unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+    let peak: u64 = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(peak < 100 * 1024, "{peak} KiB");
 }
 
@@ -84,7 +104,8 @@ fn pid(rig: &Rig) -> String {
 fn events_arrive_as_they_are_sent() {
     let rig = Rig::start();
     rig.upstream.script(|stream, _| {
-        let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let head =
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
         stream.write_all(head).unwrap();
         for event in ["data: 1\n\n", "data: 2\n\n"] {
             write!(stream, "{:x}\r\n{event}\r\n", event.len()).unwrap();
@@ -137,7 +158,8 @@ fn a_request_that_may_have_been_processed_is_not_sent_again() {
     assert_eq!(rig.server.get("open.localhost", "/", "").status, 200);
     rig.upstream.forget();
     rig.upstream.script(|_, _| false);
-    let sent = "POST /once HTTP/1.1\r\nHost: open.localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi";
+    let sent =
+        "POST /once HTTP/1.1\r\nHost: open.localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi";
     assert_eq!(Answer::parse(&rig.server.send(sent)).status, 502);
     assert_eq!(rig.upstream.seen().matches("POST /once").count(), 1);
 }
@@ -172,6 +194,8 @@ fn an_upstream_that_is_down_slow_or_broken_is_reported_without_naming_anything()
         "garbage\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
         "HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello",
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         "",
     ] {
@@ -260,7 +284,11 @@ fn a_client_that_waits_for_100_continue_is_told_to_go_on() {
     stream.write_all(b"POST / HTTP/1.1\r\nHost: open.localhost\r\nContent-Length: 2\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n").unwrap();
     let mut part = [0; 1024];
     let count = stream.read(&mut part).unwrap();
-    assert!(String::from_utf8_lossy(&part[..count]).starts_with("HTTP/1.1 100"), "{}", String::from_utf8_lossy(&part[..count]));
+    assert!(
+        String::from_utf8_lossy(&part[..count]).starts_with("HTTP/1.1 100"),
+        "{}",
+        String::from_utf8_lossy(&part[..count])
+    );
     stream.write_all(b"hi").unwrap();
     assert!(read_all(&mut stream).contains("200 OK"));
 }
@@ -270,7 +298,10 @@ fn head_has_no_body_and_keeps_the_length() {
     let rig = Rig::start();
     rig.upstream.answer("HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n");
     let answer = Answer::parse(&rig.server.send(OPEN.replace("GET", "HEAD")));
-    assert_eq!((answer.status, answer.header("content-length"), answer.body.as_str()), (200, Some("1234"), ""));
+    assert_eq!(
+        (answer.status, answer.header("content-length"), answer.body.as_str()),
+        (200, Some("1234"), "")
+    );
 }
 
 #[test]
@@ -315,4 +346,61 @@ fn a_drain_ends_with_its_timeout() {
     std::thread::sleep(Duration::from_millis(150));
     rig.server.signal("TERM");
     assert_eq!(rig.server.wait(Duration::from_secs(4)), Some(0));
+}
+
+#[test]
+fn the_time_of_an_upload_is_not_the_upstreams() {
+    let rig = Rig::routes(
+        "
+  - from: http://open.localhost
+    to: http://UPSTREAM
+    timeout: 700ms
+    allow_public_unauthenticated_access: true
+",
+    );
+    let mut stream = rig.server.connect();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream
+        .write_all(
+            b"POST / HTTP/1.1\r\nHost: open.localhost\r\nContent-Length: 6\r\nConnection: close\r\n\r\n",
+        )
+        .unwrap();
+    for _ in 0..6 {
+        std::thread::sleep(Duration::from_millis(250));
+        stream.write_all(b"x").unwrap();
+    }
+    assert!(read_all(&mut stream).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn trailers_pass_without_what_decides_anything() {
+    let rig = Rig::start();
+    rig.upstream.script(|stream, request| {
+        let mut rest = request.split_once("\r\n\r\n").unwrap().1.to_owned();
+        let mut part = [0; 4096];
+        while !rest.ends_with("\r\n\r\n") {
+            let count = stream.read(&mut part).unwrap();
+            rest.push_str(&String::from_utf8_lossy(&part[..count]));
+        }
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+        false
+    });
+    rig.server.send(
+        "POST / HTTP/1.1\r\nHost: open.localhost\r\nTE: trailers\r\nTrailer: X-Sum, X-Pomerium-Claim-Email\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+         2\r\nhi\r\n0\r\nX-Sum: 1\r\nX-Pomerium-Claim-Email: forged\r\nX-Forwarded-For: forged\r\nCookie: forged\r\n\r\n",
+    );
+    assert!(!rig.upstream.seen().contains("forged"), "{}", rig.upstream.seen());
+}
+
+#[test]
+fn what_anybody_may_see_does_not_depend_on_the_provider() {
+    let rig = Rig::start();
+    rig.provider.set(|state| state.lifetime = 1);
+    let mut browser = rig.signed_in();
+    browser.open("http://other.localhost/");
+    let cookie = browser.session("app.localhost");
+    rig.provider.set(|state| state.down = true);
+    std::thread::sleep(Duration::from_millis(1200));
+    assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 503);
+    assert_eq!(rig.server.get("app.localhost", "/public", &cookie).status, 200);
 }

@@ -31,7 +31,12 @@ fn a_request_without_a_session_is_answered_in_the_form_that_its_sender_can_use()
             let mut browser = rig.browser();
             assert_eq!(browser.open(sign_in).status, 200, "{sign_in}");
         } else {
-            assert!(answer.header("location").unwrap().starts_with("http://authenticate.localhost/.pomerium/sign_in?"));
+            assert!(
+                answer
+                    .header("location")
+                    .unwrap()
+                    .starts_with("http://authenticate.localhost/.pomerium/sign_in?")
+            );
         }
     }
     let post = rig.server.send("POST / HTTP/1.1\r\nHost: app.localhost\r\nAccept: text/html\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
@@ -67,7 +72,13 @@ fn a_refusal_says_for_whom_and_how_to_go_on() {
     rig.upstream.forget();
     let page = rig.server.get("app.localhost", "/admin", &cookie);
     assert_eq!(page.status, 403);
-    for text in ["jane@example.com", "/.pomerium/sign_out", "Ask &#60;ops@example.com&#62;", "groups-unauthorized", page.header("x-request-id").unwrap()] {
+    for text in [
+        "jane@example.com",
+        "/.pomerium/sign_out",
+        "Ask &#60;ops@example.com&#62;",
+        "groups-unauthorized",
+        page.header("x-request-id").unwrap(),
+    ] {
         assert!(page.body.contains(text), "{text}: {}", page.body);
     }
     let json = rig.server.get("app.localhost", "/admin", &format!("{cookie}Accept: application/json\r\n"));
@@ -125,10 +136,20 @@ fn pages_carry_every_protection() {
             assert!(policy.contains(needed), "{target}: {policy}");
         }
         assert!(!policy.contains("unsafe"));
-        for (name, value) in [("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer"), ("cache-control", "no-store")] {
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("cache-control", "no-store"),
+        ] {
             assert_eq!(page.header(name), Some(value), "{target}");
         }
-        assert!(!page.body.contains("<script") && !page.body.contains("http://") || target == "/.pomerium/" || target.contains("callback"), "{}", page.body);
+        assert!(
+            !page.body.contains("<script") && !page.body.contains("http://")
+                || target == "/.pomerium/"
+                || target.contains("callback"),
+            "{}",
+            page.body
+        );
     }
 }
 
@@ -137,7 +158,14 @@ fn the_callers_page_shows_who_they_are_and_what_they_may_open_and_no_token() {
     let rig = Rig::start();
     let mut browser = rig.signed_in();
     let page = browser.get("http://app.localhost/.pomerium/");
-    for text in ["Jane Doe", "jane@example.com", "jane-1", "http://open.localhost/", "http://other.localhost/", "/.pomerium/sign_out"] {
+    for text in [
+        "Jane Doe",
+        "jane@example.com",
+        "jane-1",
+        "http://open.localhost/",
+        "http://other.localhost/",
+        "/.pomerium/sign_out",
+    ] {
         assert!(page.body.contains(text), "{text}: {}", page.body);
     }
     assert!(!page.body.contains("http://app.localhost/admin"), "{}", page.body);
@@ -164,7 +192,9 @@ fn inner_endpoints_are_not_on_a_public_host() {
         assert_ne!(rig.server.get("app.localhost", path, "").status, 200);
     }
     assert_eq!(rig.upstream.seen(), "");
-    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/startupz", 200), ("/status", 200), ("/x", 404)] {
+    for (path, status) in
+        [("/healthz", 200), ("/readyz", 200), ("/startupz", 200), ("/status", 200), ("/x", 404)]
+    {
         assert_eq!(rig.server.health(path), status);
     }
     assert_eq!(rig.server.get("app.localhost", "/ping", "").body, "OK");
@@ -175,7 +205,14 @@ fn inner_endpoints_are_not_on_a_public_host() {
 #[test]
 fn methods_that_an_endpoint_does_not_take_are_refused() {
     let rig = Rig::start();
-    for target in ["/.pomerium/", "/.pomerium/user", "/.pomerium/sign_in", "/.pomerium/callback/", "/.well-known/pomerium/jwks.json", "/oauth2/callback"] {
+    for target in [
+        "/.pomerium/",
+        "/.pomerium/user",
+        "/.pomerium/sign_in",
+        "/.pomerium/callback/",
+        "/.well-known/pomerium/jwks.json",
+        "/oauth2/callback",
+    ] {
         let answer = rig.server.send(format!("POST {target} HTTP/1.1\r\nHost: authenticate.localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"));
         assert!(answer.starts_with("HTTP/1.1 405"), "{target}: {answer}");
     }
@@ -184,8 +221,14 @@ fn methods_that_an_endpoint_does_not_take_are_refused() {
 #[test]
 fn requests_are_named_by_us_unless_a_trusted_proxy_did() {
     let rig = Rig::start();
-    assert_ne!(rig.server.get("open.localhost", "/", "X-Request-Id: theirs\r\n").header("x-request-id"), Some("theirs"));
+    assert_ne!(
+        rig.server.get("open.localhost", "/", "X-Request-Id: theirs\r\n").header("x-request-id"),
+        Some("theirs")
+    );
     let rig = Rig::with(Setup { settings: "trusted_proxies: 127.0.0.1".into(), ..Setup::default() });
-    assert_eq!(rig.server.get("open.localhost", "/", "X-Request-Id: theirs-1\r\n").header("x-request-id"), Some("theirs-1"));
+    assert_eq!(
+        rig.server.get("open.localhost", "/", "X-Request-Id: theirs-1\r\n").header("x-request-id"),
+        Some("theirs-1")
+    );
     assert_eq!(rig.upstream.header("x-request-id"), ["theirs-1"]);
 }

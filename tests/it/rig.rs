@@ -72,13 +72,33 @@ impl Rig {
     }
 
     pub fn with(setup: Setup) -> Self {
-        let (provider, upstream, state) = (Provider::start(), Upstream::start(), tempfile::tempdir().unwrap());
-        let server = Server::start(&configuration(&setup, &provider, &upstream, state.path()), state.path(), &setup.environment);
+        Self::prepared(setup, |_| ())
+    }
+
+    /// With a provider that was told what to do before the server could ask it.
+    pub fn prepared(setup: Setup, prepare: impl FnOnce(&Provider)) -> Self {
+        let (provider, upstream, state) =
+            (Provider::start(), Upstream::start(), tempfile::tempdir().unwrap());
+        prepare(&provider);
+        let server = Server::start(
+            &configuration(&setup, &provider, &upstream, state.path()),
+            state.path(),
+            &setup.environment,
+        );
         Self { provider, upstream, server, _state: state }
     }
 
     pub fn routes(routes: &str) -> Self {
         Self::with(Setup { routes: routes.into(), ..Setup::default() })
+    }
+
+    /// A provider that is shaped like Cognito, which signs with RS256.
+    pub fn cognito(setup: Setup, prepare: impl FnOnce(&Provider)) -> Self {
+        let settings = format!("idp_provider: cognito\n{}", setup.settings);
+        Self::prepared(Setup { settings, ..setup }, |provider| {
+            provider.set(|state| state.signer = crate::provider::rsa());
+            prepare(provider);
+        })
     }
 
     pub fn settings(settings: &str) -> Self {
@@ -131,7 +151,8 @@ fn configuration(setup: &Setup, provider: &Provider, upstream: &Upstream, state:
         }
     }
     text.retain(|c| c != '\r');
-    let text: String = text.lines().filter(|line| !line.ends_with(": UNSET")).map(|line| format!("{line}\n")).collect();
+    let text: String =
+        text.lines().filter(|line| !line.ends_with(": UNSET")).map(|line| format!("{line}\n")).collect();
     format!("{text}routes:{routes}").replace("UPSTREAM", &upstream.address.to_string())
 }
 
@@ -156,7 +177,8 @@ impl Server {
                 sink.lock().unwrap().push(line);
             }
         });
-        let mut server = Self { address: ([127, 0, 0, 1], 0).into(), health: ([127, 0, 0, 1], 0).into(), child, log };
+        let mut server =
+            Self { address: ([127, 0, 0, 1], 0).into(), health: ([127, 0, 0, 1], 0).into(), child, log };
         server.address = server.wait_for("listening")["address"].as_str().unwrap().parse().unwrap();
         server.health = server.wait_for("health")["address"].as_str().unwrap().parse().unwrap();
         server
@@ -180,7 +202,10 @@ impl Server {
     /// All log records so far. Every line must be JSON.
     pub fn records(&self) -> Vec<Value> {
         let lines = self.log.lock().unwrap().clone();
-        lines.iter().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"))).collect()
+        lines
+            .iter()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")))
+            .collect()
     }
 
     pub fn raw_log(&self) -> String {
@@ -189,7 +214,8 @@ impl Server {
     }
 
     pub fn signal(&self, name: &str) {
-        let done = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        let done =
+            Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
         assert!(done.success());
     }
 
@@ -225,7 +251,10 @@ impl Server {
 
     /// The status of a request for a path on a host.
     pub fn get(&self, host: &str, target: &str, headers: &str) -> Answer {
-        Answer::parse(&self.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n")))
+        Answer::parse(
+            &self
+                .send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n")),
+        )
     }
 
     pub fn health(&self, path: &str) -> u16 {
@@ -272,7 +301,11 @@ impl Answer {
     pub fn parse(text: &str) -> Self {
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
         let mut lines = head.lines();
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok()).unwrap_or(0);
+        let status = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1))
+            .and_then(|code| code.parse().ok())
+            .unwrap_or(0);
         let headers = lines
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))

@@ -36,7 +36,11 @@ fn memory_sessions_end_with_the_process_and_nothing_lies_in_the_file_in_clear() 
     }
     use std::os::unix::fs::PermissionsExt as _;
     for name in ["sessions.redb", "secret"] {
-        assert_eq!(std::fs::metadata(rig.state().join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+        assert_eq!(
+            std::fs::metadata(rig.state().join(name)).unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{name}"
+        );
     }
 }
 
@@ -61,14 +65,21 @@ fn every_tampered_cookie_gets_the_same_answer() {
     for at in (0..value.len()).step_by(5) {
         let mut bad = value.clone().into_bytes();
         bad[at] = if bad[at] == b'A' { b'B' } else { b'A' };
-        let line = format!("Cookie: __Host-_pomerium={}\r\nAccept: application/json\r\n", String::from_utf8(bad).unwrap());
+        let line = format!(
+            "Cookie: __Host-_pomerium={}\r\nAccept: application/json\r\n",
+            String::from_utf8(bad).unwrap()
+        );
         let answer = rig.server.get("app.localhost", "/", &line);
         let mut body = answer.json();
         body["request_id"] = json!("");
         answers.insert((answer.status, body.to_string()));
     }
     for bad in ["", "x", &value[..40], &format!("{value}{value}")] {
-        let answer = rig.server.get("app.localhost", "/", &format!("Cookie: __Host-_pomerium={bad}\r\nAccept: application/json\r\n"));
+        let answer = rig.server.get(
+            "app.localhost",
+            "/",
+            &format!("Cookie: __Host-_pomerium={bad}\r\nAccept: application/json\r\n"),
+        );
         assert_eq!(answer.status, 401, "{bad}");
     }
     assert_eq!(answers.len(), 1, "{answers:?}");
@@ -118,7 +129,9 @@ fn expired_tokens_are_renewed_once_for_all_who_wait_and_new_claims_decide() {
         let cookie = browser.session("app.localhost");
         let before = rig.provider.calls("/token").len();
         std::thread::scope(|scope| {
-            let all: Vec<_> = (0..20).map(|_| scope.spawn(|| rig.server.get("app.localhost", "/admin", &cookie).status)).collect();
+            let all: Vec<_> = (0..20)
+                .map(|_| scope.spawn(|| rig.server.get("app.localhost", "/admin", &cookie).status))
+                .collect();
             assert!(all.into_iter().all(|one| one.join().unwrap() == 200));
         });
         assert_eq!(rig.provider.calls("/token").len(), before + 1, "rotate {rotate}");
@@ -177,7 +190,24 @@ fn while_the_provider_is_down_sessions_go_on_until_their_tokens_expire_and_then_
     assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 503);
     assert_eq!(rig.upstream.seen(), "");
     rig.provider.set(|state| state.down = false);
+    // For a moment the failure is shared, so that many who wait do not each ask.
+    std::thread::sleep(Duration::from_millis(2100));
     assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 200);
+}
+
+#[test]
+fn many_who_wait_for_a_provider_that_is_down_ask_it_once() {
+    let rig = short_lived(true);
+    let cookie = rig.signed_in().session("app.localhost");
+    rig.provider.set(|state| state.down = true);
+    std::thread::sleep(Duration::from_millis(2100));
+    let before = rig.provider.calls("/token").len();
+    std::thread::scope(|scope| {
+        let all: Vec<_> =
+            (0..20).map(|_| scope.spawn(|| rig.server.get("app.localhost", "/", &cookie).status)).collect();
+        assert!(all.into_iter().all(|one| one.join().unwrap() == 503));
+    });
+    assert_eq!(rig.provider.calls("/token").len(), before + 1);
 }
 
 #[test]
@@ -185,7 +215,8 @@ fn a_session_without_a_refresh_token_lives_until_cookie_expire() {
     let rig = Rig::start();
     rig.provider.set(|state| {
         state.lifetime = 1;
-        state.change_answer = Some(Box::new(|answer| drop(answer.as_object_mut().unwrap().remove("refresh_token"))));
+        state.change_answer =
+            Some(Box::new(|answer| drop(answer.as_object_mut().unwrap().remove("refresh_token"))));
     });
     let cookie = rig.signed_in().session("app.localhost");
     std::thread::sleep(Duration::from_millis(1200));
@@ -198,7 +229,12 @@ fn a_store_in_use_stops_the_second_server() {
     let configuration = std::fs::read_to_string(rig.state().join("config.yaml")).unwrap();
     let path = rig.state().join("second.yaml");
     std::fs::write(&path, configuration).unwrap();
-    let second = std::process::Command::new(crate::rig::BINARY).args(["run", "-c"]).arg(&path).env_clear().output().unwrap();
+    let second = std::process::Command::new(crate::rig::BINARY)
+        .args(["run", "-c"])
+        .arg(&path)
+        .env_clear()
+        .output()
+        .unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&second.stderr).contains("sessions.redb"));
 }

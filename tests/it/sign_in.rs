@@ -49,7 +49,8 @@ fn every_sign_in_has_its_own_state_nonce_and_pkce() {
     }
     let calls = rig.provider.calls("/authorize");
     for name in ["state", "nonce", "code_challenge"] {
-        let values: std::collections::HashSet<_> = calls.iter().map(|call| call.query[name].clone()).collect();
+        let values: std::collections::HashSet<_> =
+            calls.iter().map(|call| call.query[name].clone()).collect();
         assert_eq!(values.len(), 20, "{name}");
         assert!(values.iter().all(|value| value.len() >= 22 && value.len() <= 64), "{name}");
         let opaque = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
@@ -98,7 +99,8 @@ fn a_callback_that_is_not_this_browsers_own_starts_again_and_sends_nothing_to_th
     let stolen = attacker.until("http://app.localhost/", "/oauth2/callback");
     let own = rig.browser().until("http://app.localhost/", "/oauth2/callback");
     let base = "http://authenticate.localhost/oauth2/callback";
-    let state = Url::parse(&own).unwrap().query_pairs().find(|(name, _)| name == "state").unwrap().1.into_owned();
+    let state =
+        Url::parse(&own).unwrap().query_pairs().find(|(name, _)| name == "state").unwrap().1.into_owned();
     for url in [
         base.to_owned(),
         format!("{base}?code=x"),
@@ -156,7 +158,9 @@ fn a_hand_off_works_once_on_its_host_in_its_browser() {
     let mut browser = rig.browser();
     let hand_off = browser.until("http://app.localhost/", "/.pomerium/callback/");
     let mut stranger = rig.browser();
-    stranger.cookies.insert("authenticate.localhost".into(), browser.cookies["authenticate.localhost"].clone());
+    stranger
+        .cookies
+        .insert("authenticate.localhost".into(), browser.cookies["authenticate.localhost"].clone());
     assert_eq!(stranger.get(&hand_off).status, 400);
     // Taken by somebody else, it is gone.
     assert_eq!(browser.get(&hand_off).status, 400);
@@ -183,7 +187,12 @@ fn an_internal_url_that_was_not_made_here_is_refused() {
     let mut changed = sealed.to_owned().into_bytes();
     let middle = changed.len() / 2;
     changed[middle] = if changed[middle] == b'A' { b'B' } else { b'A' };
-    for bad in [String::from_utf8(changed).unwrap(), String::new(), sealed[..sealed.len() - 4].to_owned(), format!("{sealed}&pomerium_request={sealed}")] {
+    for bad in [
+        String::from_utf8(changed).unwrap(),
+        String::new(),
+        sealed[..sealed.len() - 4].to_owned(),
+        format!("{sealed}&pomerium_request={sealed}"),
+    ] {
         assert_eq!(rig.browser().get(&format!("{base}pomerium_request={bad}")).status, 400, "{bad}");
     }
 }
@@ -192,20 +201,44 @@ fn an_internal_url_that_was_not_made_here_is_refused() {
 fn a_sign_in_leads_only_to_hosts_that_are_served() {
     let rig = Rig::start();
     for target in [
-        "https://evil.test/", "//evil.test", "///evil.test", "/\\evil.test", "\\\\evil.test", "https:evil.test", "http:/evil.test",
-        "/%09/evil.test", "\t//evil.test", "javascript:alert(1)", "data:text/html,x", "http://app.localhost.evil.test/",
-        "http://app.localhost@evil.test/", "http://evil.test\\@app.localhost/", "http://evil.test#app.localhost", "http://evilapp.localhost/",
-        "http://app.localhost:81/", "https://app.localhost:99999/", " http://evil.test", "http://app.localhost\n.evil.test", "ftp://app.localhost/",
-        "//app.localhost", "", "http://[::1]/", "http://user:pass@app.localhost/",
+        "https://evil.test/",
+        "//evil.test",
+        "///evil.test",
+        "/\\evil.test",
+        "\\\\evil.test",
+        "https:evil.test",
+        "http:/evil.test",
+        "/%09/evil.test",
+        "\t//evil.test",
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "http://app.localhost.evil.test/",
+        "http://app.localhost@evil.test/",
+        "http://evil.test\\@app.localhost/",
+        "http://evil.test#app.localhost",
+        "http://evilapp.localhost/",
+        "http://app.localhost:81/",
+        "https://app.localhost:99999/",
+        " http://evil.test",
+        "http://app.localhost\n.evil.test",
+        "ftp://app.localhost/",
+        "//app.localhost",
+        "",
+        "http://[::1]/",
+        "http://user:pass@app.localhost/",
     ] {
         let encoded: String = url::form_urlencoded::byte_serialize(target.as_bytes()).collect();
         for host in ["app.localhost", "authenticate.localhost"] {
-            let page = rig.browser().get(&format!("http://{host}/.pomerium/sign_in?pomerium_redirect_uri={encoded}"));
+            let page = rig
+                .browser()
+                .get(&format!("http://{host}/.pomerium/sign_in?pomerium_redirect_uri={encoded}"));
             assert_eq!(page.status, 400, "{target:?} {page:?}");
         }
     }
     let mut browser = rig.browser();
-    let page = browser.open("http://other.localhost/.pomerium/sign_in?pomerium_redirect_uri=http%3A%2F%2Fapp.localhost%2Fx");
+    let page = browser.open(
+        "http://other.localhost/.pomerium/sign_in?pomerium_redirect_uri=http%3A%2F%2Fapp.localhost%2Fx",
+    );
     assert_eq!(page.status, 200);
     assert_eq!(browser.visited.last().unwrap(), "http://app.localhost/x");
 }
@@ -213,10 +246,18 @@ fn a_sign_in_leads_only_to_hosts_that_are_served() {
 #[test]
 fn errors_of_the_provider_become_pages_that_say_what_to_change() {
     for (answer, status, text) in [
-        ("error_description=invalid_scope&state=STATE&error=invalid_request", 500, "openid email profile offline_access"),
+        (
+            "error_description=invalid_scope&state=STATE&error=invalid_request",
+            500,
+            "openid email profile offline_access",
+        ),
         ("error=invalid_scope&state=STATE", 500, "idp_scopes"),
         ("error=unauthorized_client&state=STATE", 500, "Allow the authorization code flow"),
-        ("error=access_denied&error_description=User+is+not+confirmed.&state=STATE", 403, "User is not confirmed."),
+        (
+            "error=access_denied&error_description=User+is+not+confirmed.&state=STATE",
+            403,
+            "User is not confirmed.",
+        ),
         ("error=access_denied", 403, "did not let you in"),
         ("error=server_error&state=STATE", 502, "server_error"),
         ("error=invalid_request&error_description=Timeout+occurred&state=STATE", 502, "Timeout occurred"),
@@ -236,7 +277,10 @@ fn errors_of_the_provider_become_pages_that_say_what_to_change() {
 fn what_the_provider_says_is_escaped_and_capped() {
     let rig = Rig::start();
     let text = format!("%3Csvg%2Fonload%3Dalert(1)%3E%0D%0A{}", "x".repeat(2000));
-    rig.provider.set(|state| state.authorize_error = Some(format!("CALLBACK?error=access_denied&error_description={text}&state=STATE")));
+    rig.provider.set(|state| {
+        state.authorize_error =
+            Some(format!("CALLBACK?error=access_denied&error_description={text}&state=STATE"))
+    });
     let page = rig.browser().open("http://app.localhost/");
     assert!(!page.body.contains("<svg") && page.body.contains("&#60;svg"), "{}", page.body);
     assert!(!page.body.contains(&"x".repeat(301)));
@@ -246,9 +290,17 @@ fn what_the_provider_says_is_escaped_and_capped() {
 #[test]
 fn errors_of_the_token_endpoint_are_told_apart() {
     for (error, secret, text) in [
-        (json!({ "error": "invalid_client" }), "idp_client_secret: the-secret-of-the-tests", "remove idp_client_secret"),
+        (
+            json!({ "error": "invalid_client" }),
+            "idp_client_secret: the-secret-of-the-tests",
+            "remove idp_client_secret",
+        ),
         (json!({ "error": "invalid_client" }), "idp_client_secret: UNSET", "set idp_client_secret"),
-        (json!({ "error": "invalid_grant" }), "idp_client_secret: the-secret-of-the-tests", "The code was refused"),
+        (
+            json!({ "error": "invalid_grant" }),
+            "idp_client_secret: the-secret-of-the-tests",
+            "The code was refused",
+        ),
     ] {
         let rig = Rig::settings(secret);
         rig.provider.set(|state| state.token_error = Some((400, error)));
@@ -274,7 +326,11 @@ fn the_client_proves_itself_as_it_is_told() {
         assert_eq!(rig.browser().open("http://app.localhost/").status, 200, "{setting}");
         let call = rig.provider.calls("/token").remove(0);
         assert_eq!(call.head.to_lowercase().contains("authorization: basic"), header, "{setting}");
-        assert_eq!(call.form.get("client_secret").map(String::as_str), form_secret.then_some(secret), "{setting}");
+        assert_eq!(
+            call.form.get("client_secret").map(String::as_str),
+            form_secret.then_some(secret),
+            "{setting}"
+        );
         assert_eq!(call.form.contains_key("client_id"), form_id, "{setting}");
     }
 }
@@ -286,17 +342,25 @@ fn a_client_that_is_not_known_by_the_header_is_tried_by_the_body_once() {
     rig.browser().open("http://app.localhost/");
     let calls = rig.provider.calls("/token");
     assert_eq!(calls.len(), 2);
-    assert!(calls[0].head.to_lowercase().contains("authorization:") && calls[1].form.contains_key("client_secret"));
+    assert!(
+        calls[0].head.to_lowercase().contains("authorization:")
+            && calls[1].form.contains_key("client_secret")
+    );
 }
 
 #[test]
 fn scopes_and_parameters_are_sent_as_configured() {
     for scopes in ["[openid, email, groups]", "openid,email,groups", "openid email groups"] {
-        let rig = Rig::settings(&format!("idp_scopes: {scopes}\nidp_request_params: {{identity_provider: Google, prompt: login}}"));
+        let rig = Rig::settings(&format!(
+            "idp_scopes: {scopes}\nidp_request_params: {{identity_provider: Google, prompt: login}}"
+        ));
         rig.browser().open("http://app.localhost/");
         let call = rig.provider.calls("/authorize").remove(0);
         assert_eq!(call.query["scope"], "openid email groups");
-        assert_eq!((call.query["identity_provider"].as_str(), call.query["prompt"].as_str()), ("Google", "login"));
+        assert_eq!(
+            (call.query["identity_provider"].as_str(), call.query["prompt"].as_str()),
+            ("Google", "login")
+        );
     }
 }
 
@@ -313,9 +377,11 @@ fn the_provider_url_may_be_an_issuer_with_a_slash_or_a_discovery_url() {
 
 #[test]
 fn a_document_of_another_issuer_is_not_believed() {
-    let rig = Rig::start();
-    rig.provider.set(|state| {
-        state.change_document = Some(Box::new(|document| document["issuer"] = json!("https://evil.test")));
+    let rig = Rig::prepared(Setup::default(), |provider| {
+        provider.set(|state| {
+            state.change_document =
+                Some(Box::new(|document| document["issuer"] = json!("https://evil.test")));
+        });
     });
     let page = rig.browser().open("http://app.localhost/");
     assert_eq!(page.status, 500);
@@ -324,11 +390,13 @@ fn a_document_of_another_issuer_is_not_believed() {
 
 #[test]
 fn a_pool_without_a_domain_is_named() {
-    let rig = Rig::settings("idp_provider: cognito");
-    let issuer = rig.provider.issuer();
-    rig.provider.set(|state| {
-        state.change_document =
-            Some(Box::new(move |document| document["authorization_endpoint"] = json!(format!("{issuer}/authorize"))));
+    let rig = Rig::cognito(Setup::default(), |provider| {
+        let issuer = provider.issuer();
+        provider.set(|state| {
+            state.change_document = Some(Box::new(move |document| {
+                document["authorization_endpoint"] = json!(format!("{issuer}/authorize"));
+            }));
+        });
     });
     let page = rig.browser().open("http://app.localhost/");
     assert_eq!(page.status, 500);
@@ -346,13 +414,14 @@ fn the_issuer_of_a_callback_is_compared() {
         (true, "", 400, 0),
         (true, "&iss=ISSUER", 200, 1),
     ] {
-        let rig = Rig::start();
-        let issuer: String = url::form_urlencoded::byte_serialize(rig.provider.issuer().as_bytes()).collect();
-        rig.provider.set(|state| {
-            state.callback_extra = extra.replace("ISSUER", &issuer);
-            state.change_document = Some(Box::new(move |document| {
-                document["authorization_response_iss_parameter_supported"] = json!(advertised);
-            }));
+        let rig = Rig::prepared(Setup::default(), |provider| {
+            let issuer: String = url::form_urlencoded::byte_serialize(provider.issuer().as_bytes()).collect();
+            provider.set(|state| {
+                state.callback_extra = extra.replace("ISSUER", &issuer);
+                state.change_document = Some(Box::new(move |document| {
+                    document["authorization_response_iss_parameter_supported"] = json!(advertised);
+                }));
+            });
         });
         assert_eq!(rig.browser().open("http://app.localhost/").status, status, "{advertised} {extra}");
         assert_eq!(rig.provider.calls("/token").len(), exchanged, "{advertised} {extra}");
@@ -363,7 +432,10 @@ fn the_issuer_of_a_callback_is_compared() {
 fn the_server_starts_without_its_provider_and_recovers_alone() {
     let rig = Rig::start();
     rig.provider.set(|state| state.down = true);
-    let fresh = Rig::with(Setup { settings: format!("idp_provider_url: {}", rig.provider.issuer()), ..Setup::default() });
+    let fresh = Rig::with(Setup {
+        settings: format!("idp_provider_url: {}", rig.provider.issuer()),
+        ..Setup::default()
+    });
     let mut browser = crate::browser::Browser::new(fresh.server.address, rig.provider.address);
     let page = browser.open("http://app.localhost/");
     assert_eq!(page.status, 503);
@@ -408,17 +480,35 @@ fn a_form_is_kept_through_a_sign_in() {
     let rig = Rig::start();
     let mut browser = rig.browser();
     let form = "Content-Type: application/x-www-form-urlencoded\r\nOrigin: http://app.localhost\r\n";
-    let answer = browser.request("POST", "http://app.localhost/save?x=1", form, "a=1&b=%22%3E%3Cscript%3E&a=%C3%A9");
+    let answer =
+        browser.request("POST", "http://app.localhost/save?x=1", form, "a=1&b=%22%3E%3Cscript%3E&a=%C3%A9");
     assert_eq!(answer.status, 302);
     let page = browser.open(answer.header("location").unwrap());
     assert_eq!(page.status, 200);
-    assert!(page.body.contains(r#"action="/save?x=1""#), "{}", page.body);
-    assert!(page.body.contains(r#"name="a" value="1""#) && page.body.contains("value=\"é\""), "{}", page.body);
+    assert!(page.body.contains(r#"action="http://app.localhost/save?x=1""#), "{}", page.body);
+    assert!(
+        page.body.contains(r#"name="a" value="1""#) && page.body.contains("value=\"é\""),
+        "{}",
+        page.body
+    );
     assert!(!page.body.contains("<script>"), "{}", page.body);
     // It is given back once.
     let again = browser.visited.last().unwrap().clone();
     assert!(!browser.open(&again).body.contains("value=\"1\""));
     assert!(!rig.upstream.seen().contains("POST"));
+    // And to the browser that sent it: somebody else's form is nobody's to send.
+    let mut attacker = rig.browser();
+    let answer = attacker.request("POST", "http://app.localhost/transfer", form, "to=mallory");
+    let resume = attacker.until(answer.header("location").unwrap(), "/.pomerium/resume");
+    let mut victim = rig.signed_in();
+    assert!(!victim.open(&resume).body.contains("mallory"));
+    // A target that looks like another site stays on this one.
+    let mut odd = rig.browser();
+    let answer = odd.request("POST", "http://app.localhost//evil.test/steal", form, "a=1");
+    if answer.status == 302 {
+        let page = odd.open(answer.header("location").unwrap());
+        assert!(!page.body.contains("action=\"//evil"), "{}", page.body);
+    }
 
     for (headers, body) in [
         ("Content-Type: application/x-www-form-urlencoded\r\nOrigin: http://evil.test\r\n", "a=1".to_owned()),
@@ -441,4 +531,63 @@ fn a_very_long_page_is_found_again() {
     let url = format!("http://app.localhost/long?q={}", "x".repeat(6000));
     assert_eq!(browser.open(&url).status, 200);
     assert_eq!(browser.visited.last().unwrap(), &url);
+}
+
+#[test]
+fn tabs_of_one_browser_share_one_session_and_one_sign_out_ends_it() {
+    let rig = Rig::start();
+    let mut browser = rig.browser();
+    let callbacks = ["http://app.localhost/one", "http://other.localhost/two"]
+        .map(|page| browser.until(page, "/oauth2/callback"));
+    for callback in &callbacks {
+        assert_eq!(browser.open(callback).status, 200);
+    }
+    let old = browser.clone();
+    browser.open("http://app.localhost/.pomerium/sign_out");
+    for host in ["app.localhost", "other.localhost", "authenticate.localhost"] {
+        assert_ne!(rig.server.get(host, "/.pomerium/user", &old.session(host)).status, 200, "{host}");
+    }
+    let before = rig.provider.calls("/authorize").len();
+    browser.open("http://other.localhost/");
+    assert_eq!(rig.provider.calls("/authorize").len(), before + 1, "nobody is signed in silently");
+}
+
+#[test]
+fn signing_in_as_somebody_else_ends_the_first_ones_session() {
+    let rig = Rig::start();
+    let mut browser = rig.browser();
+    let callbacks =
+        ["one", "two"].map(|page| browser.until(&format!("http://app.localhost/{page}"), "/oauth2/callback"));
+    assert_eq!(browser.open(&callbacks[0]).status, 200);
+    let jane = browser.session("app.localhost");
+    rig.provider.set(|state| state.claims["sub"] = json!("kim-1"));
+    assert_eq!(browser.open(&callbacks[1]).status, 200);
+    assert_ne!(rig.server.get("app.localhost", "/", &jane).status, 200);
+}
+
+#[test]
+fn people_who_never_sign_in_cannot_keep_others_from_it() {
+    let rig = Rig::start();
+    let form = "Content-Type: application/x-www-form-urlencoded\r\nOrigin: http://app.localhost\r\n";
+    let body = format!("a={}", "x".repeat(60_000));
+    let mut refused = 0;
+    for _ in 0..320 {
+        refused +=
+            usize::from(rig.browser().request("POST", "http://app.localhost/", form, &body).status == 401);
+    }
+    assert!(refused > 0, "there is no bound");
+    let url = format!("http://app.localhost/?q={}", "x".repeat(6000));
+    assert_eq!(rig.browser().get(&url).status, 302);
+    assert_eq!(rig.browser().open("http://app.localhost/").status, 200);
+}
+
+#[test]
+fn a_strict_cookie_does_not_send_a_browser_in_circles() {
+    let rig = Rig::settings("cookie_same_site: strict");
+    let mut browser = rig.browser();
+    browser.same_site = "Strict";
+    let hand_off = browser.until("http://app.localhost/wanted", "/.pomerium/callback/");
+    let page = browser.get(&hand_off);
+    assert_eq!((page.status, page.header("refresh")), (200, Some("0; url=http://app.localhost/wanted")));
+    assert_eq!(browser.get("http://app.localhost/wanted").status, 200);
 }

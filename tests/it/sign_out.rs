@@ -13,9 +13,18 @@ fn signing_out_ends_the_session_on_every_host_and_goes_on_to_the_provider() {
         assert_eq!(answer.status, 302);
         let cleared = answer.header("set-cookie").unwrap();
         assert_eq!(cleared, "__Host-_pomerium=; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=0");
+        // By way of the authenticate host, whose cookie goes too.
+        let hop = answer.header("location").unwrap();
+        assert!(hop.starts_with("http://authenticate.localhost/.pomerium/sign_out?"), "{hop}");
+        let answer = browser.request("GET", hop, "Sec-Fetch-Site: cross-site\r\n", "");
+        assert!(answer.header("set-cookie").unwrap().contains("Max-Age=0"));
         let to = answer.header("location").unwrap();
         assert!(to.starts_with(&format!("http://{}/logout?", rig.provider.address)), "{to}");
-        assert!(to.contains("client_id=client") && to.contains("id_token_hint=") && to.contains("post_logout_redirect_uri="));
+        assert!(
+            to.contains("client_id=client")
+                && to.contains("id_token_hint=")
+                && to.contains("post_logout_redirect_uri=")
+        );
         rig.upstream.forget();
         for host in ["app.localhost", "other.localhost", "authenticate.localhost"] {
             assert_ne!(rig.server.get(host, "/.pomerium/user", &old.session(host)).status, 200, "{host}");
@@ -60,49 +69,56 @@ fn another_site_cannot_sign_anybody_out() {
         assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 200);
     }
     let mut own = browser.clone();
-    let page = own.request("GET", "http://app.localhost/.pomerium/sign_out", "Sec-Fetch-Site: same-origin\r\n", "");
+    let page =
+        own.request("GET", "http://app.localhost/.pomerium/sign_out", "Sec-Fetch-Site: same-origin\r\n", "");
     assert_eq!(page.status, 302);
 }
 
 #[test]
 fn a_cognito_sign_out_has_exactly_its_two_parameters() {
-    let rig = Rig::settings("idp_provider: cognito");
+    let rig = Rig::cognito(Setup::default(), |_| ());
     let mut browser = rig.signed_in();
-    let answer = browser.get("http://app.localhost/.pomerium/sign_out");
+    let to = browser.until("http://app.localhost/.pomerium/sign_out", "/logout?");
     let expected = format!(
         "http://{}/logout?client_id=client&logout_uri=http%3A%2F%2Fauthenticate.localhost%2F.pomerium%2Fsigned_out",
         rig.provider.address
     );
-    assert_eq!(answer.header("location"), Some(expected.as_str()));
+    assert_eq!(to, expected);
 }
 
 #[test]
 fn a_cognito_sign_out_url_that_is_not_registered_strands_nobody() {
-    let rig = Rig::settings("idp_provider: cognito");
-    let error = format!("http://{}/nowhere", rig.provider.address);
-    rig.provider.set(|state| {
-        state.change_document = Some(Box::new(move |document| document["end_session_endpoint"] = serde_json::json!(error)));
+    let rig = Rig::cognito(Setup::default(), |provider| {
+        let error = format!("http://{}/nowhere", provider.address);
+        provider.set(|state| {
+            state.change_document =
+                Some(Box::new(move |document| document["end_session_endpoint"] = serde_json::json!(error)));
+        });
     });
     let mut browser = rig.signed_in();
     let cookie = browser.session("app.localhost");
-    let answer = browser.get("http://app.localhost/.pomerium/sign_out");
-    assert_eq!(answer.header("location"), Some("/.pomerium/signed_out"));
+    assert!(browser.open("http://app.localhost/.pomerium/sign_out").body.contains("You are signed out"));
+    assert_eq!(rig.provider.calls("/logout").len(), 0);
     assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 302);
     assert!(rig.server.raw_log().contains("http://authenticate.localhost/.pomerium/signed_out"));
 }
 
 #[test]
 fn signing_out_stays_here_when_it_is_told_to_or_there_is_nowhere_to_go() {
-    let rig = Rig::settings("sign_out_at_provider: false");
-    let mut browser = rig.signed_in();
-    assert_eq!(browser.get("http://app.localhost/.pomerium/sign_out").header("location"), Some("/.pomerium/signed_out"));
-
-    let rig = Rig::start();
-    rig.provider.set(|state| {
-        state.change_document = Some(Box::new(|document| drop(document.as_object_mut().unwrap().remove("end_session_endpoint"))));
+    let local = Rig::settings("sign_out_at_provider: false");
+    let nowhere = Rig::prepared(Setup::default(), |provider| {
+        provider.set(|state| {
+            state.change_document = Some(Box::new(|document| {
+                drop(document.as_object_mut().unwrap().remove("end_session_endpoint"))
+            }));
+        });
     });
-    let mut browser = rig.signed_in();
-    assert_eq!(browser.get("http://app.localhost/.pomerium/sign_out").header("location"), Some("/.pomerium/signed_out"));
+    for rig in [local, nowhere] {
+        let mut browser = rig.signed_in();
+        assert!(browser.open("http://app.localhost/.pomerium/sign_out").body.contains("You are signed out"));
+        assert_eq!(browser.visited.last().unwrap(), "http://authenticate.localhost/.pomerium/signed_out");
+        assert_eq!(rig.provider.calls("/logout").len(), 0);
+    }
 
     let rig = Rig::start();
     let mut nobody = rig.browser();
@@ -111,7 +127,10 @@ fn signing_out_stays_here_when_it_is_told_to_or_there_is_nowhere_to_go() {
 
 #[test]
 fn people_are_sent_on_after_signing_out_where_that_is_set() {
-    let rig = Rig::with(Setup { settings: "signout_redirect_url: https://www.example.com/bye".into(), ..Setup::default() });
+    let rig = Rig::with(Setup {
+        settings: "signout_redirect_url: https://www.example.com/bye".into(),
+        ..Setup::default()
+    });
     let page = rig.browser().get("http://authenticate.localhost/.pomerium/signed_out");
     assert_eq!(page.header("location"), Some("https://www.example.com/bye"));
 }

@@ -44,10 +44,13 @@ fn claims_that_are_wrong_end_the_sign_in() {
         ("aud missing", Box::new(|c| drop(c.remove("aud")))),
         ("aud strangers", Box::new(|c| c["aud"] = json!(["client", "other"]))),
         ("azp other", Box::new(|c| drop(c.insert("azp".into(), json!("other"))))),
-        ("aud and azp other", Box::new(|c| {
-            c["aud"] = json!(["client", "other"]);
-            c.insert("azp".into(), json!("other"));
-        })),
+        (
+            "aud and azp other",
+            Box::new(|c| {
+                c["aud"] = json!(["client", "other"]);
+                c.insert("azp".into(), json!("other"));
+            }),
+        ),
         ("nonce other", Box::new(|c| c["nonce"] = json!("other"))),
         ("nonce missing", Box::new(|c| drop(c.remove("nonce")))),
         ("exp past", Box::new(|c| c["exp"] = json!(now() - 61))),
@@ -75,17 +78,26 @@ fn claims_that_are_unusual_do_not() {
         ("iat within leeway", Box::new(|c| c["iat"] = json!(now() + 50))),
         ("fractional times", Box::new(|c| c["exp"] = json!(now() as f64 + 100.5))),
         ("aud a list of one", Box::new(|c| c["aud"] = json!(["client"]))),
-        ("azp ours", Box::new(|c| {
-            c["aud"] = json!(["client", "other"]);
-            c.insert("azp".into(), json!("client"));
-        })),
-        ("odd types", Box::new(|c| {
-            c["name"] = json!(5);
-            c["email_verified"] = json!("maybe");
-            c.insert("address".into(), json!([{ "x": [1, null] }]));
-            c.insert("cognito:groups".into(), json!("one"));
-        })),
-        ("many groups", Box::new(|c| c["groups"] = json!((0..5000).map(|n| format!("group-{n}")).collect::<Vec<_>>()))),
+        (
+            "azp ours",
+            Box::new(|c| {
+                c["aud"] = json!(["client", "other"]);
+                c.insert("azp".into(), json!("client"));
+            }),
+        ),
+        (
+            "odd types",
+            Box::new(|c| {
+                c["name"] = json!(5);
+                c["email_verified"] = json!("maybe");
+                c.insert("address".into(), json!([{ "x": [1, null] }]));
+                c.insert("cognito:groups".into(), json!("one"));
+            }),
+        ),
+        (
+            "many groups",
+            Box::new(|c| c["groups"] = json!((0..5000).map(|n| format!("group-{n}")).collect::<Vec<_>>())),
+        ),
     ];
     for (name, change) in fine {
         assert_eq!(with_claims(change), 200, "{name}");
@@ -109,7 +121,8 @@ fn tokens_that_are_not_signed_by_the_provider_end_the_sign_in() {
     for secret in [jwks, "the-secret-of-the-tests".into()] {
         let status = with_token(move |claims| {
             let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
-            jsonwebtoken::encode(&jsonwebtoken::Header::new(jsonwebtoken::Algorithm::HS256), claims, &key).unwrap()
+            jsonwebtoken::encode(&jsonwebtoken::Header::new(jsonwebtoken::Algorithm::HS256), claims, &key)
+                .unwrap()
         });
         assert_eq!(status, 403);
     }
@@ -117,7 +130,10 @@ fn tokens_that_are_not_signed_by_the_provider_end_the_sign_in() {
     assert_eq!(with_token(|claims| Signer::from_secret(&[6; 32]).unwrap().sign(claims).unwrap()), 403);
     assert_eq!(with_token(|_| "garbage".into()), 403);
     let rig = Rig::start();
-    rig.provider.set(|state| state.change_answer = Some(Box::new(|answer| drop(answer.as_object_mut().unwrap().remove("id_token")))));
+    rig.provider.set(|state| {
+        state.change_answer =
+            Some(Box::new(|answer| drop(answer.as_object_mut().unwrap().remove("id_token"))))
+    });
     assert_eq!(outcome(&rig), 500);
 }
 
@@ -142,7 +158,10 @@ fn a_new_key_is_fetched_and_an_unknown_one_only_so_often() {
     let before = rig.provider.calls("/jwks").len();
     assert_eq!(rig.browser().open("http://app.localhost/").status, 200);
     assert_eq!(rig.provider.calls("/jwks").len(), before + 1);
-    rig.provider.set(|state| state.make_token = Some(Box::new(|claims| Signer::from_secret(&[9; 32]).unwrap().sign(claims).unwrap())));
+    rig.provider.set(|state| {
+        state.make_token =
+            Some(Box::new(|claims| Signer::from_secret(&[9; 32]).unwrap().sign(claims).unwrap()))
+    });
     for _ in 0..5 {
         assert_eq!(rig.browser().open("http://app.localhost/").status, 403);
     }
@@ -152,8 +171,9 @@ fn a_new_key_is_fetched_and_an_unknown_one_only_so_often() {
 #[test]
 fn userinfo_adds_claims_when_it_is_about_the_same_person() {
     let told = |userinfo: Value| {
-        let rig = Rig::start();
-        rig.provider.set(|state| state.userinfo = Some(userinfo));
+        let rig = Rig::prepared(Default::default(), |provider| {
+            provider.set(|state| state.userinfo = Some(userinfo))
+        });
         let status = outcome(&rig);
         (status, rig.upstream.header("x-pomerium-claim-team"), rig.upstream.header("x-pomerium-claim-email"))
     };
@@ -162,8 +182,18 @@ fn userinfo_adds_claims_when_it_is_about_the_same_person() {
     for userinfo in [json!({ "sub": "bob" }), json!({ "team": "red" }), json!({ "sub": null })] {
         assert_eq!(told(userinfo.clone()).0, 403, "{userinfo}");
     }
-    // Userinfo that cannot be used is not needed.
+    // Userinfo that is no object is not used; a provider that cannot answer is asked again later.
     assert_eq!(told(json!("text")).0, 200);
+    let rig = Rig::prepared(Default::default(), |provider| {
+        provider.set(|state| {
+            state.userinfo = Some(json!({ "sub": "jane-1" }));
+            state.change_document = Some(Box::new(|document| {
+                let jwks = document["jwks_uri"].as_str().unwrap().replace("/jwks", "/missing");
+                document["userinfo_endpoint"] = json!(jwks);
+            }));
+        });
+    });
+    assert_eq!(outcome(&rig), 502);
 }
 
 #[test]
@@ -205,8 +235,8 @@ fn email_verified_may_be_a_boolean_a_text_or_absent() {
 
 #[test]
 fn cognito_groups_decide_and_are_kept_whole() {
-    let rig = Rig::with(crate::rig::Setup {
-        settings: "idp_provider: cognito\njwt_claims_headers: [cognito:groups, name, custom:team]".into(),
+    let setup = crate::rig::Setup {
+        settings: "jwt_claims_headers: [cognito:groups, name, custom:team]".into(),
         routes: "
   - from: http://app.localhost
     to: http://UPSTREAM
@@ -218,7 +248,8 @@ fn cognito_groups_decide_and_are_kept_whole() {
 "
         .into(),
         ..Default::default()
-    });
+    };
+    let rig = Rig::cognito(setup, |_| ());
     rig.provider.set(|state| {
         state.claims = json!({
             "sub": "u-1", "cognito:username": "jane", "cognito:groups": ["admins", "dev"], "custom:team": "5", "token_use": "id"

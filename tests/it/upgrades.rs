@@ -30,13 +30,13 @@ fn echo(rig: &Rig) {
 #[test]
 fn a_tunnel_passes_every_byte_both_ways() {
     let rig = Rig::start();
-    echo(&rig);
-    let cookie = rig.signed_in();
-    let cookie = cookie.session("app.localhost");
+    let cookie = rig.signed_in().session("app.localhost");
     echo(&rig);
     let mut stream = rig.server.connect();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let extra = format!("{cookie}Sec-WebSocket-Protocol: a, b.c\r\nSec-WebSocket-Extensions: permessage-deflate\r\nOrigin: http://app.localhost\r\n");
+    let extra = format!(
+        "{cookie}Sec-WebSocket-Protocol: a, b.c\r\nSec-WebSocket-Extensions: permessage-deflate\r\nOrigin: http://app.localhost\r\n"
+    );
     rig.upstream.forget();
     stream.write_all(handshake("app.localhost", &extra).as_bytes()).unwrap();
     let mut head = Vec::new();
@@ -74,7 +74,13 @@ fn a_tunnel_needs_a_session_and_our_own_page() {
     rig.upstream.forget();
     let status = |extra: &str| Answer::parse(&rig.server.send(handshake("app.localhost", extra))).status;
     assert_eq!(status(""), 401);
-    for origin in ["http://evil.test", "null", "http://app.localhost.evil.test", "https://app.localhost", "http://app.localhost:81"] {
+    for origin in [
+        "http://evil.test",
+        "null",
+        "http://app.localhost.evil.test",
+        "https://app.localhost",
+        "http://app.localhost:81",
+    ] {
         assert_eq!(status(&format!("{cookie}Origin: {origin}\r\n")), 403, "{origin}");
     }
     assert_eq!(rig.upstream.seen(), "");
@@ -110,7 +116,11 @@ fn cleartext_http_2_never_tunnels() {
         );
         assert_eq!(Answer::parse(&rig.server.send(head)).status, 200, "{protocol}");
     }
-    rig.upstream.script(|stream, _| stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n").is_ok());
+    rig.upstream.script(|stream, _| {
+        stream
+            .write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n")
+            .is_ok()
+    });
     let head = "GET / HTTP/1.1\r\nHost: open.localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     assert_ne!(Answer::parse(&rig.server.send(head)).status, 101);
     let preface = rig.server.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
@@ -140,4 +150,47 @@ fn tunnels_can_be_forbidden_and_idle_ones_end() {
     let started = std::time::Instant::now();
     assert!(read_all(&mut stream).starts_with("HTTP/1.1 101"));
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_change_to_another_protocol_than_was_asked_for_is_refused() {
+    let rig = Rig::start();
+    rig.upstream.script(|stream, _| {
+        stream
+            .write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n")
+            .is_ok()
+    });
+    assert_eq!(Answer::parse(&rig.server.send(handshake("open.localhost", ""))).status, 502);
+}
+
+#[test]
+fn a_connection_that_asked_for_a_tunnel_and_got_none_is_closed() {
+    let rig = Rig::start();
+    let answer = rig.server.send(format!(
+        "{}GET /admin#x HTTP/1.1\r\nHost: open.localhost\r\n\r\n",
+        handshake("open.localhost", "")
+    ));
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    assert_eq!(Answer::parse(&answer).header("connection"), Some("close"));
+}
+
+#[test]
+fn a_stopping_server_waits_for_tunnels() {
+    let mut rig = Rig::settings("drain_timeout: 1500ms");
+    echo(&rig);
+    let mut stream = rig.server.connect();
+    stream.write_all(handshake("open.localhost", "").as_bytes()).unwrap();
+    let mut part = [0; 4096];
+    assert!(stream.read(&mut part).unwrap() > 0);
+    std::thread::sleep(Duration::from_millis(100));
+    rig.server.signal("TERM");
+    std::thread::sleep(Duration::from_millis(500));
+    stream.write_all(b"still here").unwrap();
+    let mut back = String::new();
+    while !back.contains("still here") {
+        let count = stream.read(&mut part).unwrap();
+        assert!(count > 0, "{back}");
+        back.push_str(&String::from_utf8_lossy(&part[..count]));
+    }
+    assert_eq!(rig.server.wait(Duration::from_secs(4)), Some(0));
 }

@@ -57,7 +57,10 @@ impl Upstream {
     pub fn header(&self, name: &str) -> Vec<String> {
         let seen = self.seen();
         let lines = seen.lines().filter_map(|line| line.split_once(':'));
-        lines.filter(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned()).collect()
+        lines
+            .filter(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim().to_owned())
+            .collect()
     }
 }
 

@@ -1,0 +1,112 @@
+//! Secrets, and values that were copied and never filled in.
+
+use super::{Resolver, collect_variables, decode_secret, key};
+use crate::config::values::Text;
+use crate::config::{routes, samples};
+use crate::crypto;
+
+impl Resolver<'_> {
+    /// Values that were copied and never filled in.
+    pub(super) fn refuse_samples(&mut self) {
+        let file = self.file;
+        let checked = [
+            ("authenticate_service_url", &file.authenticate_service_url, false),
+            ("idp_provider_url", &file.idp_provider_url, false),
+            ("idp_client_id", &file.idp_client_id, false),
+            ("idp_client_secret", &file.idp_client_secret, true),
+            ("shared_secret", &file.shared_secret, true),
+            ("cookie_secret", &file.cookie_secret, true),
+            ("signing_key", &file.signing_key, true),
+        ];
+        for (name, value, secret) in checked {
+            if let Some(Text(value)) = value
+                && let Some(reason) = samples::refuse(value, secret)
+            {
+                self.error(name, reason);
+            }
+        }
+    }
+
+    /// `${NAME}` that nobody filled in, wherever it stands. In headers it is a reference, which the routes judge.
+    pub(super) fn refuse_variables(&mut self) {
+        let mut found = Vec::new();
+        for (name, value) in &self.layers.merged {
+            collect_variables(value, &mut vec![key(name)], &mut found);
+        }
+        for (path, variable) in found {
+            self.error_at(&path, format!("the placeholder `{variable}` was not filled in"));
+        }
+    }
+
+    /// A secret or its file; the file's trailing line break does not count.
+    pub(super) fn secret_value(
+        &mut self,
+        name: &str,
+        inline: Option<&Text>,
+        file: Option<&Text>,
+    ) -> Option<String> {
+        let file_key = format!("{name}_file");
+        match (inline, file) {
+            (Some(_), Some(_)) => {
+                self.error(&file_key, format!("{name} is set too; set one of them"));
+                None
+            }
+            (Some(Text(value)), None) if !value.is_empty() => Some(value.clone()),
+            (None, Some(Text(path))) => {
+                let text = self.read_file(&[key(&file_key)], path)?;
+                let Ok(text) = String::from_utf8(text) else {
+                    self.error(&file_key, format!("{path} is not text (UTF-8)"));
+                    return None;
+                };
+                let text = text.trim_end_matches(['\n', '\r']).to_owned();
+                if text.is_empty() {
+                    self.error(&file_key, format!("{path} is empty"));
+                    return None;
+                }
+                if let Some(reason) = samples::refuse(&text, true) {
+                    self.error(&file_key, reason);
+                }
+                Some(text)
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn secret(&mut self) -> Option<[u8; 32]> {
+        let file = self.file;
+        let shared =
+            self.secret_value("shared_secret", file.shared_secret.as_ref(), file.shared_secret_file.as_ref());
+        let cookie =
+            self.secret_value("cookie_secret", file.cookie_secret.as_ref(), file.cookie_secret_file.as_ref());
+        let mut used = None;
+        for (name, value) in [("shared_secret", shared), ("cookie_secret", cookie)] {
+            let Some(value) = value else { continue };
+            match decode_secret(&value) {
+                Some(secret) => used = used.or(Some(secret)),
+                None if samples::refuse(&value, true).is_some() => {}
+                None => self.error(
+                    name,
+                    "base64 of 32 random bytes was expected; make one with `head -c32 /dev/urandom | base64`",
+                ),
+            }
+        }
+        used
+    }
+
+    pub(super) fn signing_key(&mut self) -> Option<Vec<u8>> {
+        let file = self.file;
+        let typed =
+            self.secret_value("signing_key", file.signing_key.as_ref(), file.signing_key_file.as_ref())?;
+        if routes::pem_or_base64(&typed)
+            .is_some_and(|pem| String::from_utf8_lossy(&pem).matches("-----BEGIN").count() > 1)
+        {
+            self.error("signing_key", "several keys in one are not there yet; keep the first");
+            return None;
+        }
+        let pem = routes::pem_or_base64(&typed).filter(|pem| crypto::Signer::from_pem(pem).is_ok());
+        if pem.is_none() && samples::refuse(&typed, true).is_none() {
+            self.error("signing_key", "a P-256 or RSA private key was expected, PEM or base64 of it");
+        }
+        pem
+    }
+}

@@ -1,0 +1,58 @@
+//! What waits for people who have not signed in: in memory, within a budget.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Id, StoreError};
+use crate::clock::Timestamp;
+
+/// Bytes that may wait in all.
+const BUDGET: usize = 16 * 1024 * 1024;
+/// What an entry costs besides its value.
+const OVERHEAD: usize = 128;
+
+/// Things that wait.
+#[derive(Default)]
+pub(super) struct Waiting {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    things: HashMap<Id, (Timestamp, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Waiting {
+    pub(super) fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let cost = value.len() + OVERHEAD;
+        if state.bytes + cost > BUDGET {
+            return Err(StoreError::Full);
+        }
+        state.bytes += cost;
+        if let Some((_, old)) = state.things.insert(key, (expires, value)) {
+            state.bytes -= old.len() + OVERHEAD;
+        }
+        Ok(())
+    }
+
+    pub(super) fn take(&self, key: Id, now: Timestamp) -> Option<Vec<u8>> {
+        let mut state = self.state();
+        let (expires, value) = state.things.remove(&key)?;
+        state.bytes -= value.len() + OVERHEAD;
+        (expires > now).then_some(value)
+    }
+
+    pub(super) fn sweep(&self, now: Timestamp) -> usize {
+        let mut state = self.state();
+        let before = state.things.len();
+        state.things.retain(|_, (expires, _)| *expires > now);
+        state.bytes = state.things.values().map(|(_, value)| value.len() + OVERHEAD).sum();
+        before - state.things.len()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
