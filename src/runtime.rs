@@ -88,7 +88,7 @@ async fn serve(
     answer: Health,
 ) -> Result<(), RuntimeError> {
     let clock = Clock::system();
-    let (store, secret, kind) = open_state(&settings)?;
+    let State { store, secret, kind } = open_state(&settings)?;
     let keys = KeyRing::new(secret);
     let signer = match &settings.signing_key {
         Some(pem) => Signer::from_pem(pem),
@@ -282,11 +282,23 @@ async fn wait_for_stop() -> Result<&'static str, RuntimeError> {
     }
 }
 
+/// What outlives a restart, where it can.
+struct State {
+    store: Arc<dyn Store>,
+    secret: [u8; 32],
+    /// The kind of store, for the log.
+    kind: &'static str,
+}
+
 /// Opens the store, and finds or makes the server's secret.
-fn open_state(settings: &Settings) -> Result<(Arc<dyn Store>, [u8; 32], &'static str), RuntimeError> {
+fn open_state(settings: &Settings) -> Result<State, RuntimeError> {
     let directory = &settings.state_dir;
     let usable = make_directory(directory);
-    let memory = || -> Arc<dyn Store> { Arc::new(MemoryStore::new()) };
+    let memory = || State {
+        store: Arc::new(MemoryStore::new()),
+        secret: settings.secret.unwrap_or_else(crypto::random),
+        kind: "memory",
+    };
     let fail = |what: String| {
         move |error: &dyn std::fmt::Display| RuntimeError::State {
             what: what.clone(),
@@ -294,15 +306,13 @@ fn open_state(settings: &Settings) -> Result<(Arc<dyn Store>, [u8; 32], &'static
         }
     };
     match (settings.storage, usable) {
-        (Some(StorageKind::Memory), _) => {
-            Ok((memory(), settings.secret.unwrap_or_else(crypto::random), "memory"))
-        }
+        (Some(StorageKind::Memory), _) => Ok(memory()),
         (None, Err(error)) => {
             tracing::warn!(
                 state_dir = %directory.display(), %error,
                 "state_dir cannot be written: sessions are kept in memory and end with the process"
             );
-            Ok((memory(), settings.secret.unwrap_or_else(crypto::random), "memory"))
+            Ok(memory())
         }
         (Some(StorageKind::File), Err(error)) => {
             Err(fail(format!("state_dir {} cannot be used", directory.display()))(&error))
@@ -316,7 +326,7 @@ fn open_state(settings: &Settings) -> Result<(Arc<dyn Store>, [u8; 32], &'static
                 Some(secret) => secret,
                 None => kept_secret(&directory.join("secret"))?,
             };
-            Ok((Arc::new(store), secret, "file"))
+            Ok(State { store: Arc::new(store), secret, kind: "file" })
         }
     }
 }

@@ -150,11 +150,9 @@ impl Snapshot {
     /// The origin that people use for a host: the scheme of its routes, and the port they came to.
     pub fn origin(&self, host: &str, port: Option<u16>) -> String {
         let scheme = self.authenticate.settings().url.scheme();
-        match port {
-            Some(port) if !(scheme == "https" && port == 443) && !(scheme == "http" && port == 80) => {
-                format!("{scheme}://{host}:{port}")
-            }
-            _ => format!("{scheme}://{host}"),
+        match (scheme, port) {
+            (_, None) | ("https", Some(443)) | ("http", Some(80)) => format!("{scheme}://{host}"),
+            (_, Some(port)) => format!("{scheme}://{host}:{port}"),
         }
     }
 }

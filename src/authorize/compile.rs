@@ -46,7 +46,7 @@ pub struct Shorthand {
 
 /// The place that is being read.
 pub(super) struct At<'a> {
-    above: Option<&'a At<'a>>,
+    above: Option<&'a Self>,
     step: Option<Step>,
 }
 

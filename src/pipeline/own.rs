@@ -91,9 +91,10 @@ pub(super) async fn answer(
     request: Request<Body>,
     record: &Record,
 ) -> Result<Response<Body>, Exit> {
-    let read = matches!(*request.method(), Method::GET | Method::HEAD);
-    if !read && !(endpoint == Endpoint::SignOut && *request.method() == Method::POST) {
-        return Err(Refusal::Method.into());
+    match *request.method() {
+        Method::GET | Method::HEAD => {}
+        Method::POST if endpoint == Endpoint::SignOut => {}
+        _ => return Err(Refusal::Method.into()),
     }
     let at = Occasion {
         client: Client::of(&request),

@@ -162,12 +162,15 @@ fn work(database: &Database, operations: &mut mpsc::Receiver<Operation>) {
     }
 }
 
+/// Tells whoever asked for a write how it ended.
+type Answer = Box<dyn FnOnce(Result<(), StoreError>)>;
+
 /// Does all writes in one transaction, and answers only when it is on the disk.
 fn write(database: &Database, operations: Vec<Operation>) {
     if operations.is_empty() {
         return;
     }
-    let mut answers: Vec<Box<dyn FnOnce(Result<(), StoreError>)>> = Vec::with_capacity(operations.len());
+    let mut answers: Vec<Answer> = Vec::with_capacity(operations.len());
     let done = database.begin_write().map_err(failed).and_then(|transaction| {
         for operation in operations {
             answers.push(apply(&transaction, operation));
@@ -180,11 +183,8 @@ fn write(database: &Database, operations: Vec<Operation>) {
 }
 
 /// Applies one write; what comes back tells the caller, once it is known whether the commit succeeded.
-fn apply(transaction: &WriteTransaction, operation: Operation) -> Box<dyn FnOnce(Result<(), StoreError>)> {
-    fn later<T: 'static>(
-        answer: Answered<T>,
-        outcome: Result<T, StoreError>,
-    ) -> Box<dyn FnOnce(Result<(), StoreError>)> {
+fn apply(transaction: &WriteTransaction, operation: Operation) -> Answer {
+    fn later<T: 'static>(answer: Answered<T>, outcome: Result<T, StoreError>) -> Answer {
         Box::new(move |committed| drop(answer.send(committed.and(outcome))))
     }
     match operation {

@@ -3,9 +3,12 @@
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 #![allow(
     clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
     clippy::type_complexity,
-    clippy::cast_precision_loss,
-    reason = "tests ask the real clock, and their tables are read once"
+    clippy::unwrap_used,
+    reason = "tests fail by panicking, ask the real clock, and their tables are read once"
 )]
 #![allow(missing_docs, reason = "tests are sentences")]
 

@@ -1,0 +1,260 @@
+// End to end: the built binary, an independent OpenID provider shaped like Amazon Cognito, headless Chromium.
+import assert from 'node:assert/strict';
+import path from 'node:path';
+import { after, before, test } from 'node:test';
+import { browser, freePort, out, person, replay, run, secret, signIn, stack } from './lib.mjs';
+
+let chrome;
+before(async () => { chrome = await browser(); });
+after(async () => { await chrome.close(); });
+
+const shown = async (page) => JSON.parse(await page.textContent('#headers'));
+const picture = (page, name) => page.screenshot({ path: path.join(out, `${name}.png`), fullPage: true });
+
+async function withStack(options, run) {
+  const whole = await stack(options);
+  try { await run(whole); } finally { await whole.stop(); }
+}
+
+test('a person signs in, sees the page they wanted, signs out and comes back', () => withStack({}, async ({ port, auth }) => {
+  const jane = await person(chrome);
+  const page = await jane.newPage();
+  const wanted = `https://app.localhost:${port}/deep/page?x=1`;
+  await signIn(page, wanted, 'jane');
+  assert.equal(page.url(), wanted);
+  const headers = await shown(page);
+  assert.equal(headers['x-pomerium-claim-email'], 'jane@example.com');
+  assert.equal(headers['x-pomerium-claim-cognito-groups'], 'admins,dev');
+  assert.equal(headers['x-pomerium-claim-custom-team'], 'blue');
+  assert.equal(headers.cookie, undefined);
+  assert.match(headers['x-pomerium-jwt-assertion'], /^eyJ/);
+
+  await page.goto(`https://admin.localhost:${port}/`);
+  assert.equal(await page.textContent('#path'), 'GET /', 'the second host asks nobody again');
+  await page.goto(`https://app.localhost:${port}/.pomerium/`);
+  assert.match(await page.textContent('main'), /Jane Doe[\s\S]*jane@example\.com[\s\S]*Administration/);
+
+  const kept = await jane.cookies();
+  const replayed = (host) => replay(port, `${host}.localhost`, kept.filter((cookie) => cookie.domain === `${host}.localhost`));
+  assert.deepEqual([await replayed('app'), await replayed('admin')], [200, 200]);
+  await page.click('text=Sign out');
+  await page.waitForURL(`${auth}/.pomerium/signed_out`);
+  assert.match(await page.textContent('h1'), /signed out/);
+  assert.deepEqual([await replayed('app'), await replayed('admin')], [401, 401], 'a kept copy of a cookie is worth nothing');
+  await signIn(page, `https://app.localhost:${port}/again`, 'bob');
+  assert.equal((await shown(page))['x-pomerium-claim-email'], 'bob@example.com');
+  await jane.close();
+}));
+
+test('somebody who may not pass is told for whom, why, and how to get out', () => withStack({}, async ({ port }) => {
+  const bob = await person(chrome);
+  const page = await bob.newPage();
+  await signIn(page, `https://admin.localhost:${port}/`, 'bob');
+  const text = await page.textContent('main');
+  for (const part of ['bob@example.com', 'groups-unauthorized', 'Ask ops@example.com']) assert.ok(text.includes(part), `${part}: ${text}`);
+  await picture(page, 'refused');
+  await page.click('text=Sign out');
+  await page.waitForURL(/signed_out/);
+  await bob.close();
+}));
+
+test('three tabs at once all finish on their own page', () => withStack({}, async ({ port }) => {
+  const jane = await person(chrome);
+  const pages = await Promise.all([1, 2, 3].map(() => jane.newPage()));
+  const urls = [`https://app.localhost:${port}/one`, `https://app.localhost:${port}/two`, `https://admin.localhost:${port}/three`];
+  await Promise.all(pages.map((page, at) => page.goto(urls[at])));
+  // All three stand on the provider's page; oidc-provider itself lets one browser do one interaction at a
+  // time only when they share its cookie path, so they are finished one after another.
+  for (const [at, page] of pages.entries()) {
+    if (page.url() !== urls[at]) await page.click('#jane');
+    await page.waitForURL(urls[at]);
+  }
+  await jane.close();
+}));
+
+test('a WebSocket passes through a protected route', () => withStack({}, async ({ port }) => {
+  const jane = await person(chrome);
+  const page = await jane.newPage();
+  await signIn(page, `https://app.localhost:${port}/`, 'jane');
+  const answered = await page.evaluate((url) => new Promise((done, fail) => {
+    const socket = new WebSocket(url);
+    socket.onopen = () => socket.send('hello');
+    socket.onmessage = (event) => done(event.data);
+    socket.onerror = () => fail(new Error('refused'));
+  }), `wss://app.localhost:${port}/ws`);
+  assert.equal(answered, 'jane@example.com: hello');
+  // A page of another site cannot open one, although the browser would send the cookie.
+  await page.goto(`https://open.localhost:${port}/`);
+  const refused = await page.evaluate((url) => new Promise((done) => {
+    const socket = new WebSocket(url);
+    socket.onopen = () => done('open');
+    socket.onerror = () => done('refused');
+  }), `wss://app.localhost:${port}/ws`);
+  assert.equal(refused, 'refused');
+  await jane.close();
+}));
+
+test('a form that was sent after the session ended is kept', () => withStack({}, async ({ port }) => {
+  const jane = await person(chrome);
+  const page = await jane.newPage();
+  await signIn(page, `https://app.localhost:${port}/form`, 'jane');
+  await jane.clearCookies({ domain: 'app.localhost' });
+  await jane.clearCookies({ domain: 'authenticate.localhost' });
+  await page.click('text=save');
+  if (await page.title() === 'login') await page.click('#jane');
+  await page.waitForURL(/\/\.pomerium\/resume/);
+  await picture(page, 'resume');
+  await page.click('text=Send it now');
+  assert.equal(await page.textContent('#path'), 'POST /save');
+  assert.equal(await page.textContent('#body'), 'note=kept');
+  await jane.close();
+}));
+
+test('a session outlives a server that was killed', () => withStack({}, async (whole) => {
+  const jane = await person(chrome);
+  const page = await jane.newPage();
+  await signIn(page, `https://app.localhost:${whole.port}/before`, 'jane');
+  await whole.restart('SIGKILL');
+  await page.goto(`https://app.localhost:${whole.port}/after`);
+  assert.equal(await page.textContent('#path'), 'GET /after');
+  await jane.close();
+}));
+
+test('a callback from the history starts again and arrives', () => withStack({}, async ({ port, auth }) => {
+  const jane = await person(chrome);
+  const page = await jane.newPage();
+  const callbacks = [];
+  page.on('request', (request) => { if (request.url().startsWith(`${auth}/oauth2/callback`)) callbacks.push(request.url()); });
+  await signIn(page, `https://app.localhost:${port}/wanted`, 'jane');
+  await page.goto(callbacks[0]);
+  assert.match(await page.textContent('h1'), /sign in again/);
+  await picture(page, 'restart');
+  await page.waitForURL(`https://app.localhost:${port}/wanted`);
+  await jane.close();
+}));
+
+for (const [client, settings] of Object.entries({
+  confidential: { idp_client_auth: 'basic' },
+  confidentialpost: { idp_client_auth: 'post' },
+  publicpkce: { idp_client_secret: undefined },
+})) {
+  test(`the client ${client} signs people in and renews their tokens`, () => withStack(
+    { provider: { TOKEN_TTL: '3', ROTATE: client === 'confidential' ? '1' : '0' }, settings: { idp_client_id: client, ...settings } },
+    async ({ port, server }) => {
+      const jane = await person(chrome);
+      const page = await jane.newPage();
+      await signIn(page, `https://app.localhost:${port}/`, 'jane');
+      for (let round = 0; round < 2; round += 1) {
+        await new Promise((done) => setTimeout(done, 3200));
+        await page.goto(`https://app.localhost:${port}/round${round}`);
+        assert.equal(await page.textContent('#path'), `GET /round${round}`, server.log);
+      }
+      await jane.close();
+    },
+  ));
+}
+
+test('a scope that the client does not have is named', () => withStack(
+  { settings: { idp_client_id: 'noprofile', idp_client_secret: 'x'.repeat(48) } },
+  async ({ port }) => {
+    const jane = await person(chrome);
+    const page = await jane.newPage();
+    const answer = await page.goto(`https://app.localhost:${port}/`);
+    assert.equal(answer.status(), 500);
+    assert.match(await page.textContent('main'), /openid email profile[\s\S]*Login pages/);
+    await picture(page, 'scope');
+    await jane.close();
+  },
+));
+
+test('a client that the provider does not know, and a person whom it refuses', () => withStack(
+  { settings: { idp_client_secret: `${secret}x` } },
+  async ({ port }) => {
+    const jane = await person(chrome);
+    const page = await jane.newPage();
+    await signIn(page, `https://app.localhost:${port}/`, 'jane');
+    assert.match(await page.textContent('main'), /idp_client_secret/);
+    await signIn(await jane.newPage(), `https://app.localhost:${port}/`, 'stranger').catch(() => {});
+    await jane.close();
+  },
+));
+
+for (const [name, provider, check] of [
+  ['a pool without a domain', { NO_DOMAIN: '1' }, async (page) => assert.match(await page.textContent('main'), /eu-west-2_KcLwCelr7 has no domain/)],
+  ['a discovery document of before 2024', { OLD_DISCOVERY: '1' }, null],
+  ['a clock 50 seconds ahead', { SKEW: '50' }, null],
+  ['a clock 50 seconds behind', { SKEW: '-50' }, null],
+  ['a clock 120 seconds ahead', { SKEW: '120' }, async (page) => assert.match(await page.textContent('main'), /compare the clocks/)],
+  ['nobody has groups', { GROUPS: 'absent' }, null],
+  ['no name', { NAME: 'absent' }, null],
+]) {
+  test(`the provider: ${name}`, () => withStack({ provider }, async ({ port }) => {
+    const jane = await person(chrome);
+    const page = await jane.newPage();
+    await page.goto(`https://app.localhost:${port}/`);
+    if (await page.title() === 'login') await page.click('#jane');
+    if (check) await check(page);
+    else assert.equal((await shown(page))['x-pomerium-claim-email'], 'jane@example.com');
+    if (provider.OLD_DISCOVERY) {
+      await page.goto(`https://app.localhost:${port}/.pomerium/sign_out`);
+      assert.match(await page.textContent('h1'), /signed out/);
+    }
+    await jane.close();
+  }));
+}
+
+for (const [sent, status] of [['true', 200], ['false', 403], ['absent', 403]]) {
+  test(`an address that is verified: ${sent}`, () => withStack({
+    provider: { EMAIL_VERIFIED: sent },
+    routes: (port, to) => [{ from: `https://app.localhost:${port}`, to, allowed_domains: ['example.com'] }],
+  }, async ({ port }) => {
+    const jane = await person(chrome);
+    const page = await jane.newPage();
+    await page.goto(`https://app.localhost:${port}/`);
+    const answer = page.waitForResponse((response) => response.url() === `https://app.localhost:${port}/` && [200, 403].includes(response.status()));
+    await page.click('#jane');
+    assert.equal((await answer).status(), status);
+    if (status === 403) assert.match(await page.textContent('main'), /not verified/);
+    await jane.close();
+  }));
+}
+
+test('pages are shown in light and dark, narrow and wide, and work from the keyboard', () => withStack({}, async ({ port }) => {
+  for (const [scheme, width] of [['light', 1280], ['dark', 1280], ['light', 360], ['dark', 360]]) {
+    const bob = await person(chrome, { colorScheme: scheme, viewport: { width, height: 800 } });
+    const page = await bob.newPage();
+    await signIn(page, `https://admin.localhost:${port}/`, 'bob');
+    await picture(page, `403-${scheme}-${width}`);
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= window.innerWidth), 'nothing is cut off');
+    await page.keyboard.press('Tab');
+    assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Sign out');
+    await page.goto(`https://admin.localhost:${port}/.pomerium/`);
+    await picture(page, `user-${scheme}-${width}`);
+    await page.goto(`https://nowhere.localhost:${port}/`);
+    await picture(page, `404-${scheme}-${width}`);
+    await page.goto(`https://admin.localhost:${port}/.pomerium/signed_out`);
+    await picture(page, `signed-out-${scheme}-${width}`);
+    await bob.close();
+  }
+}));
+
+test('the demo lets jane in and refuses bob, and starts again where it was', async () => {
+  const port = await freePort();
+  for (const [user, expected] of [['jane', /Hello, Jane Doe/], ['bob', /You may not open this page/]]) {
+    const demo = await run(['demo', '--port', String(port)], {}, /Open +(https:\S+)/);
+    try {
+      const visitor = await person(chrome);
+      const page = await visitor.newPage();
+      assert.equal(demo.found[1], `https://hello.localhost:${port}/`);
+      await page.goto(demo.found[1]);
+      await picture(page, 'demo-provider');
+      await page.click(`button[value=${user}]`);
+      await page.waitForURL(`https://hello.localhost:${port}/`);
+      assert.match(await page.textContent('body'), expected);
+      await picture(page, `demo-${user}`);
+      await visitor.close();
+    } finally {
+      await demo.stop();
+    }
+  }
+});
