@@ -1,4 +1,52 @@
 //! Portcullis: an authenticating reverse proxy.
+//!
+//! # The life of a request
+//!
+//! 1. [`runtime`] has started one thread for each processor, each with its own current-thread runtime, its own
+//!    listening socket (`SO_REUSEPORT`) and its own connections to upstreams: on the road, threads share only
+//!    what is read. A thread's [`listener`] accepts a connection; [`tls`] picks the certificate by the name that
+//!    was asked for and yields a [`connection::Connection`]: the addresses, the name, the protocol.
+//! 2. hyper reads the request. The listener's gate has watched the bytes go by and says when they can be framed
+//!    in two ways (a bare line feed, two lengths, a length beside `chunked`).
+//! 3. [`pipeline::serve`] calls the stages in order. [`http::canonicalise`] gives the request its one meaning, the
+//!    host and the path that every later stage uses, or refuses it; a host that nobody configured is 404.
+//! 4. `/.pomerium/…`, `/oauth2/callback` and the few others that are our own are answered by [`authenticate`].
+//! 5. [`route::Table`] finds the route by host, then by path, prefix or regular expression in the order of the
+//!    configuration. Everything that the client is not allowed to say (identity headers under any spelling,
+//!    hop-by-hop fields) is removed.
+//! 6. [`session`] opens the cookie, which holds only a random handle; the record is in a [`store`]. The outcome is an
+//!    [`identity::Caller`], who may be anonymous. A session whose tokens end soon is refreshed beside the road.
+//! 7. [`authorize`] evaluates the route's compiled policy: allow with a [`authorize::Permit`], sign in first, or
+//!    deny, and by which rule. `Permit` is made nowhere else, and nothing is forwarded without one.
+//! 8. Someone who has to sign in goes to the provider with a `state` that is one random token, PKCE and a nonce. The
+//!    callback verifies the ID token, makes the session on the authenticate host, and hands each route's host a
+//!    handle of its own through a signed hand-off that works once.
+//! 9. Our cookies are taken out, the forwarded headers and the identity headers are written last, with
+//!    the [`assertion`] that the application can verify.
+//! 10. [`proxy::Cluster::forward`] picks an upstream and a connection, streams both bodies, and tunnels upgrades.
+//! 11. [`pages`] alone turns a refusal or a failure into a reply: a page, JSON, or a gRPC status, as the client reads.
+//!     [`telemetry`] writes one access record a request and one decision record a decision.
+//!
+//! # Configuration
+//!
+//! [`config`] reads defaults, then a file, then the environment into [`config::Settings`], or reports every problem with
+//! its place; [`snapshot`] compiles the settings into one immutable value that a request holds from start to end.
+//!
+//! # The map of modules
+//!
+//! A module uses only modules in earlier rows; `tests/it/house.rs` enforces it.
+//!
+//! | row | modules |
+//! |---|---|
+//! | plain data | [`clock`], then [`identity`], [`connection`] |
+//! | ground | [`crypto`], [`telemetry`], [`http`] |
+//! | | [`client`], [`store`], [`route`], [`authorize`] |
+//! | stages | [`tls`], [`session`], [`assertion`], [`proxy`] |
+//! | | [`authenticate`] |
+//! | what was typed, and what it compiles to | [`config`], then [`snapshot`] |
+//! | replies | [`pages`] |
+//! | the road | [`pipeline`], then [`listener`] |
+//! | the process | [`runtime`], [`admin`], [`demo`], then [`cli`] |
 
 pub mod admin;
 pub mod assertion;

@@ -126,7 +126,7 @@ fn folds_to_prefix(name: &HeaderName, prefix: &str) -> bool {
 /// Whether a name, folded, is one by which an upstream learns who is calling.
 pub fn is_identity(name: &HeaderName, rules: &HeaderRules) -> bool {
     // The first letter of every entry of IDENTITY; a glance spares the list for most headers.
-    if matches!(name.as_str().as_bytes().first(), Some(b'x' | b's' | b'c' | b'r' | b'o' | b't' | b'i') | None)
+    if matches!(folded(name).next(), Some(b'x' | b's' | b'c' | b'r' | b'o' | b't' | b'i'))
         && IDENTITY.iter().any(|prefix| folds_to_prefix(name, prefix))
     {
         return true;
@@ -136,7 +136,7 @@ pub fn is_identity(name: &HeaderName, rules: &HeaderRules) -> bool {
 
 /// Whether a name, folded, says how the request reached us.
 pub fn is_forwarded(name: &HeaderName) -> bool {
-    matches!(name.as_str().as_bytes().first(), Some(b'x' | b'f' | b't') | None)
+    matches!(folded(name).next(), Some(b'x' | b'f' | b't'))
         && FORWARDED.iter().any(|prefix| folds_to_prefix(name, prefix))
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::gate::Gate;
 use super::{Limits, stopped};
+use crate::clock::Clock;
 use crate::connection::Connection;
 use crate::http::{End, Watcher};
 use crate::pipeline::{self, Context};
@@ -75,7 +76,7 @@ pub(super) async fn http2<S>(
     let (seen, clock) = (activity.clone(), context.clock.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let (context, connection) = (context.clone(), connection.clone());
-        let stream = seen.begin(context.clock.instant());
+        let stream = seen.begin(&context.clock);
         async move {
             let mut response = pipeline::serve(&context, &connection, request, None).await;
             response.body_mut().watch(Box::new(stream));
@@ -124,7 +125,11 @@ struct Activity {
     total: AtomicU64,
 }
 
-struct Stream(Arc<Activity>, Instant);
+/// A request under way.
+struct Stream {
+    activity: Arc<Activity>,
+    clock: Clock,
+}
 
 impl Activity {
     const fn new(start: Instant) -> Self {
@@ -136,11 +141,11 @@ impl Activity {
         self.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    fn begin(self: &Arc<Self>, now: Instant) -> Stream {
-        self.touch(now);
+    fn begin(self: &Arc<Self>, clock: &Clock) -> Stream {
+        self.touch(clock.instant());
         self.streams.fetch_add(1, Ordering::Relaxed);
         self.total.fetch_add(1, Ordering::Relaxed);
-        Stream(self.clone(), now)
+        Stream { activity: self.clone(), clock: clock.clone() }
     }
 
     fn has_begun(&self) -> bool {
@@ -162,8 +167,8 @@ impl Watcher for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
-        self.0.touch(self.1);
+        self.activity.touch(self.clock.instant());
+        self.activity.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

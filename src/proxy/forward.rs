@@ -161,6 +161,8 @@ impl Cluster {
         if fields.contains_key(SET_COOKIE) {
             let ours = |value: &HeaderValue| {
                 let text = String::from_utf8_lossy(value.as_bytes());
+                // A browser sends a cookie without a name as its value alone, which then reads as a name.
+                let text = text.trim_start_matches(|c: char| c == '=' || c.is_whitespace());
                 let name = text.split(['=', ';']).next().unwrap_or_default();
                 (rules.is_our_cookie)(name.trim())
             };

@@ -140,6 +140,84 @@ fn every_file_in_config_is_right_or_has_placeholders() {
     assert!(files >= 6, "{files}");
 }
 
+/// The ConfigMap of `deploy/kubernetes`: refused by name as it is, right once it is filled in.
+#[test]
+fn the_manifests_are_right_once_their_placeholders_are_filled_in() {
+    let map = include_str!("../../deploy/kubernetes/configmap.yaml");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("configmap.yaml");
+    let (certificate, key) = certificate(directory.path());
+    let mounted = map
+        .replace("/etc/portcullis/tls/tls.crt", certificate.to_str().unwrap())
+        .replace("/etc/portcullis/tls/tls.key", key.to_str().unwrap());
+    let secret = include_str!("../../deploy/kubernetes/secret.yaml");
+    let environment: Vec<_> = secret
+        .lines()
+        .skip_while(|line| *line != "stringData:")
+        .skip(1)
+        .map(|line| line.trim().split_once(": ").unwrap())
+        .collect();
+
+    std::fs::write(&path, &mounted).unwrap();
+    let refused = run(&["check", "-c", path.to_str().unwrap()], &environment);
+    assert_eq!(refused.code, 2);
+    for part in ["idp_provider_url", "${AWS_REGION}", "idp_client_id", "IDP_CLIENT_SECRET", "SHARED_SECRET"] {
+        assert!(refused.err.contains(part), "{part}: {}", refused.err);
+    }
+    assert!(refused.err.ends_with("4 problems found\n"), "{}", refused.err);
+
+    let filled = mounted
+        .replace("${AWS_REGION}", "eu-west-2")
+        .replace("${USER_POOL_ID}", "eu-west-2_KcLwCelr7")
+        .replace("${APP_CLIENT_ID}", "304a12ktcc5djt9d7enj6dsjkg");
+    std::fs::write(&path, filled).unwrap();
+    let own: Vec<_> = environment
+        .iter()
+        .map(|(name, _)| match *name {
+            "SHARED_SECRET" => (*name, "q1Zc0nJt1h8m7yM5m3qJb4m7pVw0yqv1C3eXkq0mZ3E="),
+            _ => (*name, "a-secret-of-ones-own"),
+        })
+        .collect();
+    let checked = run(&["check", "-c", path.to_str().unwrap()], &own);
+    assert_eq!(checked.code, 0, "{}", checked.err);
+    assert!(checked.out.contains("https://authenticate.example.com/oauth2/callback\n"), "{}", checked.out);
+}
+
+/// What the README shows.
+#[test]
+fn the_sample_of_the_readme_is_right() {
+    let readme = include_str!("../../README.md");
+    let block = |start: &str| {
+        let (_, rest) = readme.split_once(start).unwrap();
+        rest.split_once("\n```").unwrap().0
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let (certificate, key) = certificate(directory.path());
+    let text = block("```yaml\n")
+        .replace("/tls/tls.crt", certificate.to_str().unwrap())
+        .replace("/tls/tls.key", key.to_str().unwrap());
+    let path = directory.path().join("portcullis.yaml");
+    std::fs::write(&path, text).unwrap();
+    let environment: Vec<_> = block("```sh\n")
+        .split_whitespace()
+        .filter_map(|word| word.split_once('='))
+        .map(|(name, value)| (name, value.replace('…', "something-of-ones-own")))
+        .collect();
+    assert_eq!(environment.len(), 5, "{environment:?}");
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let checked = run(&["check", "-c", path.to_str().unwrap()], &environment);
+    assert_eq!((checked.code, checked.err.as_str()), (0, ""), "{}", checked.out);
+}
+
+/// A certificate and its key, as files.
+fn certificate(directory: &std::path::Path) -> (std::path::PathBuf, std::path::PathBuf) {
+    let made = rcgen::generate_simple_self_signed(vec!["*.example.com".to_owned()]).unwrap();
+    let (certificate, key) = (directory.join("tls.crt"), directory.join("tls.key"));
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    (certificate, key)
+}
+
 const PROVIDER: &str = "idp_provider_url: https://idp.example.com\nidp_client_id: x\n";
 
 #[test]

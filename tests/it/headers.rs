@@ -15,6 +15,8 @@ fn forged_identity_headers_never_arrive() {
         "X-Pomerium-Claim-Email",
         "X_POMERIUM_CLAIM_EMAIL",
         "x.pomerium.claim.email",
+        "-X-Pomerium-Claim-Email",
+        ".X-Forwarded-User",
         "X-Pomerium-Claim-Groups",
         "X-Pomerium-Claim-Role",
         "X-Forwarded-User",
@@ -181,7 +183,7 @@ fn an_upstream_cannot_set_our_cookies() {
     let rig = Rig::start();
     rig.upstream.answer(
         "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nSet-Cookie: __Host-_pomerium=evil; Path=/\r\nSet-Cookie: theirs=1\r\n\
-         Set-Cookie: _pomerium_csrf=x\r\n\r\n",
+         Set-Cookie: _pomerium_csrf=x\r\nSet-Cookie: =__Host-_pomerium=evil\r\nSet-Cookie:  = _pomerium=evil\r\n\r\n",
     );
     let answer = rig.server.get("open.localhost", "/", "");
     assert_eq!(answer.all("set-cookie"), ["theirs=1"]);

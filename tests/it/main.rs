@@ -17,6 +17,7 @@ mod check;
 mod framing;
 mod headers;
 mod house;
+mod http2;
 mod logs;
 mod provider;
 mod proxying;

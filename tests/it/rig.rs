@@ -231,6 +231,10 @@ impl Server {
         panic!("the server did not stop: {:#?}", self.log.lock().unwrap());
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -274,6 +278,21 @@ impl Drop for Server {
             assert!(!panicked, "the server panicked: {log:#?}");
         }
     }
+}
+
+/// Everything until the server closes, which it has to.
+pub fn read_to_close(stream: &mut TcpStream) -> String {
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let (mut all, mut part) = (Vec::new(), [0; 65536]);
+    loop {
+        match stream.read(&mut part) {
+            Ok(0) => break,
+            Ok(count) => all.extend_from_slice(&part[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
+            Err(error) => panic!("still open: {error}"),
+        }
+    }
+    String::from_utf8_lossy(&all).into_owned()
 }
 
 /// Reads until the other side closes or is silent.

