@@ -19,6 +19,7 @@ mod headers;
 mod house;
 mod http2;
 mod logs;
+mod pomerium;
 mod provider;
 mod proxying;
 mod replies;
