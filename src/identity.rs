@@ -39,6 +39,9 @@ pub struct Identity {
     pub subject: Box<str>,
     /// The e-mail address, when the provider sent one.
     pub email: Option<Box<str>>,
+    /// What follows the `@` of the address, in lower case; `None` unless there is exactly one `@`, with
+    /// something before and after it, and all of it is ASCII.
+    pub domain: Option<Box<str>>,
     /// `email_verified`; three states, because absent is neither.
     pub email_verified: Option<bool>,
     /// The name to show: `name`, else the first that is there of given and family name,
@@ -86,7 +89,7 @@ impl Identity {
         let claims = Claims::from(claims);
         let subject =
             claims.text("sub").filter(|sub| !sub.is_empty() && sub.len() <= LONGEST_SUBJECT)?.into();
-        let email = claims.text("email").filter(|email| !email.is_empty()).map(Into::into);
+        let email: Option<Box<str>> = claims.text("email").filter(|email| !email.is_empty()).map(Into::into);
         let email_verified = claims.get("email_verified").map(is_true);
         let groups = claims
             .get(&reading.groups_claim)
@@ -97,6 +100,7 @@ impl Identity {
             session,
             provider,
             subject,
+            domain: email.as_deref().and_then(domain),
             email,
             email_verified,
             name,
@@ -106,6 +110,12 @@ impl Identity {
             rendered: ArcSwap::default(),
         })
     }
+}
+
+fn domain(address: &str) -> Option<Box<str>> {
+    let (local, domain) = address.split_once('@')?;
+    let sound = !local.is_empty() && !domain.is_empty() && !domain.contains('@') && address.is_ascii();
+    sound.then(|| domain.to_ascii_lowercase().into())
 }
 
 /// `true` and `"true"` in any case are true; anything else is false. Cognito's userinfo sends strings.
@@ -194,5 +204,16 @@ mod tests {
         assert_eq!(groups(json!("a,b")), ["a,b".into()] as [Box<str>; 1]);
         assert!(groups(json!(null)).is_empty());
         assert!(read(json!({ "sub": "1" })).unwrap().groups.is_none());
+    }
+
+    #[test]
+    fn a_domain_needs_exactly_one_at_sign_with_something_before_it() {
+        let domain = |email| read(json!({ "sub": "1", "email": email })).unwrap().domain;
+        assert_eq!(domain("a@Example.COM").as_deref(), Some("example.com"));
+        for none in
+            ["example.com", "@example.com", "a@b@example.com", "a@", "ä@example.com", "a@exämple.com", ""]
+        {
+            assert_eq!(domain(none), None, "{none}");
+        }
     }
 }

@@ -67,7 +67,7 @@ pub async fn serve(
     misframed: Option<BadRequest>,
 ) -> Response<Body> {
     let snapshot = cx.snapshot.load_full();
-    let mut request = request.map(Body::stream);
+    let mut request = request.map(|body| Body::stream(body).with_rules(&snapshot.header_rules));
     let mut record = Record::begin(cx, &snapshot, connection, &request);
     let client = Client::of(&request);
     let asked_to_upgrade = request.headers().contains_key(UPGRADE);
@@ -125,7 +125,7 @@ async fn answer(
         return Err(Refusal::NotFound.into());
     }
     if let Some(endpoint) = own::endpoint(snapshot, &canonical, &taken)? {
-        return own::answer(cx, snapshot, endpoint, &canonical, taken, record).await;
+        return own::answer(cx, snapshot, connection, endpoint, &canonical, taken, record).await;
     }
 
     let route = snapshot.routes.find(&canonical)?;
@@ -149,7 +149,9 @@ async fn answer(
     };
     let permit = match decide(route, &caller, &canonical, client_ip, &request) {
         Decision::Allow(permit) => {
-            record.decided(cx, route, &caller, true, permit.decided());
+            let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, request.headers());
+            record.decided(cx, route, &caller, origin.is_ok(), permit.decided());
+            origin?;
             permit
         }
         Decision::SignIn(decided) => {
@@ -166,10 +168,6 @@ async fn answer(
             return Err(Refusal::Denied(Box::new(denied)).into());
         }
     };
-    if let (Some(upgrade), Caller::Identified(_)) = (&upgrade, permit.caller()) {
-        let origin = external_origin(route, &canonical);
-        upgrade.check_origin(request.headers(), |sent| sent.eq_ignore_ascii_case(&origin))?;
-    }
 
     let fields = request.headers_mut();
     cookies::remove(fields, |name| snapshot.sessions.cookie().is_ours(name));
@@ -210,12 +208,28 @@ async fn identify(
         Freshness::Fresh => {}
         Freshness::Due => snapshot.authenticate.renew_soon(&session),
         Freshness::Stale => match snapshot.authenticate.renew(&session).await {
+            Ok(()) if session.has_ended() => return Ok((Caller::Anonymous, None)),
             Ok(()) => {}
             Err(crate::authenticate::RenewError::Ended) => return Ok((Caller::Anonymous, None)),
             Err(error) => return Err(error.into()),
         },
     }
     Ok((Caller::Identified(session.identity()), Some(session)))
+}
+
+/// A tunnel that a session opens is for pages of this host alone: browsers send the cookie for any page.
+fn check_origin(
+    upgrade: Option<&Upgrade>,
+    permit: &crate::authorize::Permit,
+    route: &Route,
+    canonical: &Canonical,
+    headers: &HeaderMap,
+) -> Result<(), Refusal> {
+    if let (Some(upgrade), Caller::Identified(_)) = (upgrade, permit.caller()) {
+        let origin = external_origin(route, canonical);
+        upgrade.check_origin(headers, |sent| sent.eq_ignore_ascii_case(&origin))?;
+    }
+    Ok(())
 }
 
 /// Removes credentials that are for us. Others stay as they are.

@@ -29,7 +29,7 @@ pub struct Snapshot {
     /// How paths are read.
     pub path_rules: PathRules,
     /// Which headers a client may send.
-    pub header_rules: HeaderRules,
+    pub header_rules: Arc<HeaderRules>,
     /// Whose forwarded headers are believed.
     pub forwarded_rules: ForwardedRules,
     /// The authenticate host.
@@ -122,7 +122,7 @@ impl Snapshot {
             sessions,
             signer: parts.signer,
             path_rules: settings.path_rules,
-            header_rules: settings.header_rules,
+            header_rules: Arc::new(settings.header_rules),
             forwarded_rules: settings.forwarded_rules,
             authenticate_host: url.host_str().unwrap_or_default().to_owned(),
             authenticate_port: url.port(),

@@ -43,9 +43,8 @@ impl Answer {
 impl Authenticate {
     /// Whether a request to a callback path that a route may have too is for us: its state is ours.
     pub fn is_our_callback(&self, query: Option<&str>, headers: &HeaderMap) -> bool {
-        Answer::read(query.unwrap_or_default())
-            .and_then(|answer| answer.state)
-            .is_some_and(|state| self.find_pending(&state, headers).is_some())
+        url::form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+            .any(|(name, value)| name == "state" && self.find_pending(&value, headers).is_some())
     }
 
     /// Whether a path is one of the callback's.
@@ -84,7 +83,13 @@ impl Authenticate {
                 retry_by_itself: true,
             });
         }
-        let spent = Pending { used: true, ..pending.clone() };
+        let spent = Pending {
+            used: true,
+            nonce: String::new(),
+            verifier: String::new(),
+            redirect_uri: String::new(),
+            ..pending.clone()
+        };
         let forget = vec![self.pending_cookie(&state, &spent)];
         if !self.is_recent(&pending.request) {
             return Err(Failure {
@@ -163,13 +168,17 @@ impl Authenticate {
             let identity = session.identity();
             let same = *identity.provider == *content.provider
                 && content.claims.get("sub").and_then(serde_json::Value::as_str) == Some(&*identity.subject);
+            // A renewal that is under way has its turn first.
+            let turn = session.renewing.lock().await;
             let stored = if same { self.sessions.content(&session).await? } else { None };
             if let Some((record, old)) = stored {
                 let content = Content { name: old.name, ..content.clone() };
                 if self.sessions.replace(&session, &record, &content).await? {
+                    drop(turn);
                     return Ok((session, None));
                 }
             }
+            drop(turn);
             if !same {
                 self.sessions.end(&session).await?;
             }

@@ -70,7 +70,7 @@ pub struct Discovered {
     pub jwks_uri: Url,
     /// The keys, as last read.
     pub keys: ArcSwap<KeySet>,
-    refetched: tokio::sync::Mutex<Option<Timestamp>>,
+    refetched: tokio::sync::Mutex<Option<Refetched>>,
 }
 
 /// Why a provider's documents cannot be used.
@@ -139,6 +139,7 @@ impl Issuer {
         if let Some(issuer) = pool_id_issuer(typed) {
             return Ok(Self { url: issuer, is_cognito: true });
         }
+        let typed = typed.trim_end_matches('/');
         let bare = typed.strip_suffix(WELL_KNOWN).unwrap_or(typed).trim_end_matches('/');
         let url = Url::parse(bare).map_err(|_| IssuerError::NotAnIssuer)?;
         let host = url.host_str().ok_or(IssuerError::NotAnIssuer)?;
@@ -221,6 +222,13 @@ struct Document {
     authorization_response_iss_parameter_supported: bool,
 }
 
+/// How reading the keys again ended, for all who ask until then.
+#[derive(Debug)]
+struct Refetched {
+    outcome: Result<(), Arc<DiscoveryError>>,
+    until: Timestamp,
+}
+
 impl Discovered {
     /// Fetches and reads the document and the keys.
     pub(super) async fn fetch(
@@ -239,7 +247,9 @@ impl Discovered {
             None => Ok(None),
             Some(value) => match Url::parse(&value) {
                 Ok(url)
-                    if url.scheme() == "https" || client::is_loopback(url.host_str().unwrap_or_default()) =>
+                    if url.scheme() == "https"
+                        || (url.scheme() == "http"
+                            && client::is_loopback(url.host_str().unwrap_or_default())) =>
                 {
                     Ok(Some(url))
                 }
@@ -274,7 +284,7 @@ impl Discovered {
     }
 
     /// Reads the keys again, because a token is signed with one that is unknown: at most every 30 s, and one
-    /// call for all who wait. When that fails, the keys of before stay.
+    /// call for all who wait, who share a failure too. When it fails, the keys of before stay.
     ///
     /// # Errors
     /// When they cannot be read; then nothing is known about the token.
@@ -283,16 +293,25 @@ impl Discovered {
         client: &Client,
         seen: &Arc<KeySet>,
         clock: &Clock,
-    ) -> Result<(), DiscoveryError> {
+    ) -> Result<(), Arc<DiscoveryError>> {
         let mut last = self.refetched.lock().await;
-        let newer = !Arc::ptr_eq(&self.keys.load_full(), seen);
-        if newer || last.is_some_and(|last| clock.now() < last + REFETCH) {
+        if !Arc::ptr_eq(&self.keys.load_full(), seen) {
             return Ok(());
         }
-        let keys = fetch_keys(client, &self.jwks_uri).await?;
-        *last = Some(clock.now());
-        self.keys.store(Arc::new(keys));
-        Ok(())
+        if let Some(last) = &*last
+            && clock.now() < last.until
+        {
+            return last.outcome.clone();
+        }
+        let outcome = match fetch_keys(client, &self.jwks_uri).await {
+            Ok(keys) => {
+                self.keys.store(Arc::new(keys));
+                Ok(())
+            }
+            Err(error) => Err(Arc::new(error)),
+        };
+        *last = Some(Refetched { outcome: outcome.clone(), until: clock.now() + REFETCH });
+        outcome
     }
 
     /// RFC 9207: the issuer in a callback, where there is one, is the one we asked; and there is one where the

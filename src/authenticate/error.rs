@@ -108,6 +108,7 @@ impl SignInError {
             | Self::Store(_)
             | Self::Internal(_)
             | Self::InvalidClient { .. }
+            | Self::InvalidScope { .. }
             | Self::UnauthorizedClient(_) => true,
             _ => false,
         }
@@ -168,10 +169,12 @@ impl SignInError {
             Self::InvalidClient { had_secret, text } => {
                 let advice = if *had_secret {
                     "The provider does not accept idp_client_id with idp_client_secret: the secret is wrong, was replaced, or \
-                     the client is a public one without a secret; then remove idp_client_secret."
+                     the client is a public one without a secret; then remove idp_client_secret. Or no client has this id any \
+                     more, because it or its pool was made anew: compare idp_client_id."
                 } else {
                     "The provider does not accept idp_client_id without a secret: the client most likely has one; set \
-                     idp_client_secret."
+                     idp_client_secret. Or no client has this id any more, because it or its pool was made anew: compare \
+                     idp_client_id."
                 };
                 operator("The provider does not know this client").advice(advice.to_owned()).said_opt(text.as_deref())
             }
@@ -253,6 +256,13 @@ impl Provider {
         let both = format!("{code} {text}").to_ascii_lowercase();
         if both.contains("invalid_scope") {
             return SignInError::InvalidScope { scopes: self.settings.scopes.join(" "), text };
+        }
+        // So says Cognito when the client or its pool was made anew.
+        if both.contains("client does not exist") {
+            return SignInError::InvalidClient {
+                had_secret: self.settings.client_secret.is_some(),
+                text: Some(text),
+            };
         }
         match code {
             "access_denied"

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -86,6 +86,9 @@ pub struct Provider {
     /// The provider knew us by the body, not by the header.
     pub(super) prefers_post: AtomicBool,
     pub(super) sign_out_registered: tokio::sync::Mutex<Option<(bool, Timestamp)>>,
+    /// An endpoint could not be reached since the documents were read.
+    doubted: AtomicBool,
+    doubt: tokio::sync::Notify,
 }
 
 struct Known {
@@ -149,6 +152,8 @@ impl Provider {
             fetching: tokio::sync::Mutex::new(None),
             prefers_post: AtomicBool::new(false),
             sign_out_registered: tokio::sync::Mutex::new(None),
+            doubted: AtomicBool::new(false),
+            doubt: tokio::sync::Notify::new(),
         }
     }
 
@@ -208,11 +213,10 @@ impl Provider {
     pub(super) async fn keep_discovered(&self) {
         let mut wait = RETRY;
         loop {
-            let due = self
-                .discovered
-                .load()
-                .as_ref()
-                .is_none_or(|known| self.clock.now() >= known.fetched + REFRESH);
+            let doubted = self.doubted.swap(false, Ordering::AcqRel);
+            let age = if doubted { RETRY } else { REFRESH };
+            let due =
+                self.discovered.load().as_ref().is_none_or(|known| self.clock.now() >= known.fetched + age);
             if due {
                 wait = match self.fetch(true).await {
                     Ok(_) => RETRY,
@@ -220,8 +224,18 @@ impl Provider {
                 };
             }
             let known = self.discovered.load().is_some();
-            tokio::time::sleep(if known && wait == RETRY { Duration::from_secs(60) } else { wait }).await;
+            let wait = if known && wait == RETRY { Duration::from_secs(60) } else { wait };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.doubt.notified() => tokio::time::sleep(RETRY).await,
+            }
         }
+    }
+
+    /// An endpoint could not be reached: it may have moved, so the documents are read again soon.
+    pub(super) fn doubt(&self) {
+        self.doubted.store(true, Ordering::Release);
+        self.doubt.notify_one();
     }
 
     /// Whether the documents are known.

@@ -97,6 +97,7 @@ impl Authenticate {
         let sound = (scheme == "https" || (scheme == "http" && self.settings.url.scheme() == "http"))
             && url.username().is_empty()
             && url.password().is_none()
+            && url.as_str().len() <= LONGEST_TARGET
             && serves(host, url.port());
         sound.then_some(url)
     }

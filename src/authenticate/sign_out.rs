@@ -42,8 +42,8 @@ pub struct SignOut {
 }
 
 impl Authenticate {
-    /// Ends a session everywhere, and says where to go on. With no session there is nothing to end, and the
-    /// browser goes on all the same.
+    /// Ends a session everywhere, and says where to go on. With no session on a route's host the browser goes
+    /// on to the authenticate host, which may have one.
     ///
     /// # Errors
     /// When the store fails; in this process the session has ended all the same.
@@ -71,6 +71,11 @@ impl Authenticate {
         }
         let cookie = self.sessions.cookie().remove_session(host);
         let own = self.settings.url.host_str().unwrap_or_default();
+        if session.is_none() && host != own {
+            // The browser may have a session all the same: the authenticate host knows, and asks first when
+            // another site may have sent it here.
+            return Ok(SignOut { to: self.own(SIGN_OUT), cookie });
+        }
         let to = if self.settings.sign_out_at_provider && session.is_some() {
             let patience = tokio::time::timeout(PATIENCE, self.at_provider(hint.as_deref()));
             patience.await.unwrap_or_default()
@@ -79,7 +84,7 @@ impl Authenticate {
         };
         let to =
             to.unwrap_or_else(|| if host == own { SIGNED_OUT.to_owned() } else { self.signed_out_url() });
-        if host == own || session.is_none() {
+        if host == own {
             return Ok(SignOut { to, cookie });
         }
         // By way of the authenticate host, whose own session ends too.

@@ -278,9 +278,14 @@ impl Provider {
                     _ => self.explain(&code, text.as_deref()),
                 }
             }
-            RequestTokenError::Request(error) => SignInError::Unreachable(error.to_string()),
+            RequestTokenError::Request(error) => {
+                self.doubt();
+                SignInError::Unreachable(error.to_string())
+            }
+            // Not the reason in its own words: they may quote a token.
             RequestTokenError::Parse(error, _) => SignInError::Provider(format!(
-                "its token endpoint answered no JSON that can be used: {error}"
+                "its token endpoint answered no JSON that can be used (at `{}`)",
+                error.path()
             )),
             RequestTokenError::Other(text) => SignInError::Provider(format!("its token endpoint: {text}")),
         }
@@ -304,12 +309,12 @@ impl Provider {
         match self.client.call(request).await {
             Ok(answer) if answer.status == 200 => match serde_json::from_slice(&answer.body) {
                 Ok(claims) => Ok(Some(claims)),
-                Err(error) => {
-                    tracing::warn!(%error, "the provider's userinfo is no JSON object and is not used");
-                    Ok(None)
-                }
+                // What is missing could be what a rule refuses somebody for.
+                Err(error) => Err(SignInError::Provider(format!(
+                    "its userinfo is no JSON object ({:?} error)",
+                    error.classify()
+                ))),
             },
-            // What is missing could be what a rule refuses somebody for.
             Ok(answer) => Err(SignInError::Provider(format!(
                 "its userinfo endpoint answered {}",
                 answer.status.as_u16()

@@ -97,7 +97,10 @@ impl Provider {
             other => return other.map_err(|error| SignInError::Token(error.to_string())),
         }
         let refetched = at.refetch_keys(&self.client, &keys, &self.clock).await;
-        refetched.map_err(|error| SignInError::Unreachable(error.to_string()))?;
+        refetched.map_err(|error| {
+            self.doubt();
+            SignInError::Unreachable(error.to_string())
+        })?;
         crypto::verify(token, &at.keys.load(), &expected, now)
             .map_err(|error| SignInError::Token(error.to_string()))
     }
@@ -149,6 +152,9 @@ impl Provider {
     }
 }
 
+/// For so long tokens are believed that were over when they arrived, by a provider whose clock is late.
+const SHORTEST: Duration = Duration::from_secs(5);
+
 /// The tokens of an answer; a provider that sends no new refresh token means that the old one goes on.
 pub(super) fn tokens(
     claims: &Map<String, Value>,
@@ -162,6 +168,8 @@ pub(super) fn tokens(
         (Some(access), Some(id)) => Some(access.min(id)),
         (access, id) => access.or(id),
     };
+    // Tokens that are over when they arrive are not renewed with every request.
+    let expires = expires.map(|at| if at <= now { now + SHORTEST } else { at });
     Tokens {
         access: answer.access().to_owned(),
         refresh: answer.refresh().map(str::to_owned).or_else(|| old?.refresh.clone()),

@@ -55,6 +55,12 @@ impl Names {
                 Ok(Ok(stream)) => {
                     // Without it small requests wait for acknowledgements; a failure costs only that.
                     let _ = stream.set_nodelay(true);
+                    // So is a peer that vanished noticed.
+                    let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(
+                        &socket2::TcpKeepalive::new()
+                            .with_time(Duration::from_secs(120))
+                            .with_interval(Duration::from_secs(30)),
+                    );
                     return Ok(stream);
                 }
                 Ok(Err(error)) => last = error.to_string(),

@@ -83,6 +83,15 @@ fn defaults() -> Dict {
     typed.map(|key| (key.name.to_owned(), Value::from(key.default))).collect()
 }
 
+/// Keys of Pomerium that `foreign` knows by the beginning of their names only.
+const OTHERS: &[&str] = &[
+    "autocert",
+    "metrics_address",
+    "ssh_address",
+    "databroker_storage_connection_string",
+    "databroker_storage_connection_string_file",
+];
+
 /// Environment variables whose names are keys of ours or of Pomerium. Values stay texts. `strict`: the
 /// variables come from a file of ours, so every name should be one.
 fn environment(
@@ -98,8 +107,10 @@ fn environment(
         }
         let ours = File::KEYS.iter().any(|known| known.name == key);
         // Only whole names, and those whose loss would weaken access: METRICS_SERVER_SERVICE_HOST is not ours.
+        let links = ["_service_", "_port_"].iter().any(|part| key.contains(part)) || key.ends_with("_port");
         let pomeriums = foreign::GLOBAL.iter().any(|known| known.refused && known.name == key)
-            || ["downstream_mtls", "autocert_"].iter().any(|start| key.starts_with(start));
+            || OTHERS.contains(&key.as_str())
+            || (!links && ["downstream_mtls", "autocert_"].iter().any(|start| key.starts_with(start)));
         if !(ours || pomeriums || strict) || text.is_empty() {
             continue;
         }

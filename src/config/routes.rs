@@ -299,6 +299,9 @@ impl Reader<'_, '_> {
         }
         let mut policy = Policy::from_shorthand(&short, self.defaults.require_verified_email);
         if let Some(Any(source)) = &file.policy {
+            if let Some(reason) = samples::unfilled(source) {
+                self.error("policy", reason);
+            }
             let compiled = if source.is_null() {
                 Err(vec![])
             } else {

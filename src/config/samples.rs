@@ -46,11 +46,29 @@ pub(super) fn refuse(value: &str, is_secret: bool) -> Option<String> {
     ];
     if filler.contains(&lower.as_str())
         || lower.starts_with("replacewith")
+        || lower.contains("replaceme")
+        || (lower.starts_with("your") && lower.ends_with("here"))
+        || (is_secret && !lower.is_empty() && lower.bytes().all(|byte| byte == b'x'))
         || (is_secret && lower == "idpclientsecret")
     {
         return Some(format!("the placeholder `{bare}` was not filled in"));
     }
     None
+}
+
+/// Why a policy cannot have been meant: a rule about a placeholder never matches, and a deny rule that never
+/// matches lets everybody in. Braces and angles within a text are left alone, for patterns have them.
+pub(super) fn unfilled(policy: &serde_json::Value) -> Option<String> {
+    use serde_json::Value;
+    match policy {
+        Value::String(text) => match placeholder(text.trim()) {
+            Some(name) if name != text.trim() && !name.starts_with("${") => None,
+            _ => refuse(text, false),
+        },
+        Value::Array(values) => values.iter().find_map(unfilled),
+        Value::Object(fields) => fields.values().find_map(unfilled),
+        _ => None,
+    }
 }
 
 /// `${NAME}` in a value of any kind.

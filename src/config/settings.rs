@@ -30,6 +30,9 @@ mod provider;
 mod secrets;
 mod serving;
 
+/// The path of the callback where none is set.
+const DEFAULT_CALLBACK: &str = "/oauth2/callback";
+
 /// Everything that the program does, as one value.
 #[derive(Debug)]
 pub struct Settings {
@@ -180,7 +183,10 @@ impl Resolver<'_> {
         let signed_out_url = self.url("signout_redirect_url", file.signout_redirect_url.as_ref());
         let state_dir = self.state_dir();
         let (url, provider, listen) = (url?, provider?, listen?);
-        self.warn_of_collisions(&url, &callback_path, &routes);
+        let callbacks = std::iter::once((url.host_str(), callback_path.as_str()));
+        for (host, path) in callbacks.chain(aliases.iter().map(|alias| (alias.host_str(), alias.path()))) {
+            self.warn_of_collisions(host.unwrap_or_default(), path, &routes);
+        }
 
         let origin = Origin { fingerprint: provider.fingerprint(), reading: provider.reading() };
         let lifetime = span(file.cookie_expire).unwrap_or(Duration::from_secs(14 * 3600));
@@ -359,10 +365,13 @@ impl Resolver<'_> {
             || path.contains(['?', '#', '%', '\\', ' '])
             || path.contains("//")
             || path.contains("/.")
+            || path == "/ping"
         {
             self.error(
                 "authenticate_callback_path",
-                format!("`{path}` is not a plain path such as `/oauth2/callback`"),
+                format!(
+                    "`{path}` is not a plain path such as `/oauth2/callback` that has no other meaning here"
+                ),
             );
         }
         path
@@ -385,19 +394,24 @@ impl Resolver<'_> {
         aliases
     }
 
-    fn warn_of_collisions(&mut self, url: &Url, callback: &str, routes: &[RouteSettings]) {
+    /// Says which routes do not see a callback path, because it is answered here. Nothing is said of the path
+    /// that nobody chose on a route that is a whole host: then every setup with one host would be warned.
+    fn warn_of_collisions(&mut self, host: &str, callback: &str, routes: &[RouteSettings]) {
         if callback == "/" {
             return;
         }
-        let host = url.host_str().unwrap_or_default();
+        let chosen = callback != DEFAULT_CALLBACK;
         for route in routes.iter().filter(|route| route.matched.host.matches(host)) {
             let inside = match &route.matched.path {
                 crate::route::PathMatch::Exact(path) => **path == *callback,
-                crate::route::PathMatch::Prefix(prefix) => {
-                    **prefix != *"/" && callback.starts_with(&**prefix)
-                }
+                crate::route::PathMatch::Prefix(prefix) => match prefix.trim_end_matches('/') {
+                    "" => chosen,
+                    prefix => callback
+                        .strip_prefix(prefix)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+                },
                 crate::route::PathMatch::Regex(regex) => {
-                    regex.as_str() != "^(?:.*)$" && regex.is_match(callback)
+                    regex.is_match(callback) && (chosen || !regex.is_match("/"))
                 }
             };
             if inside {

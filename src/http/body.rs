@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,12 +11,13 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-use super::headers;
+use super::headers::{self, HeaderRules};
 
 /// A message body. Streams are passed on frame by frame, with back-pressure; nothing is collected.
 pub struct Body {
     source: Source,
     sent: u64,
+    rules: Option<Arc<HeaderRules>>,
     limits: Option<Box<Limits>>,
     watchers: [Option<Box<dyn Watcher>>; 3],
 }
@@ -86,7 +88,16 @@ impl Body {
     }
 
     const fn of(source: Source) -> Self {
-        Self { source, sent: 0, limits: None, watchers: [None, None, None] }
+        Self { source, sent: 0, limits: None, rules: None, watchers: [None, None, None] }
+    }
+
+    /// Says which further headers tell who is calling: trailers must not hold them either.
+    #[must_use]
+    pub fn with_rules(mut self, rules: &Arc<HeaderRules>) -> Self {
+        if matches!(self.source, Source::Stream(_)) {
+            self.rules = Some(rules.clone());
+        }
+        self
     }
 
     /// Sets limits of time on a stream.
@@ -171,7 +182,10 @@ impl http_body::Body for Body {
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let Some(trailers) = frame.trailers_mut() {
-                    headers::scrub_trailers(trailers);
+                    match &this.rules {
+                        Some(rules) => headers::scrub_trailers(trailers, rules),
+                        None => headers::scrub_trailers(trailers, &HeaderRules::default()),
+                    }
                 }
                 if let Some(data) = frame.data_ref() {
                     this.sent += data.len() as u64;

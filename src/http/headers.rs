@@ -61,6 +61,11 @@ const IDENTITY: &[&str] = &[
     "sslclient",
     "clientcert",
     "xclientcert",
+    "xclientdn",
+    "xmsclientprincipal",
+    "xidtoken",
+    "xaccesstoken",
+    "xjwtassertion",
     "xclientverify",
     "remoteuser",
     "remotegroup",
@@ -108,6 +113,19 @@ const FORWARDED: &[&str] = &[
     "trueclientip",
 ];
 
+/// Folded names that frame a message or concern one connection.
+const FRAMING: &[&str] = &[
+    "transferencoding",
+    "contentlength",
+    "connection",
+    "upgrade",
+    "te",
+    "trailer",
+    "keepalive",
+    "proxyconnection",
+    "host",
+];
+
 /// A name with only its letters and digits, in lower case.
 pub fn fold(name: &str) -> String {
     name.bytes().filter(u8::is_ascii_alphanumeric).map(|byte| byte.to_ascii_lowercase() as char).collect()
@@ -153,6 +171,10 @@ pub fn scrub(headers: &mut HeaderMap, rules: &HeaderRules, trust_forwarded: bool
             doomed.push(name.clone());
         } else if underscore {
             match rules.underscores {
+                // What frames a message is not written in another way.
+                Underscores::Allow if FRAMING.contains(&fold(name.as_str()).as_str()) => {
+                    doomed.push(name.clone());
+                }
                 Underscores::Allow => {}
                 Underscores::Drop => doomed.push(name.clone()),
                 Underscores::Reject => {
@@ -171,10 +193,9 @@ pub fn scrub(headers: &mut HeaderMap, rules: &HeaderRules, trust_forwarded: bool
 
 /// Removes from trailers what decides anything in a header: framing, routing, identity, credentials (RFC 9110
 /// §6.5.1). An upstream that merged them would believe the sender.
-pub fn scrub_trailers(trailers: &mut HeaderMap) {
-    let rules = HeaderRules::default();
+pub fn scrub_trailers(trailers: &mut HeaderMap, rules: &HeaderRules) {
     let decides = |name: &HeaderName| {
-        is_identity(name, &rules)
+        is_identity(name, rules)
             || is_forwarded(name)
             || is_end_to_end(name)
             || [
@@ -390,7 +411,7 @@ mod tests {
             "transfer-encoding",
             "host",
         ]);
-        scrub_trailers(&mut trailers);
+        scrub_trailers(&mut trailers, &HeaderRules::default());
         let names: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["grpc-status", "x-checksum"]);
     }

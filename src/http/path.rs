@@ -143,9 +143,7 @@ fn check_decoded(raw: &[u8], once: &[u8], rules: PathRules) -> Result<(), BadReq
     if once.iter().any(u8::is_ascii_control) {
         return Err(BadRequest("the path holds an encoded control character"));
     }
-    // C0 and C1 begin only overlong forms of ASCII, with which a lax decoder can be told `.` or `/`.
-    let overlong = |pair: &[u8]| matches!(pair, [0xE0, 0x80..=0x9F] | [0xF0, 0x80..=0x8F]);
-    if once.iter().any(|byte| matches!(byte, 0xC0 | 0xC1)) || once.windows(2).any(overlong) {
+    if is_overlong(once) {
         return Err(BadRequest("the path holds an overlong encoding"));
     }
     let slashes = |path: &[u8]| path.iter().filter(|byte| **byte == b'/').count();
@@ -158,8 +156,14 @@ fn check_decoded(raw: &[u8], once: &[u8], rules: PathRules) -> Result<(), BadReq
     Ok(())
 }
 
+/// C0 and C1 begin only overlong forms of ASCII, with which a lax decoder can be told `.` or `/`.
+fn is_overlong(path: &[u8]) -> bool {
+    let longer = |pair: &[u8]| matches!(pair, [0xE0, 0x80..=0x9F] | [0xF0, 0x80..=0x8F]);
+    path.iter().any(|byte| matches!(byte, 0xC0 | 0xC1)) || path.windows(2).any(longer)
+}
+
 fn twice_is_harmless(twice: &[u8]) -> bool {
-    !twice.iter().any(|byte| byte.is_ascii_control() || *byte == b'\\')
+    !twice.iter().any(|byte| byte.is_ascii_control() || *byte == b'\\') && !is_overlong(twice)
 }
 
 /// Cuts `;parameters` off each segment, as servlet containers do.

@@ -62,6 +62,11 @@ impl Canonical {
     }
 }
 
+/// Digits alone, and no zero before others: what every reader takes for the same number.
+fn is_length(text: &[u8]) -> bool {
+    text.iter().all(u8::is_ascii_digit) && matches!(text, [b'0'] | [b'1'..=b'9', ..])
+}
+
 /// Reads what a request is about.
 ///
 /// # Errors
@@ -74,7 +79,11 @@ pub fn canonicalise(parts: &Parts, scheme: Scheme, rules: PathRules) -> Result<C
     if parts.method == Method::TRACE {
         return Err(BadRequest("TRACE is not served"));
     }
-    single(&parts.headers, &CONTENT_LENGTH)?;
+    if let Some(length) = single(&parts.headers, &CONTENT_LENGTH)?
+        && !is_length(length.as_bytes())
+    {
+        return Err(BadRequest("the length of the body is not a plain number"));
+    }
     let named = single(&parts.headers, &HOST)?;
     let named = match named {
         Some(value) => Some(value.to_str().map_err(|_| BadRequest("the host is not text"))?),

@@ -37,6 +37,7 @@ pub(super) async fn http1<S>(
 {
     let gate = Gate::new(stream, limits.head);
     let verdict = gate.verdict();
+    let peer = connection.peer_ip();
     let connection = Arc::new(connection);
     let service = service_fn(move |request: Request<Incoming>| {
         let (context, connection, misframed) = (context.clone(), connection.clone(), verdict.next());
@@ -53,10 +54,10 @@ pub(super) async fn http1<S>(
         .with_upgrades();
     let mut served = pin!(served);
     tokio::select! {
-        ended = served.as_mut() => log_end(ended),
+        ended = served.as_mut() => log_end(&peer, ended),
         () = stopped(&mut stopping) => {
             served.as_mut().graceful_shutdown();
-            log_end(served.await);
+            log_end(&peer, served.await);
         }
     }
 }
@@ -71,6 +72,7 @@ pub(super) async fn http2<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let peer = connection.peer_ip();
     let connection = Arc::new(connection);
     let activity = Arc::new(Activity::new(context.clock.instant()));
     let (seen, clock) = (activity.clone(), context.clock.clone());
@@ -98,7 +100,7 @@ pub(super) async fn http2<S>(
         let wait =
             patience.saturating_sub(activity.idle_for(clock.instant())).max(Duration::from_millis(100));
         tokio::select! {
-            ended = served.as_mut() => return log_end(ended),
+            ended = served.as_mut() => return log_end(&peer, ended),
             () = stopped(&mut stopping), if !closing => {
                 served.as_mut().graceful_shutdown();
                 closing = true;
@@ -172,13 +174,13 @@ impl Drop for Stream {
     }
 }
 
-fn log_end(ended: hyper::Result<()>) {
+fn log_end(peer: &std::net::IpAddr, ended: hyper::Result<()>) {
     if let Err(error) = ended {
         if error.is_parse() {
             // hyper has answered 400, 414 or 431 itself, before anything could be recorded.
-            tracing::info!(%error, "a request could not be read and was refused");
+            tracing::info!(%peer, %error, "a request could not be read and was refused");
         } else {
-            tracing::trace!(%error, "a connection ended");
+            tracing::trace!(%peer, %error, "a connection ended");
         }
     }
 }

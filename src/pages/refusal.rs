@@ -178,6 +178,9 @@ impl Refusal {
                 ],
                 Caller::Anonymous => Vec::new(),
             },
+            Self::Provider(_) => {
+                vec![Action { label: "Sign out", href: "/.pomerium/sign_out".into(), primary: false }]
+            }
             _ => Vec::new(),
         }
     }

@@ -9,6 +9,7 @@ use super::records::Record;
 use super::{Context, Exit, identify};
 use crate::authenticate::Redirect;
 use crate::authorize::{Decision, Facts};
+use crate::connection::Connection;
 use crate::http::{BadRequest, Body, Canonical, Client, is_cross_site};
 use crate::identity::{Caller, Identity};
 use crate::pages::{self, Application, Fact, Occasion, Refusal};
@@ -67,7 +68,13 @@ pub(super) fn endpoint(
                 if snapshot.routes.find(canonical).is_ok() {
                     return Ok(None);
                 }
-                Endpoint::Home
+                // A provider's error may come without a state, and its page has to be seen.
+                let says = |name| parameter(request.uri().query().unwrap_or_default(), name);
+                if matches!((says("error"), says("code")), (Ok(None), Ok(None))) {
+                    Endpoint::Home
+                } else {
+                    Endpoint::Callback
+                }
             } else {
                 Endpoint::Callback
             }
@@ -86,13 +93,24 @@ pub(super) fn endpoint(
 pub(super) async fn answer(
     cx: &Context,
     snapshot: &Arc<Snapshot>,
+    connection: &Connection,
     endpoint: Endpoint,
     canonical: &Canonical,
     request: Request<Body>,
     record: &Record,
 ) -> Result<Response<Body>, Exit> {
     match *request.method() {
-        Method::GET | Method::HEAD => {}
+        Method::GET => {}
+        // What works once, or ends something, is not done for somebody who only looks.
+        Method::HEAD
+            if !matches!(
+                endpoint,
+                Endpoint::Callback
+                    | Endpoint::HandOff
+                    | Endpoint::Resume
+                    | Endpoint::SignIn
+                    | Endpoint::SignOut
+            ) => {}
         Method::POST if endpoint == Endpoint::SignOut => {}
         _ => return Err(Refusal::Method.into()),
     }
@@ -121,6 +139,7 @@ pub(super) async fn answer(
         Endpoint::SignOut => sign_out(snapshot, query, host, &origin, request.headers(), &at).await,
         Endpoint::SignedOut => Ok(signed_out(snapshot, &at)),
         Endpoint::User | Endpoint::Claims | Endpoint::Routes | Endpoint::RoutesApi => {
+            let client_ip = snapshot.forwarded_rules.client(connection, request.headers());
             let (caller, session) = identify(snapshot, host, request.headers(), &cx.clock).await?;
             let (Caller::Identified(identity), Some(session)) = (&caller, session) else {
                 let target = format!("{origin}{}", canonical.path.canonical);
@@ -131,7 +150,7 @@ pub(super) async fn answer(
             Ok(match endpoint {
                 Endpoint::Claims => pages::json_reply(StatusCode::OK, &claims(identity)),
                 Endpoint::RoutesApi => {
-                    let all: Vec<_> = applications(snapshot, &caller)
+                    let all: Vec<_> = applications(snapshot, &caller, client_ip)
                         .into_iter()
                         .map(|one| json!({ "name": one.name, "from": one.url, "description": one.description }))
                         .collect();
@@ -150,7 +169,7 @@ pub(super) async fn answer(
                         &identity.name,
                         &facts,
                         &shown_claims(identity),
-                        &applications(snapshot, &caller),
+                        &applications(snapshot, &caller, client_ip),
                         &at,
                     )
                 }
@@ -266,7 +285,8 @@ async fn sign_out(
         Some(token) if host == snapshot.authenticate_host => authenticate.next_after_sign_out(&token).await?,
         _ => None,
     };
-    if next.is_none() && is_cross_site(headers, |sent| sent.eq_ignore_ascii_case(origin)) {
+    let nobody = matches!(found, Ok(crate::session::Found::Nobody));
+    if next.is_none() && !nobody && is_cross_site(headers, |sent| sent.eq_ignore_ascii_case(origin)) {
         let actions = [("Sign out", "/.pomerium/sign_out"), ("Stay signed in", "/.pomerium/")];
         return Ok(pages::message(
             StatusCode::OK,
@@ -343,16 +363,10 @@ fn fact(name: &str, value: &str) -> Fact {
 }
 
 /// The applications that a caller may open, judged as if each were opened now by `GET`.
-fn applications(snapshot: &Snapshot, caller: &Caller) -> Vec<Application> {
+fn applications(snapshot: &Snapshot, caller: &Caller, client: std::net::IpAddr) -> Vec<Application> {
     let headers = HeaderMap::new();
     let allowed = |route: &&crate::snapshot::Route| {
-        let facts = Facts {
-            caller,
-            method: &Method::GET,
-            path: &route.path,
-            client: std::net::Ipv4Addr::UNSPECIFIED.into(),
-            headers: &headers,
-        };
+        let facts = Facts { caller, method: &Method::GET, path: &route.path, client, headers: &headers };
         route.is_place && matches!(route.policy.decide(&facts), Decision::Allow(_))
     };
     let shown = snapshot.routes.targets().iter().filter(allowed).map(|route| Application {

@@ -4,10 +4,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ::http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, SET_COOKIE, TRANSFER_ENCODING};
+use ::http::header::{ALT_SVC, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, SET_COOKIE, TRANSFER_ENCODING};
 use ::http::uri::PathAndQuery;
 use ::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::cluster::{Cluster, Endpoint};
 use super::pool::{Retired, Return, Sender, Taken};
@@ -64,13 +65,12 @@ impl Cluster {
         spend(permit);
         let client = errand.upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
         self.prepare(&errand, &mut request)?;
-        let started = tokio::time::Instant::now();
         let limit =
             self.settings.timeout.filter(|_| errand.upgrade.is_none() || self.settings.timeout_bounds_answer);
         let in_use = InUse::default();
-        let mut response = match limit {
+        let (mut response, started) = match limit {
             Some(limit) => self.exchange_within(limit, &errand, request, &in_use).await?,
-            None => Box::pin(self.exchange(&errand, request, &in_use)).await?,
+            None => (Box::pin(self.exchange(&errand, request, &in_use)).await?, Instant::now()),
         };
         if is_framed_twice(response.headers()) {
             return Err(ProxyError::Broken("its answer is framed in two ways".into()));
@@ -96,14 +96,15 @@ impl Cluster {
         Ok(response.map(|body| body.with_limits(Limits::new(self.settings.idle_timeout, deadline))))
     }
 
-    /// The time runs from the end of the request's body: a long upload is not the upstream's fault.
+    /// The time runs from the end of the request's body: a long upload is not the upstream's fault. The answer,
+    /// and when its time began.
     async fn exchange_within(
         &self,
         limit: Duration,
         errand: &Errand<'_>,
         mut request: Request<Body>,
         in_use: &InUse,
-    ) -> Result<Response<Body>, ProxyError> {
+    ) -> Result<(Response<Body>, Instant), ProxyError> {
         let sent = if request.body().is_empty() {
             None
         } else {
@@ -114,13 +115,14 @@ impl Cluster {
         let mut exchange = Box::pin(self.exchange(errand, request, in_use));
         if let Some(sent) = sent {
             tokio::select! {
-                response = &mut exchange => return response,
+                response = &mut exchange => return Ok((response?, Instant::now())),
                 // An error means that the body was dropped, which ends it too.
                 _ = sent => {}
             }
         }
+        let started = Instant::now();
         match tokio::time::timeout(limit, exchange).await {
-            Ok(response) => response,
+            Ok(response) => Ok((response?, started)),
             Err(_) => {
                 in_use.retire();
                 Err(ProxyError::Timeout(limit))
@@ -173,6 +175,9 @@ impl Cluster {
                 fields.append(SET_COOKIE, value);
             }
         }
+        // An answer does not say who is calling, nor where else this host can be reached.
+        fields.remove(&headers::ASSERTION);
+        fields.remove(ALT_SVC);
         for (name, value) in &self.settings.set_response_headers {
             fields.insert(name.clone(), value.clone());
         }

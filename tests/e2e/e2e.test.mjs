@@ -1,5 +1,9 @@
 // End to end: the built binary, an independent OpenID provider shaped like Amazon Cognito, headless Chromium.
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import http2 from 'node:http2';
+import os from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { browser, freePort, out, person, replay, run, secret, signIn, stack } from './lib.mjs';
@@ -155,7 +159,7 @@ for (const [client, settings] of Object.entries({
 }
 
 test('a scope that the client does not have is named', () => withStack(
-  { settings: { idp_client_id: 'noprofile', idp_client_secret: 'x'.repeat(48) } },
+  { settings: { idp_client_id: 'noprofile' } },
   async ({ port }) => {
     const jane = await person(chrome);
     const page = await jane.newPage();
@@ -167,17 +171,128 @@ test('a scope that the client does not have is named', () => withStack(
   },
 ));
 
-test('a client that the provider does not know, and a person whom it refuses', () => withStack(
+test('a client that the provider does not know', () => withStack(
   { settings: { idp_client_secret: `${secret}x` } },
   async ({ port }) => {
     const jane = await person(chrome);
     const page = await jane.newPage();
     await signIn(page, `https://app.localhost:${port}/`, 'jane');
     assert.match(await page.textContent('main'), /idp_client_secret/);
-    await signIn(await jane.newPage(), `https://app.localhost:${port}/`, 'stranger').catch(() => {});
     await jane.close();
   },
 ));
+
+test('a person whom the provider refuses is told its reason', () => withStack({}, async ({ port }) => {
+  const stranger = await person(chrome);
+  const page = await stranger.newPage();
+  await signIn(page, `https://app.localhost:${port}/`, 'stranger');
+  await page.waitForURL(/\/oauth2\/callback/);
+  assert.match(await page.textContent('main'), /did not let you in[\s\S]*User is not confirmed\./);
+  assert.match(await page.textContent('.actions'), /Sign in again/);
+  await stranger.close();
+}));
+
+test('a refresh token that is over ends the session, and the person signs in again', () => withStack(
+  { provider: { TOKEN_TTL: '2', RT_TTL: '3' } },
+  async ({ port }) => {
+    const jane = await person(chrome);
+    const page = await jane.newPage();
+    await signIn(page, `https://app.localhost:${port}/`, 'jane');
+    await new Promise((done) => setTimeout(done, 5200));
+    await page.goto(`https://app.localhost:${port}/later`);
+    if (await page.title() === 'login') await page.click('#jane');
+    assert.equal(await page.textContent('#path'), 'GET /later');
+    await jane.close();
+  },
+));
+
+test('a sign-out URL that is not registered strands nobody', () => withStack(
+  { provider: { LOGOUTS: 'https://elsewhere.example.com/' } },
+  async ({ port, auth }) => {
+    const jane = await person(chrome);
+    const page = await jane.newPage();
+    await signIn(page, `https://app.localhost:${port}/`, 'jane');
+    await page.goto(`https://app.localhost:${port}/.pomerium/sign_out`);
+    assert.equal(page.url(), `${auth}/.pomerium/signed_out`);
+    await jane.close();
+  },
+));
+
+test('gRPC passes to an upstream of cleartext HTTP/2, with its trailers, and is refused in its own terms', async () => {
+  const upstream = http2.createServer();
+  upstream.on('stream', (stream, headers) => {
+    const sent = [];
+    stream.on('data', (data) => sent.push(data));
+    stream.on('end', () => {
+      stream.respond({ ':status': 200, 'content-type': 'application/grpc', 'x-te': headers.te }, { waitForTrailers: true });
+      stream.on('wantTrailers', () => stream.sendTrailers({ 'grpc-status': '0', 'grpc-message': 'fine' }));
+      stream.end(Buffer.concat(sent));
+    });
+  });
+  await new Promise((done) => upstream.listen(0, '127.0.0.1', done));
+  const to = `h2c://127.0.0.1:${upstream.address().port}`;
+  await withStack({ routes: (port) => [
+    { from: `https://open.localhost:${port}`, to, allow_public_unauthenticated_access: true },
+    { from: `https://app.localhost:${port}`, to, allow_any_authenticated_user: true },
+  ] }, async ({ port }) => {
+    const call = (host) => new Promise((done, fail) => {
+      const client = http2.connect(`https://127.0.0.1:${port}`, { servername: host, rejectUnauthorized: false });
+      client.on('error', fail);
+      const stream = client.request({
+        ':method': 'POST', ':path': '/service/Method', ':authority': `${host}:${port}`, 'content-type': 'application/grpc', te: 'trailers',
+      });
+      const answer = { body: [] };
+      stream.on('response', (headers) => { answer.headers = headers; });
+      stream.on('trailers', (trailers) => { answer.trailers = trailers; });
+      stream.on('data', (data) => answer.body.push(data));
+      stream.on('end', () => { client.close(); done(answer); });
+      stream.end(Buffer.from([0, 0, 0, 0, 2, 8, 1]));
+    });
+    const served = await call('open.localhost');
+    assert.equal(served.headers[':status'], 200);
+    assert.equal(served.headers['x-te'], 'trailers');
+    assert.deepEqual([...Buffer.concat(served.body)], [0, 0, 0, 0, 2, 8, 1]);
+    assert.equal(served.trailers['grpc-status'], '0');
+    const refused = await call('app.localhost');
+    assert.equal(refused.headers[':status'], 200);
+    assert.equal(refused.headers['grpc-status'], '16');
+  }).finally(() => upstream.close());
+});
+
+test('a provider with a certificate authority of its own, under a name that only the configuration knows', async () => {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'portcullis-e2e-'));
+  const [cert, key] = ['cert.pem', 'key.pem'].map((name) => path.join(directory, name));
+  execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2', '-subj', '/CN=idp',
+    '-addext', 'subjectAltName=DNS:idp.internal,DNS:login.localhost', '-addext', 'basicConstraints=critical,CA:FALSE',
+    '-keyout', key, '-out', cert], { stdio: 'ignore' });
+  const issuerPort = await freePort();
+  const domainPort = await freePort();
+  const issuer = `https://idp.internal:${issuerPort}/eu-west-2_KcLwCelr7`;
+  const provider = {
+    TLS_CERT: cert, TLS_KEY: key, ISSUER: issuer, DOMAIN: `https://login.localhost:${domainPort}`, ISSUER_PORT: issuerPort, DOMAIN_PORT: domainPort,
+    // The stand-in calls itself.
+    NODE_EXTRA_CA_CERTS: cert,
+  };
+  const settings = { idp_provider_url: issuer, idp_resolve: ['idp.internal=127.0.0.1'] };
+  try {
+    await withStack({ provider, settings: { ...settings, idp_ca_file: cert } }, async ({ port }) => {
+      const jane = await person(chrome);
+      const page = await jane.newPage();
+      await signIn(page, `https://app.localhost:${port}/`, 'jane');
+      assert.equal((await shown(page))['x-pomerium-claim-email'], 'jane@example.com');
+      await jane.close();
+    });
+    await withStack({ provider, settings }, async ({ port }) => {
+      const jane = await person(chrome);
+      const page = await jane.newPage();
+      const answer = await page.goto(`https://app.localhost:${port}/`);
+      assert.equal(answer.status(), 503, 'an unknown authority is not believed');
+      await jane.close();
+    });
+  } finally {
+    fs.rmSync(directory, { recursive: true });
+  }
+});
 
 for (const [name, provider, check] of [
   ['a pool without a domain', { NO_DOMAIN: '1' }, async (page) => assert.match(await page.textContent('main'), /eu-west-2_KcLwCelr7 has no domain/)],

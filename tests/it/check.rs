@@ -424,3 +424,34 @@ fn help_is_there_for_every_command() {
         assert!(!helped.out.is_empty());
     }
 }
+
+#[test]
+fn a_callback_that_hides_a_part_of_an_application_is_named() {
+    let base = "idp_provider_url: https://idp.example.com\nidp_client_id: abc\nauthenticate_service_url: https://app.example.com\n";
+    let routes = |prefix: &str| {
+        format!(
+            "routes:\n  - from: https://app.example.com\n    prefix: {prefix}\n    to: http://b\n    allow_any_authenticated_user: true\n"
+        )
+    };
+    for (settings, prefix, warned) in [
+        ("", "/", false),
+        ("", "/oauth2", true),
+        ("", "/oauth", false),
+        ("authenticate_callback_path: /oauth/login/x/callback\n", "/", true),
+        ("authenticate_callback_aliases: [\"https://app.example.com/login\"]\n", "/login", true),
+    ] {
+        let checked = check("c.yaml", &format!("{base}{settings}{}", routes(prefix)));
+        assert_eq!(checked.code, 0, "{}", checked.err);
+        assert_eq!(
+            checked.err.contains("lies within this route"),
+            warned,
+            "{settings}{prefix}: {}",
+            checked.err
+        );
+    }
+    for path in ["/ping", "/.pomerium/callback", "/.well-known/pomerium"] {
+        let checked = check("c.yaml", &format!("{base}authenticate_callback_path: {path}\n"));
+        assert_eq!(checked.code, 2, "{path}");
+        assert!(checked.err.contains("c.yaml:4:1: authenticate_callback_path:"), "{}", checked.err);
+    }
+}

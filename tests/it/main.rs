@@ -21,6 +21,7 @@ mod http2;
 mod logs;
 mod pomerium;
 mod provider;
+mod provider_errors;
 mod proxying;
 mod replies;
 mod rig;

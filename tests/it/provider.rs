@@ -51,6 +51,8 @@ pub struct State {
     pub token_error: Option<(u16, Value)>,
     /// Every call ends without an answer.
     pub down: bool,
+    /// The key set is not there.
+    pub keys_down: bool,
     /// Tokens are valid for so many seconds.
     pub lifetime: u64,
     /// A refresh answers with a new refresh token.
@@ -90,6 +92,7 @@ impl Provider {
             authorize_error: None,
             token_error: None,
             down: false,
+            keys_down: false,
             lifetime: 3600,
             rotate: false,
             callback_extra: String::new(),
@@ -181,6 +184,7 @@ impl State {
                 }
                 reply(200, &document)
             }
+            "/jwks" if self.keys_down => plain(500, "text/plain", "no"),
             "/jwks" => plain(200, "application/json", self.signer.jwks()),
             "/authorize" => self.authorize(call),
             "/token" => self.token(call, &base),

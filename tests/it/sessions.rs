@@ -238,3 +238,26 @@ fn a_store_in_use_stops_the_second_server() {
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&second.stderr).contains("sessions.redb"));
 }
+
+/// Every worker sees what another one did.
+#[test]
+fn workers_share_sessions_renewals_and_sign_outs() {
+    let rig = Rig::with(Setup { settings: "workers: 4".into(), ..Setup::default() });
+    rig.provider.set(|state| state.lifetime = 2);
+    let mut browser = rig.signed_in();
+    let cookie = browser.session("app.localhost");
+    let statuses = |expected: u16| {
+        // A connection each: the system spreads them over the workers.
+        for _ in 0..40 {
+            assert_eq!(rig.server.get("app.localhost", "/.pomerium/user", &cookie).status, expected);
+        }
+    };
+    statuses(200);
+    rig.provider.set(|state| state.lifetime = 3600);
+    let renewed = rig.provider.calls("/token").len();
+    std::thread::sleep(std::time::Duration::from_millis(2200));
+    statuses(200);
+    assert_eq!(rig.provider.calls("/token").len(), renewed + 1, "it is renewed once for all workers");
+    browser.get("http://app.localhost/.pomerium/sign_out");
+    statuses(302);
+}

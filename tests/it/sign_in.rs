@@ -244,76 +244,6 @@ fn a_sign_in_leads_only_to_hosts_that_are_served() {
 }
 
 #[test]
-fn errors_of_the_provider_become_pages_that_say_what_to_change() {
-    for (answer, status, text) in [
-        (
-            "error_description=invalid_scope&state=STATE&error=invalid_request",
-            500,
-            "openid email profile offline_access",
-        ),
-        ("error=invalid_scope&state=STATE", 500, "idp_scopes"),
-        ("error=unauthorized_client&state=STATE", 500, "Allow the authorization code flow"),
-        (
-            "error=access_denied&error_description=User+is+not+confirmed.&state=STATE",
-            403,
-            "User is not confirmed.",
-        ),
-        ("error=access_denied", 403, "did not let you in"),
-        ("error=server_error&state=STATE", 502, "server_error"),
-        ("error=invalid_request&error_description=Timeout+occurred&state=STATE", 502, "Timeout occurred"),
-    ] {
-        let rig = Rig::start();
-        rig.provider.set(|state| state.authorize_error = Some(format!("CALLBACK?{answer}")));
-        let mut browser = rig.browser();
-        let page = browser.open("http://app.localhost/");
-        assert_eq!(page.status, status, "{answer}: {page:?}");
-        assert!(page.body.contains(text), "{answer}: {}", page.body);
-        assert!(page.body.contains("Sign in again"));
-        assert_eq!(rig.upstream.seen(), "");
-    }
-}
-
-#[test]
-fn what_the_provider_says_is_escaped_and_capped() {
-    let rig = Rig::start();
-    let text = format!("%3Csvg%2Fonload%3Dalert(1)%3E%0D%0A{}", "x".repeat(2000));
-    rig.provider.set(|state| {
-        state.authorize_error =
-            Some(format!("CALLBACK?error=access_denied&error_description={text}&state=STATE"))
-    });
-    let page = rig.browser().open("http://app.localhost/");
-    assert!(!page.body.contains("<svg") && page.body.contains("&#60;svg"), "{}", page.body);
-    assert!(!page.body.contains(&"x".repeat(301)));
-    assert!(page.header("content-security-policy").unwrap().contains("default-src 'none'"));
-}
-
-#[test]
-fn errors_of_the_token_endpoint_are_told_apart() {
-    for (error, secret, text) in [
-        (
-            json!({ "error": "invalid_client" }),
-            "idp_client_secret: the-secret-of-the-tests",
-            "remove idp_client_secret",
-        ),
-        (json!({ "error": "invalid_client" }), "idp_client_secret: UNSET", "set idp_client_secret"),
-        (
-            json!({ "error": "invalid_grant" }),
-            "idp_client_secret: the-secret-of-the-tests",
-            "The code was refused",
-        ),
-    ] {
-        let rig = Rig::settings(secret);
-        rig.provider.set(|state| state.token_error = Some((400, error)));
-        let page = rig.browser().open("http://app.localhost/");
-        assert_eq!(page.status, 500);
-        assert!(page.body.contains(text), "{}", page.body);
-    }
-    let rig = Rig::start();
-    rig.provider.set(|state| state.token_error = Some((500, json!("<html>"))));
-    assert_eq!(rig.browser().open("http://app.localhost/").status, 502);
-}
-
-#[test]
 fn the_client_proves_itself_as_it_is_told() {
     let secret = "the-secret-of-the-tests";
     for (setting, header, form_secret, form_id) in [
@@ -376,35 +306,6 @@ fn the_provider_url_may_be_an_issuer_with_a_slash_or_a_discovery_url() {
 }
 
 #[test]
-fn a_document_of_another_issuer_is_not_believed() {
-    let rig = Rig::prepared(Setup::default(), |provider| {
-        provider.set(|state| {
-            state.change_document =
-                Some(Box::new(|document| document["issuer"] = json!("https://evil.test")));
-        });
-    });
-    let page = rig.browser().open("http://app.localhost/");
-    assert_eq!(page.status, 500);
-    assert!(page.body.contains("https://evil.test"), "{}", page.body);
-}
-
-#[test]
-fn a_pool_without_a_domain_is_named() {
-    let rig = Rig::cognito(Setup::default(), |provider| {
-        let issuer = provider.issuer();
-        provider.set(|state| {
-            state.change_document = Some(Box::new(move |document| {
-                document["authorization_endpoint"] = json!(format!("{issuer}/authorize"));
-            }));
-        });
-    });
-    let page = rig.browser().open("http://app.localhost/");
-    assert_eq!(page.status, 500);
-    assert!(page.body.contains("has no domain") && page.body.contains("Branding"), "{}", page.body);
-    assert_eq!(rig.provider.calls("/authorize").len(), 0);
-}
-
-#[test]
 fn the_issuer_of_a_callback_is_compared() {
     for (advertised, extra, status, exchanged) in [
         (false, "", 200, 1),
@@ -464,15 +365,81 @@ fn a_callback_path_may_be_any_and_even_the_root() {
     rig.upstream.forget();
     assert_eq!(browser.get("http://app.localhost/?code=theirs&state=theirs").status, 200);
     assert!(rig.upstream.seen().starts_with("GET /?code=theirs&state=theirs "));
+    // Where no application has `/`, an error without a state is shown, not begun again for ever.
+    let rig = Rig::settings("authenticate_callback_path: /");
+    assert_eq!(rig.browser().open("http://app.localhost/").status, 200);
+    let page = rig.server.get(
+        "authenticate.localhost",
+        "/?error=invalid_request&error_description=attributes+required",
+        "Accept: text/html\r\n",
+    );
+    assert_eq!(page.status, 502);
+    assert!(page.body.contains("attributes required"), "{}", page.body);
+    assert_eq!(rig.server.get("authenticate.localhost", "/", "").header("location"), Some("/.pomerium/"));
 }
 
 #[test]
-fn claims_that_are_required_are_named_when_they_are_missing() {
-    let rig = Rig::settings("require_claims: [email, nickname, phone_number]");
-    let page = rig.browser().open("http://app.localhost/");
-    assert_eq!(page.status, 403);
-    assert!(page.body.contains("no nickname, no phone_number"), "{}", page.body);
-    assert!(page.body.contains("profile") && page.body.contains("phone"), "{}", page.body);
+fn a_callback_may_come_to_an_alias() {
+    let alias = "http://authenticate.localhost/old/callback";
+    let rig =
+        Rig::settings(&format!("authenticate_callback_aliases: [{alias}, \"http://old.localhost/cb\"]"));
+    let mut browser = rig.browser();
+    let callback = browser.until("http://app.localhost/page", "/oauth2/callback?");
+    let page = browser.open(&callback.replace("/oauth2/callback", "/old/callback"));
+    assert_eq!(page.status, 200, "{page:?}");
+    assert!(rig.upstream.seen().contains("GET /page "));
+    // On another host the browser has no cookie of the attempt: it begins again where it can.
+    let answer = rig.server.get("old.localhost", "/cb?code=x&state=y", "Accept: text/html\r\n");
+    assert_eq!(answer.status, 400);
+    assert!(answer.body.contains("sign in again"), "{}", answer.body);
+}
+
+#[test]
+fn an_issuer_that_ends_in_a_slash_is_compared_as_it_is_published() {
+    for typed in ["", "/"] {
+        let rig = Rig::start();
+        let issuer = format!("{}/", rig.provider.issuer());
+        let published = issuer.clone();
+        rig.provider.set(|state| {
+            state.change_document =
+                Some(Box::new(move |document| document["issuer"] = serde_json::json!(published)));
+            let issuer = issuer.clone();
+            state.change_claims = Some(Box::new(move |claims| {
+                claims.insert("iss".into(), serde_json::json!(issuer));
+            }));
+        });
+        let url = format!("{}{typed}", rig.provider.issuer());
+        let own = Rig::with(Setup { settings: format!("idp_provider_url: {url}"), ..Setup::default() });
+        let mut browser = crate::browser::Browser::new(own.server.address, rig.provider.address);
+        assert_eq!(browser.open("http://app.localhost/").status, 200, "{typed}");
+    }
+}
+
+/// With an address that cannot be reached any more, the documents are read again before their hour is over.
+#[test]
+fn endpoints_that_moved_are_found_again() {
+    let rig = Rig::start();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = gone.local_addr().unwrap();
+    drop(gone);
+    rig.provider.set(|state| {
+        state.change_document = Some(Box::new(move |document| {
+            document["token_endpoint"] = serde_json::json!(format!("http://{address}/token"));
+        }));
+    });
+    let own = Rig::with(Setup {
+        settings: format!("idp_provider_url: {}", rig.provider.issuer()),
+        ..Setup::default()
+    });
+    let mut browser = crate::browser::Browser::new(own.server.address, rig.provider.address);
+    assert_eq!(browser.open("http://app.localhost/").status, 503);
+    rig.provider.set(|state| state.change_document = None);
+    let mut left = 60;
+    while browser.open("http://app.localhost/").status != 200 {
+        std::thread::sleep(std::time::Duration::from_millis(250));
+        left -= 1;
+        assert!(left > 0, "it did not recover");
+    }
 }
 
 #[test]

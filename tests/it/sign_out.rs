@@ -134,3 +134,24 @@ fn people_are_sent_on_after_signing_out_where_that_is_set() {
     let page = rig.browser().get("http://authenticate.localhost/.pomerium/signed_out");
     assert_eq!(page.header("location"), Some("https://www.example.com/bye"));
 }
+
+/// A host that was not visited yet has no session of its own; the browser's session ends all the same.
+#[test]
+fn signing_out_on_a_host_without_a_session_ends_the_browsers_session() {
+    let rig = Rig::start();
+    let mut browser = rig.signed_in();
+    let old = browser.clone();
+    // A page of another site that sends the browser here has to ask.
+    let mut lured = browser.clone();
+    let hop = lured.get("http://other.localhost/.pomerium/sign_out").header("location").unwrap().to_owned();
+    assert_eq!(hop, "http://authenticate.localhost/.pomerium/sign_out");
+    let asked = lured.request("GET", &hop, "Sec-Fetch-Site: cross-site\r\n", "");
+    assert!(asked.body.contains("Do you want to sign out?"), "{}", asked.body);
+    assert_eq!(rig.server.get("app.localhost", "/", &old.session("app.localhost")).status, 200);
+
+    let to = browser.until("http://other.localhost/.pomerium/sign_out", "/logout?");
+    assert!(to.contains("id_token_hint="), "{to}");
+    for host in ["app.localhost", "authenticate.localhost"] {
+        assert_ne!(rig.server.get(host, "/.pomerium/user", &old.session(host)).status, 200, "{host}");
+    }
+}

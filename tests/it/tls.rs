@@ -168,3 +168,83 @@ fn upstreams_are_verified_by_their_own_roots_and_name() {
     inner.server.raw_log();
     assert!(inner.server.records().iter().any(|record| record["protocol"] == "HTTP/2"));
 }
+
+/// A TLS server that demands a client certificate, and answers one request with it.
+fn demanding(
+    server: &rcgen::CertifiedKey<rcgen::KeyPair>,
+    client: &rcgen::CertifiedKey<rcgen::KeyPair>,
+) -> u16 {
+    use rustls::pki_types::PrivateKeyDer;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(client.cert.der().clone()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(
+            vec![server.cert.der().clone()],
+            PrivateKeyDer::try_from(server.signing_key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    let config = std::sync::Arc::new(config);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut stream = rustls::StreamOwned::new(connection, stream);
+            let mut part = [0; 4096];
+            // A handshake that fails ends the connection.
+            if std::io::Read::read(&mut stream, &mut part).is_ok_and(|count| count > 0) {
+                let _ =
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn a_route_shows_its_client_certificate_to_the_upstream() {
+    let server = rcgen::generate_simple_self_signed(vec!["inner.test".to_owned()]).unwrap();
+    let client = rcgen::generate_simple_self_signed(vec!["portcullis.test".to_owned()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(vec!["portcullis.test".to_owned()]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let ca = write("ca.pem", server.cert.pem());
+    let port = demanding(&server, &client);
+    let route = |host: &str, certificate: &str| {
+        format!(
+            "
+  - from: http://{host}.localhost
+    to: https://127.0.0.1:{port}
+    tls_custom_ca_file: {ca}
+    tls_server_name: inner.test
+    allow_public_unauthenticated_access: true
+{certificate}"
+        )
+    };
+    let shown = |name: &str, made: &rcgen::CertifiedKey<rcgen::KeyPair>| {
+        let cert = write(&format!("{name}.pem"), made.cert.pem());
+        let key = write(&format!("{name}.key"), made.signing_key.serialize_pem());
+        format!("    tls_client_cert_file: {cert}\n    tls_client_key_file: {key}\n")
+    };
+    let rig = Rig::routes(
+        &[
+            route("right", &shown("right", &client)),
+            route("wrong", &shown("wrong", &other)),
+            route("none", ""),
+        ]
+        .concat(),
+    );
+    for (host, status) in [("right", 200), ("wrong", 502), ("none", 502)] {
+        assert_eq!(rig.server.get(&format!("{host}.localhost"), "/", "").status, status, "{host}");
+    }
+}

@@ -182,8 +182,8 @@ fn userinfo_adds_claims_when_it_is_about_the_same_person() {
     for userinfo in [json!({ "sub": "bob" }), json!({ "team": "red" }), json!({ "sub": null })] {
         assert_eq!(told(userinfo.clone()).0, 403, "{userinfo}");
     }
-    // Userinfo that is no object is not used; a provider that cannot answer is asked again later.
-    assert_eq!(told(json!("text")).0, 200);
+    // Userinfo that cannot be read could say what a rule refuses somebody for.
+    assert_eq!(told(json!("text")).0, 502);
     let rig = Rig::prepared(Default::default(), |provider| {
         provider.set(|state| {
             state.userinfo = Some(json!({ "sub": "jane-1" }));
@@ -263,4 +263,19 @@ fn cognito_groups_decide_and_are_kept_whole() {
     assert_eq!(rig.upstream.header("x-pomerium-claim-custom-team"), ["5"]);
     rig.provider.set(|state| state.claims["token_use"] = json!("access"));
     assert_eq!(rig.browser().open("http://app.localhost/").status, 403);
+}
+
+#[test]
+fn keys_that_cannot_be_fetched_are_not_asked_for_with_every_token() {
+    let rig = Rig::start();
+    assert_eq!(rig.browser().open("http://app.localhost/").status, 200);
+    let before = rig.provider.calls("/jwks").len();
+    rig.provider.set(|state| {
+        state.keys_down = true;
+        state.signer = std::sync::Arc::new(Signer::from_secret(&[8; 32]).unwrap());
+    });
+    for _ in 0..5 {
+        assert_eq!(rig.browser().open("http://app.localhost/").status, 503);
+    }
+    assert_eq!(rig.provider.calls("/jwks").len(), before + 1);
 }
