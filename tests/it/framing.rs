@@ -118,6 +118,8 @@ fn no_way_of_writing_a_path_leads_from_a_public_route_to_a_protected_one() {
         "/public/..%3b/admin",
         "/public/%00/../admin",
         "/public/%c0%ae%c0%ae/admin",
+        "/public/%25c0%25ae%25c0%25ae/admin",
+        "/public/%e0%80%ae%e0%80%ae/admin",
         "/public/..%00/admin",
         "/./public/../admin",
         "//public/../admin",

@@ -15,7 +15,7 @@ fn forged_identity_headers_never_arrive() {
         "X-Pomerium-Claim-Email",
         "X_POMERIUM_CLAIM_EMAIL",
         "x.pomerium.claim.email",
-        "-X-Pomerium-Claim-Email",
+        "-X-Pomerium-Claim-Role",
         ".X-Forwarded-User",
         "X-Pomerium-Claim-Groups",
         "X-Pomerium-Claim-Role",

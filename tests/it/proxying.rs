@@ -378,7 +378,7 @@ fn trailers_pass_without_what_decides_anything() {
         false
     });
     rig.server.send(
-        "POST / HTTP/1.1\r\nHost: open.localhost\r\nTE: trailers\r\nTrailer: X-Sum, X-Pomerium-Claim-Email\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+        "POST / HTTP/1.1\r\nHost: open.localhost\r\nTE: trailers\r\nTrailer: X-Sum, X-Team, X-Pomerium-Claim-Email\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
          2\r\nhi\r\n0\r\nX-Sum: 1\r\nX-Pomerium-Claim-Email: forged\r\nX-Team: forged\r\nX-Forwarded-For: forged\r\nCookie: forged\r\n\r\n",
     );
     let arrived = told.recv_timeout(Duration::from_secs(10)).unwrap();
