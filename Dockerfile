@@ -5,9 +5,8 @@ FROM rust:1.95-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends musl-tools ca-certificates \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY Cargo.toml Cargo.lock askama.tom[l] ./
+COPY Cargo.toml Cargo.lock ./
 COPY src ./src
-COPY config ./config
 # `uname -m` is x86_64 or aarch64, as Rust spells them.
 RUN target="$(uname -m)-unknown-linux-musl" \
  && rustup target add "$target" \
