@@ -171,6 +171,10 @@ impl Reader<'_, '_> {
             None => self.defaults.issuer_format,
         };
         let named = self.file.name.as_ref().map(|Text(name)| name.clone());
+        if named.as_ref().is_some_and(|name| name.chars().any(char::is_control)) {
+            self.error("name", "a control character is in it");
+            return None;
+        }
         Some(RouteSettings {
             name: named.unwrap_or_else(|| format!("{origin}{shown}")),
             description: self.file.description.as_ref().map(|Text(text)| text.clone()),
@@ -268,14 +272,15 @@ impl Reader<'_, '_> {
 
     fn policy(&mut self) -> Option<Policy> {
         let file = self.file;
-        let claims = self.claims()?;
+        let claims = self.claims();
+        let claims_are_right = claims.is_some();
         let short = Shorthand {
             public: flag(file.allow_public_unauthenticated_access).unwrap_or_default(),
             any_authenticated_user: flag(file.allow_any_authenticated_user).unwrap_or_default(),
             cors_preflight: flag(file.cors_allow_preflight).unwrap_or_default(),
             users: list(file.allowed_users.as_ref()),
             domains: list(file.allowed_domains.as_ref()),
-            claims,
+            claims: claims.unwrap_or_default(),
         };
         let narrow = [
             ("allowed_users", file.allowed_users.is_some()),
@@ -323,7 +328,7 @@ impl Reader<'_, '_> {
                 }
             }
         }
-        Some(policy)
+        Some(policy).filter(|_| claims_are_right)
     }
 
     /// `allowed_idp_claims`: claim to values.
@@ -360,7 +365,8 @@ impl Reader<'_, '_> {
     }
 
     fn cluster(&mut self) -> Option<proxy::Settings> {
-        let (upstreams, base) = self.upstreams()?;
+        // What else is wrong is said too.
+        let (upstreams, base) = self.upstreams().unzip();
         let file = self.file;
         let given = |value: &Option<Text>| {
             value.as_ref().map(|Text(text)| text.clone()).filter(|text| !text.is_empty())
@@ -371,7 +377,7 @@ impl Reader<'_, '_> {
         {
             self.error("prefix_rewrite", format!("`{to}` is not a plain path such as `/`"));
         }
-        let to = rewrite.or(base);
+        let to = rewrite.or(base.flatten());
         if to.is_some() && given(&file.regex).is_some() {
             self.error(
                 "regex",
@@ -407,7 +413,7 @@ impl Reader<'_, '_> {
         }
         let set_response_headers = self.response_headers();
         Some(proxy::Settings {
-            upstreams,
+            upstreams: upstreams?,
             tls: tls?,
             timeout: match file.timeout {
                 Some(Span(time)) => Some(time).filter(|time| !time.is_zero()),

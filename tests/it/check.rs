@@ -455,3 +455,25 @@ fn a_callback_that_hides_a_part_of_an_application_is_named() {
         assert!(checked.err.contains("c.yaml:4:1: authenticate_callback_path:"), "{}", checked.err);
     }
 }
+
+#[test]
+fn what_is_wrong_with_a_route_is_said_at_once() {
+    let checked = check(
+        "route.yaml",
+        &format!(
+            "{PROVIDER}routes:\n  - from: https://a.example.com\n    to: nonsense\n    name: \"a\\nb\"\n    prefix_rewrite: x\n    host_rewrite: \"a b\"\n    \
+             allowed_idp_claims: 5\n    policy:\n      - deny:\n          or:\n            - email: <your email>\n            - emial: x\n"
+        ),
+    );
+    assert_eq!(checked.code, 2);
+    for line in [
+        "route.yaml:5:5: routes[0].to: `nonsense` is not a URL",
+        "route.yaml:7:5: routes[0].prefix_rewrite:",
+        "route.yaml:8:5: routes[0].host_rewrite:",
+        "route.yaml:9:5: routes[0].allowed_idp_claims:",
+        "routes[0].policy: the placeholder `<your email>` was not filled in",
+        "emial: unknown policy criterion `emial`",
+    ] {
+        assert!(checked.err.contains(line), "{line}: {}", checked.err);
+    }
+}
