@@ -197,6 +197,99 @@ fn an_internal_url_that_was_not_made_here_is_refused() {
     }
 }
 
+/// Ways to write an address elsewhere, put together from parts, as the public corpora of open redirects are:
+/// wherever a browser would take one of them, it is a host that is served, or it is refused.
+#[test]
+fn no_way_of_writing_an_address_leads_elsewhere() {
+    let rig = Rig::start();
+    let starts = [
+        "",
+        "/",
+        "//",
+        "///",
+        "////",
+        "/\\",
+        "\\",
+        "\\\\",
+        "/./",
+        "/../",
+        "/%2f",
+        "/%5c",
+        "/%09/",
+        "/\t/",
+        "\t//",
+        "/\n/",
+        "http:",
+        "http:/",
+        "http://",
+        "http:///",
+        "http:\\\\",
+        "https:",
+        "https://",
+        "HTTP://",
+        "javascript:",
+        "data:",
+        "//app.localhost@",
+        "//app.localhost:80@",
+        "http://app.localhost@",
+        "http://app.localhost.",
+        "http://app.localhost%2f",
+        "http://app.localhost%00.",
+        "/〱",
+        "〵",
+        "ja\nva\tscript:",
+    ];
+    let hosts = [
+        "evil.test",
+        "evil.test/app.localhost",
+        "evil.test\\@app.localhost",
+        "evil.test?app.localhost",
+        "evil%E3%80%82test",
+        "2130706433",
+    ];
+    let ends = ["", "/", "/%2e%2e", "//", "#app.localhost", "?http://app.localhost", ":80", "\0"];
+    let base = Url::parse("http://app.localhost/").unwrap();
+    let mut count = 0;
+    for start in starts {
+        for host in hosts {
+            for end in ends {
+                let target = format!("{start}{host}{end}");
+                let encoded: String = url::form_urlencoded::byte_serialize(target.as_bytes()).collect();
+                let path = format!("/.pomerium/sign_in?pomerium_redirect_uri={encoded}");
+                let answer = rig.server.get("app.localhost", &path, "");
+                let served = base.join(&target).is_ok_and(|url| url.host_str() == Some("app.localhost"));
+                assert!(answer.status == 400 || (answer.status == 302 && served), "{target:?} {answer:?}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 1500, "{count}");
+    // The same as the path of a page that needs a session: the sign-in comes back to it on its own host.
+    for start in [
+        "//",
+        "///",
+        "/\\",
+        "/./",
+        "/%2f",
+        "/%5c",
+        "/%09/",
+        "/;/",
+        "/@",
+        "/.",
+        "/http://",
+        "/javascript:",
+        "/?u=//",
+        "/#//",
+    ] {
+        let mut browser = rig.browser();
+        browser.open(&format!("http://app.localhost{start}evil.test/%2e%2e"));
+        for visited in &browser.visited {
+            let host = Url::parse(visited).unwrap().host_str().unwrap().to_owned();
+            assert!(host.ends_with("localhost") || host == "127.0.0.1", "{start}: {:?}", browser.visited);
+        }
+    }
+}
+
 #[test]
 fn a_sign_in_leads_only_to_hosts_that_are_served() {
     let rig = Rig::start();

@@ -308,3 +308,39 @@ fn short_forms_are_alternatives() {
     assert_eq!(short(Shorthand { claims, ..Shorthand::default() }, &jane()), "allow");
     assert_eq!(short(Shorthand::default(), &jane()), "deny");
 }
+
+/// A decision is made for every request: it allocates nothing, whoever asks and however it ends.
+#[test]
+fn a_decision_allocates_nothing() {
+    let policy = json!([
+        { "allow": { "and": [
+            { "domain": { "is": "example.com" } },
+            { "email": { "ends_with": "@example.com" } },
+            { "groups": { "has": "ops" } },
+            { "claim/custom:team": "5" },
+            { "claim/address.country": "NL" },
+            { "http_method": { "in": ["GET", "POST"] } },
+            { "http_path": { "starts_with": "/a" } },
+            { "source_ip": "10.0.0.0/8" },
+        ] } },
+        { "allow": { "nor": [{ "user": "bob" }, { "cors_preflight": true }] } },
+        { "deny": { "or": [{ "email": "eve@example.com" }, { "http_path": { "is": "/secret" } }] } },
+    ]);
+    let policy = Policy::compile(&policy, true).unwrap_or_else(|errors| panic!("{errors:?}"));
+    let eve = person(json!({ "sub": "e", "email": "eve@example.com", "email_verified": true }));
+    let (jane, anonymous) = (jane(), Caller::Anonymous);
+    let headers = HeaderMap::new();
+    for (caller, path, expected) in [
+        (&jane, "/a/b", "allow"),
+        (&jane, "/secret", "deny"),
+        (&eve, "/a/b", "deny"),
+        (&anonymous, "/a/b", "sign in"),
+    ] {
+        let client = "10.0.0.5".parse().unwrap();
+        let facts = Facts { caller, method: &Method::GET, path, client, headers: &headers };
+        let mut decided = None;
+        let used = allocation_counter::measure(|| decided = Some(policy.decide(&facts)));
+        assert_eq!(name(&decided.unwrap()), expected, "{path}");
+        assert_eq!(used.count_total, 0, "{expected}: {used:?}");
+    }
+}
