@@ -80,6 +80,9 @@ pub struct Authenticate {
     control: tokio::runtime::Handle,
     /// States whose code was sent to the provider: none is sent twice.
     spent: papaya::HashMap<String, crate::clock::Timestamp>,
+    /// Sessions that attempts ended in a moment ago: the browser's other attempts go on with them, although
+    /// they were sent before its cookie arrived. The lock lets one attempt at a time look and begin.
+    begun: tokio::sync::Mutex<std::collections::HashMap<String, callback::Begun>>,
     /// Renewals under way.
     renewals: std::sync::atomic::AtomicUsize,
 }
@@ -124,6 +127,7 @@ impl Authenticate {
             clock,
             control,
             spent: papaya::HashMap::new(),
+            begun: tokio::sync::Mutex::default(),
             renewals: std::sync::atomic::AtomicUsize::new(0),
         })
     }

@@ -1,11 +1,13 @@
 //! The provider's answer: `/oauth2/callback`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::HeaderMap;
 
-use super::pending::{BEGIN, Pending};
+use super::pending::{BEGIN, Pending, attempt_of};
 use super::{Authenticate, Failure, Redirect, SignInError};
+use crate::clock::Timestamp;
 use crate::crypto::Purpose;
 use crate::session::{Content, Found, Session, Tags};
 
@@ -39,6 +41,15 @@ impl Answer {
         Some(answer)
     }
 }
+
+/// A session that a sign-in ended in.
+pub(super) struct Begun {
+    session: Arc<Session>,
+    until: Timestamp,
+}
+
+/// For so long the tabs of one browser, all opened at once, may take to come back.
+const TABS: Duration = Duration::from_secs(60);
 
 impl Authenticate {
     /// Whether a request to a callback path that a route may have too is for us: its state is ours.
@@ -105,10 +116,11 @@ impl Authenticate {
             Ok(Found::Nobody) => None,
             Err(error) => return Err(Failure::plain(error.into(), target)),
         };
+        let others = self.attempts(headers);
         // On the control plane: a code that was sent is spent, so this goes on when the browser goes away.
         let this = self.clone();
         let finished =
-            self.control.spawn(async move { this.finish(&state, &pending, answer, current).await });
+            self.control.spawn(async move { this.finish(&state, &pending, answer, current, others).await });
         match finished.await.unwrap_or_else(|error| Err(SignInError::Internal(error.to_string()))) {
             Ok(mut redirect) => {
                 redirect.cookies.extend(forget);
@@ -127,6 +139,7 @@ impl Authenticate {
         pending: &Pending,
         answer: Answer,
         current: Option<Arc<Session>>,
+        others: Vec<String>,
     ) -> Result<Redirect, SignInError> {
         let discovered = self.provider.discovered().await?;
         discovered.check_issuer(answer.issuer.as_deref())?;
@@ -144,7 +157,21 @@ impl Authenticate {
         let claims = self.provider.complete(&discovered, &tokens, verified).await?;
         self.check_required(&claims.0)?;
         let content = self.provider.content(claims, &tokens, &pending.nonce, self.clock.now());
-        let (session, cookie) = self.begin_or_go_on(&discovered.issuer, content, current).await?;
+        let (session, cookie) = {
+            let mut begun = self.begun.lock().await;
+            let now = self.clock.now();
+            begun.retain(|_, one| one.until > now && !one.session.has_ended());
+            // The cookie's session, or the one that another tab has begun since this request was sent.
+            let sibling = others.iter().find_map(|attempt| begun.get(attempt));
+            let known = match current {
+                Some(session) => Some((session, false)),
+                None => sibling.map(|one| (one.session.clone(), true)),
+            };
+            let (session, cookie) = self.begin_or_go_on(&discovered.issuer, content, known).await?;
+            let one = Begun { session: session.clone(), until: now + TABS };
+            begun.insert(attempt_of(state).to_owned(), one);
+            (session, cookie)
+        };
         let host = self.settings.url.host_str().unwrap_or_default();
         let mut redirect = if pending.request.host == host {
             let forget = self.forget(BEGIN, &pending.request.attempt);
@@ -157,37 +184,44 @@ impl Authenticate {
     }
 
     /// One browser has one session of a person: another tab's sign-in goes on with it. A session of somebody
-    /// else ends.
+    /// else ends. `known`: the session, and whether the browser still has to be given its cookie.
     async fn begin_or_go_on(
         &self,
         issuer: &str,
         content: Content,
-        current: Option<Arc<Session>>,
+        known: Option<(Arc<Session>, bool)>,
     ) -> Result<(Arc<Session>, Option<String>), SignInError> {
-        if let Some(session) = current {
+        let host = self.settings.url.host_str().unwrap_or_default();
+        if let Some((session, lacks_cookie)) = known {
             let identity = session.identity();
             let same = *identity.provider == *content.provider
                 && content.claims.get("sub").and_then(serde_json::Value::as_str) == Some(&*identity.subject);
-            // A renewal that is under way has its turn first.
-            let turn = session.renewing.lock().await;
-            let stored = if same { self.sessions.content(&session).await? } else { None };
-            if let Some((record, old)) = stored {
-                let content = Content { name: old.name, ..content.clone() };
-                if self.sessions.replace(&session, &record, &content).await? {
-                    drop(turn);
-                    return Ok((session, None));
-                }
-            }
-            drop(turn);
             if !same {
                 self.sessions.end(&session).await?;
+            } else if self.refill(&session, &content).await? {
+                if !lacks_cookie {
+                    return Ok((session, None));
+                }
+                let key = self.sessions.key(&session);
+                let cookie = self.sessions.add_host(session.id, key, session.expires, host).await?;
+                if cookie.is_some() {
+                    return Ok((session, cookie));
+                }
             }
         }
         let tags = self.tags(issuer, &content);
-        let host = self.settings.url.host_str().unwrap_or_default();
         let (session, cookie) = self.sessions.begin(&content, tags, host).await?;
         tracing::info!(session = %content.name, provider = %content.provider, "signed in");
         Ok((session, Some(cookie)))
+    }
+
+    /// Puts what a new sign-in brought into a session of the same person; `false` when it has ended.
+    async fn refill(&self, session: &Session, content: &Content) -> Result<bool, SignInError> {
+        // A renewal that is under way has its turn first.
+        let _turn = session.renewing.lock().await;
+        let Some((record, old)) = self.sessions.content(session).await? else { return Ok(false) };
+        let content = Content { name: old.name, ..content.clone() };
+        Ok(self.sessions.replace(session, &record, &content).await?)
     }
 
     /// `require_claims`: nobody is let in without them.

@@ -82,6 +82,15 @@ impl Authenticate {
         serde_json::from_slice(&plain).ok()
     }
 
+    /// The attempts that a browser has under way, or had a moment ago.
+    pub(super) fn attempts(&self, headers: &HeaderMap) -> Vec<String> {
+        let settings = self.sessions.cookie();
+        cookies::all(headers)
+            .filter_map(|(name, _)| settings.attempt(STATE, name))
+            .map(str::to_owned)
+            .collect()
+    }
+
     /// `Set-Cookie` that forgets an attempt.
     pub(super) fn forget(&self, kind: &str, attempt: &str) -> String {
         self.sessions.cookie().sign_in(kind, attempt, "", Duration::ZERO)

@@ -612,6 +612,33 @@ fn tabs_of_one_browser_share_one_session_and_one_sign_out_ends_it() {
     assert_eq!(rig.provider.calls("/authorize").len(), before + 1, "nobody is signed in silently");
 }
 
+/// Tabs that a browser restores at once come back at once: no callback carries the cookie of another one yet.
+#[test]
+fn tabs_that_come_back_at_the_same_time_share_one_session() {
+    let rig = Rig::start();
+    let mut browser = rig.browser();
+    let callbacks = ["http://app.localhost/one", "http://other.localhost/two", "http://app.localhost/three"]
+        .map(|page| browser.until(page, "/oauth2/callback"));
+    let tabs: Vec<_> = callbacks
+        .iter()
+        .map(|callback| {
+            let (mut tab, callback) = (browser.clone(), callback.clone());
+            std::thread::spawn(move || {
+                assert_eq!(tab.open(&callback).status, 200);
+                tab
+            })
+        })
+        .collect();
+    let mut tabs: Vec<_> = tabs.into_iter().map(|tab| tab.join().unwrap()).collect();
+    let old = tabs.clone();
+    tabs[2].open("http://app.localhost/.pomerium/sign_out");
+    for (tab, host) in old.iter().zip(["app.localhost", "other.localhost", "app.localhost"]) {
+        for host in [host, "authenticate.localhost"] {
+            assert_ne!(rig.server.get(host, "/.pomerium/user", &tab.session(host)).status, 200, "{host}");
+        }
+    }
+}
+
 #[test]
 fn signing_in_as_somebody_else_ends_the_first_ones_session() {
     let rig = Rig::start();
