@@ -157,20 +157,9 @@ impl Authenticate {
         let claims = self.provider.complete(&discovered, &tokens, verified).await?;
         self.check_required(&claims.0)?;
         let content = self.provider.content(claims, &tokens, &pending.nonce, self.clock.now());
-        let (session, cookie) = {
-            let mut begun = self.begun.lock().await;
-            let now = self.clock.now();
-            begun.retain(|_, one| one.until > now && !one.session.has_ended());
-            // The cookie's session, or the one that another tab has begun since this request was sent.
-            let sibling = others.iter().find_map(|attempt| begun.get(attempt));
-            let known = match current {
-                Some(session) => Some((session, false)),
-                None => sibling.map(|one| (one.session.clone(), true)),
-            };
-            let (session, cookie) = self.begin_or_go_on(&discovered.issuer, content, known).await?;
-            let one = Begun { session: session.clone(), until: now + TABS };
-            begun.insert(attempt_of(state).to_owned(), one);
-            (session, cookie)
+        let (session, cookie) = match current {
+            Some(session) => self.begin_or_go_on(&discovered.issuer, content, Some((session, false))).await?,
+            None => self.begin_once(&discovered.issuer, content, state, &others).await?,
         };
         let host = self.settings.url.host_str().unwrap_or_default();
         let mut redirect = if pending.request.host == host {
@@ -181,6 +170,29 @@ impl Authenticate {
         };
         redirect.cookies.extend(cookie);
         Ok(redirect)
+    }
+
+    /// Without a session's cookie: goes on with the session that another tab has begun since this request was
+    /// sent. Only looking and beginning are done one at a time: going on may wait for a renewal.
+    async fn begin_once(
+        &self,
+        issuer: &str,
+        content: Content,
+        state: &str,
+        others: &[String],
+    ) -> Result<(Arc<Session>, Option<String>), SignInError> {
+        let mut begun = self.begun.lock().await;
+        let now = self.clock.now();
+        begun.retain(|_, one| one.until > now && !one.session.has_ended());
+        let sibling = others.iter().find_map(|attempt| begun.get(attempt)).map(|one| one.session.clone());
+        if let Some(session) = sibling {
+            drop(begun);
+            return self.begin_or_go_on(issuer, content, Some((session, true))).await;
+        }
+        let (session, cookie) = self.begin_or_go_on(issuer, content, None).await?;
+        let one = Begun { session: session.clone(), until: now + TABS };
+        begun.insert(attempt_of(state).to_owned(), one);
+        Ok((session, cookie))
     }
 
     /// One browser has one session of a person: another tab's sign-in goes on with it. A session of somebody

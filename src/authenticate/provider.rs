@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -86,8 +86,7 @@ pub struct Provider {
     /// The provider knew us by the body, not by the header.
     pub(super) prefers_post: AtomicBool,
     pub(super) sign_out_registered: tokio::sync::Mutex<Option<(bool, Timestamp)>>,
-    /// An endpoint could not be reached since the documents were read.
-    doubted: AtomicBool,
+    /// Told when an endpoint could not be reached.
     doubt: tokio::sync::Notify,
 }
 
@@ -152,7 +151,6 @@ impl Provider {
             fetching: tokio::sync::Mutex::new(None),
             prefers_post: AtomicBool::new(false),
             sign_out_registered: tokio::sync::Mutex::new(None),
-            doubted: AtomicBool::new(false),
             doubt: tokio::sync::Notify::new(),
         }
     }
@@ -211,9 +209,8 @@ impl Provider {
 
     /// Asks at the start, after failures with growing patience, and every hour.
     pub(super) async fn keep_discovered(&self) {
-        let mut wait = RETRY;
+        let (mut wait, mut doubted) = (RETRY, false);
         loop {
-            let doubted = self.doubted.swap(false, Ordering::AcqRel);
             let age = if doubted { RETRY } else { REFRESH };
             let due =
                 self.discovered.load().as_ref().is_none_or(|known| self.clock.now() >= known.fetched + age);
@@ -225,16 +222,15 @@ impl Provider {
             }
             let known = self.discovered.load().is_some();
             let wait = if known && wait == RETRY { Duration::from_secs(60) } else { wait };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.doubt.notified() => tokio::time::sleep(RETRY).await,
+            doubted = tokio::time::timeout(wait, self.doubt.notified()).await.is_ok();
+            if doubted {
+                tokio::time::sleep(RETRY).await;
             }
         }
     }
 
     /// An endpoint could not be reached: it may have moved, so the documents are read again soon.
     pub(super) fn doubt(&self) {
-        self.doubted.store(true, Ordering::Release);
         self.doubt.notify_one();
     }
 
