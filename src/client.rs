@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 
 mod dial;
 
-pub use dial::{DialError, Names, is_loopback};
+pub use dial::{DialError, Names, is_loopback, keepalive};
 
 /// An HTTP client for one identity provider.
 #[derive(Clone)]

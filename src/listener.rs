@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol as Transport, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol as Transport, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -110,9 +110,7 @@ fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
         socket.set_only_v6(false)?;
     }
     // Inherited by what is accepted: a client that vanished is noticed.
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new().with_time(Duration::from_secs(120)).with_interval(Duration::from_secs(30)),
-    )?;
+    socket.set_tcp_keepalive(&crate::client::keepalive())?;
     if shared {
         socket.set_reuse_port(true)?;
     }

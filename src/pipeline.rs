@@ -125,13 +125,12 @@ async fn answer(
         return Err(Refusal::NotFound.into());
     }
     if let Some(endpoint) = own::endpoint(snapshot, &canonical, &taken)? {
-        return own::answer(cx, snapshot, connection, endpoint, &canonical, taken, record).await;
+        return own::answer(cx, snapshot, endpoint, &canonical, taken, record).await;
     }
 
     let route = snapshot.routes.find(&canonical)?;
     record.routed(route);
     let trusted = snapshot.forwarded_rules.trusts(connection.peer_ip());
-    let client_ip = snapshot.forwarded_rules.client(connection, taken.headers());
     headers::scrub(taken.headers_mut(), &snapshot.header_rules, trusted)?;
     let (parts, body) = taken.into_parts();
     let upgrade =
@@ -147,7 +146,7 @@ async fn answer(
         }
         Err(exit) => return Err(exit),
     };
-    let permit = match decide(route, &caller, &canonical, client_ip, &request) {
+    let permit = match decide(route, &caller, &canonical, record.client(), &request) {
         Decision::Allow(permit) => {
             let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, request.headers());
             record.decided(cx, route, &caller, origin.is_ok(), permit.decided());
@@ -234,21 +233,10 @@ fn check_origin(
 
 /// Removes credentials that are for us. Others stay as they are.
 fn remove_own_authorization(fields: &mut HeaderMap) {
-    let ours = |value: &HeaderValue| {
-        value
-            .as_bytes()
-            .trim_ascii_start()
-            .get(..9)
-            .is_some_and(|start| start.eq_ignore_ascii_case(b"pomerium "))
-    };
-    if fields.get_all(AUTHORIZATION).iter().any(ours) {
-        let kept: Vec<_> =
-            fields.get_all(AUTHORIZATION).iter().filter(|value| !ours(value)).cloned().collect();
-        fields.remove(AUTHORIZATION);
-        for value in kept {
-            fields.append(AUTHORIZATION, value);
-        }
-    }
+    headers::retain(fields, &AUTHORIZATION, |value| {
+        let start = value.as_bytes().trim_ascii_start().get(..9);
+        !start.is_some_and(|start| start.eq_ignore_ascii_case(b"pomerium "))
+    });
 }
 
 /// Asks the policy. Where the path has other readings and the policy looks at it, all of them must pass.

@@ -37,6 +37,11 @@ pub enum DialError {
     },
 }
 
+/// How a peer that vanished without a word is noticed, on connections of either direction.
+pub fn keepalive() -> socket2::TcpKeepalive {
+    socket2::TcpKeepalive::new().with_time(Duration::from_secs(120)).with_interval(Duration::from_secs(30))
+}
+
 impl Names {
     /// Names with fixed addresses; a port replaces the one that was asked for.
     pub const fn new(overrides: Vec<(String, IpAddr, Option<u16>)>) -> Self {
@@ -56,11 +61,7 @@ impl Names {
                     // Without it small requests wait for acknowledgements; a failure costs only that.
                     let _ = stream.set_nodelay(true);
                     // So is a peer that vanished noticed.
-                    let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(
-                        &socket2::TcpKeepalive::new()
-                            .with_time(Duration::from_secs(120))
-                            .with_interval(Duration::from_secs(30)),
-                    );
+                    let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive());
                     return Ok(stream);
                 }
                 Ok(Err(error)) => last = error.to_string(),

@@ -213,6 +213,18 @@ pub fn scrub_trailers(trailers: &mut HeaderMap, rules: &HeaderRules) {
     }
 }
 
+/// Keeps only some lines of a field, in their order.
+pub fn retain(headers: &mut HeaderMap, name: &HeaderName, keep: impl Fn(&HeaderValue) -> bool) {
+    if headers.get_all(name).iter().all(&keep) {
+        return;
+    }
+    let kept: Vec<_> = headers.get_all(name).iter().filter(|value| keep(value)).cloned().collect();
+    headers.remove(name);
+    for value in kept {
+        headers.append(name, value);
+    }
+}
+
 /// Removes the fields that concern one connection only (RFC 9110 §7.6.1), the ones that `Connection` names
 /// included. `TE: trailers` stays, because trailers pass through.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {

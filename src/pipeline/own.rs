@@ -9,7 +9,6 @@ use super::records::Record;
 use super::{Context, Exit, identify};
 use crate::authenticate::Redirect;
 use crate::authorize::{Decision, Facts};
-use crate::connection::Connection;
 use crate::http::{BadRequest, Body, Canonical, Client, is_cross_site};
 use crate::identity::{Caller, Identity};
 use crate::pages::{self, Application, Fact, Occasion, Refusal};
@@ -93,7 +92,6 @@ pub(super) fn endpoint(
 pub(super) async fn answer(
     cx: &Context,
     snapshot: &Arc<Snapshot>,
-    connection: &Connection,
     endpoint: Endpoint,
     canonical: &Canonical,
     request: Request<Body>,
@@ -139,7 +137,6 @@ pub(super) async fn answer(
         Endpoint::SignOut => sign_out(snapshot, query, host, &origin, request.headers(), &at).await,
         Endpoint::SignedOut => Ok(signed_out(snapshot, &at)),
         Endpoint::User | Endpoint::Claims | Endpoint::Routes | Endpoint::RoutesApi => {
-            let client_ip = snapshot.forwarded_rules.client(connection, request.headers());
             let (caller, session) = identify(snapshot, host, request.headers(), &cx.clock).await?;
             let (Caller::Identified(identity), Some(session)) = (&caller, session) else {
                 let target = format!("{origin}{}", canonical.path.canonical);
@@ -150,7 +147,7 @@ pub(super) async fn answer(
             Ok(match endpoint {
                 Endpoint::Claims => pages::json_reply(StatusCode::OK, &claims(identity)),
                 Endpoint::RoutesApi => {
-                    let all: Vec<_> = applications(snapshot, &caller, client_ip)
+                    let all: Vec<_> = applications(snapshot, &caller, record.client())
                         .into_iter()
                         .map(|one| json!({ "name": one.name, "from": one.url, "description": one.description }))
                         .collect();
@@ -169,7 +166,7 @@ pub(super) async fn answer(
                         &identity.name,
                         &facts,
                         &shown_claims(identity),
-                        &applications(snapshot, &caller, client_ip),
+                        &applications(snapshot, &caller, record.client()),
                         &at,
                     )
                 }

@@ -103,6 +103,11 @@ impl Record {
         &self.id
     }
 
+    /// The address of whoever asked.
+    pub(super) const fn client(&self) -> IpAddr {
+        self.ip
+    }
+
     pub(super) fn host(&self) -> Option<&str> {
         self.host.as_deref()
     }

@@ -160,21 +160,13 @@ impl Cluster {
     }
 
     fn edit_response(&self, fields: &mut HeaderMap, rules: &ResponseRules<'_>) {
-        if fields.contains_key(SET_COOKIE) {
-            let ours = |value: &HeaderValue| {
-                let text = String::from_utf8_lossy(value.as_bytes());
-                // A browser sends a cookie without a name as its value alone, which then reads as a name.
-                let text = text.trim_start_matches(|c: char| c == '=' || c.is_whitespace());
-                let name = text.split(['=', ';']).next().unwrap_or_default();
-                (rules.is_our_cookie)(name.trim())
-            };
-            let kept: Vec<_> =
-                fields.get_all(SET_COOKIE).iter().filter(|value| !ours(value)).cloned().collect();
-            fields.remove(SET_COOKIE);
-            for value in kept {
-                fields.append(SET_COOKIE, value);
-            }
-        }
+        headers::retain(fields, &SET_COOKIE, |value| {
+            let text = String::from_utf8_lossy(value.as_bytes());
+            // A browser sends a cookie without a name as its value alone, which then reads as a name.
+            let text = text.trim_start_matches(|c: char| c == '=' || c.is_whitespace());
+            let name = text.split(['=', ';']).next().unwrap_or_default();
+            !(rules.is_our_cookie)(name.trim())
+        });
         // An answer does not say who is calling, nor where else this host can be reached.
         fields.remove(&headers::ASSERTION);
         fields.remove(ALT_SVC);
