@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::rig::BINARY;
+use crate::rig::{BINARY, self_signed, write_certificate};
 
 struct Checked {
     code: i32,
@@ -146,10 +146,9 @@ fn the_manifests_are_right_once_their_placeholders_are_filled_in() {
     let map = include_str!("../../deploy/kubernetes/configmap.yaml");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("configmap.yaml");
-    let (certificate, key) = certificate(directory.path());
-    let mounted = map
-        .replace("/etc/portcullis/tls/tls.crt", certificate.to_str().unwrap())
-        .replace("/etc/portcullis/tls/tls.key", key.to_str().unwrap());
+    let (certificate, key) = write_certificate(directory.path(), "tls", &self_signed("*.example.com"));
+    let mounted =
+        map.replace("/etc/portcullis/tls/tls.crt", &certificate).replace("/etc/portcullis/tls/tls.key", &key);
     let secret = include_str!("../../deploy/kubernetes/secret.yaml");
     let environment: Vec<_> = secret
         .lines()
@@ -192,10 +191,8 @@ fn the_sample_of_the_readme_is_right() {
         rest.split_once("\n```").unwrap().0
     };
     let directory = tempfile::tempdir().unwrap();
-    let (certificate, key) = certificate(directory.path());
-    let text = block("```yaml\n")
-        .replace("/tls/tls.crt", certificate.to_str().unwrap())
-        .replace("/tls/tls.key", key.to_str().unwrap());
+    let (certificate, key) = write_certificate(directory.path(), "tls", &self_signed("*.example.com"));
+    let text = block("```yaml\n").replace("/tls/tls.crt", &certificate).replace("/tls/tls.key", &key);
     let path = directory.path().join("portcullis.yaml");
     std::fs::write(&path, text).unwrap();
     let environment: Vec<_> = block("```sh\n")
@@ -207,15 +204,6 @@ fn the_sample_of_the_readme_is_right() {
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let checked = run(&["check", "-c", path.to_str().unwrap()], &environment);
     assert_eq!((checked.code, checked.err.as_str()), (0, ""), "{}", checked.out);
-}
-
-/// A certificate and its key, as files.
-fn certificate(directory: &std::path::Path) -> (std::path::PathBuf, std::path::PathBuf) {
-    let made = rcgen::generate_simple_self_signed(vec!["*.example.com".to_owned()]).unwrap();
-    let (certificate, key) = (directory.join("tls.crt"), directory.join("tls.key"));
-    std::fs::write(&certificate, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    (certificate, key)
 }
 
 const PROVIDER: &str = "idp_provider_url: https://idp.example.com\nidp_client_id: x\n";

@@ -2,15 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rcgen::{CertifiedKey, KeyPair};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::rig::{Rig, Setup};
+use crate::rig::{Rig, Setup, self_signed, write_certificate};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -23,9 +22,21 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
+/// The server's certificate, which the client believes.
+static CERTIFICATE: LazyLock<CertifiedKey<KeyPair>> = LazyLock::new(|| self_signed("open.localhost"));
+
 fn rig() -> Rig {
+    rig_with("")
+}
+
+fn rig_with(settings: &str) -> Rig {
+    let directory = tempfile::tempdir().unwrap();
+    let (cert, key) = write_certificate(directory.path(), "open", &CERTIFICATE);
     Rig::with(Setup {
-        settings: "insecure_server: false\nauthenticate_service_url: https://authenticate.localhost".into(),
+        settings: format!(
+            "insecure_server: false\nauthenticate_service_url: https://authenticate.localhost\n\
+             certificate_file: {cert}\ncertificate_key_file: {key}\n{settings}"
+        ),
         routes: "
   - from: https://open.localhost
     to: http://UPSTREAM
@@ -200,19 +211,9 @@ fn frames_that_have_to_be_answered_do_not_fill_the_memory() {
 
 #[test]
 fn an_idle_connection_is_closed() {
-    let rig = Rig::with(Setup {
-        settings: "insecure_server: false\ntimeout_idle: 1s\nauthenticate_service_url: https://authenticate.localhost"
-            .into(),
-        routes: "
-  - from: https://open.localhost
-    to: http://UPSTREAM
-    allow_public_unauthenticated_access: true
-"
-        .into(),
-        ..Setup::default()
-    });
+    let rig = rig_with("timeout_idle: 1s");
     let mut client = Client::connect(&rig);
-    assert_eq!(client.get("/"), Outcome::Answered(200));
+    assert_eq!(client.get("/public/"), Outcome::Answered(200));
     assert!(client.frames(Duration::from_secs(30), |kind, _| kind == GO_AWAY).is_some());
     // One that says nothing at all is closed too.
     let mut silent = Client::connect(&rig);
@@ -266,11 +267,13 @@ struct Client {
 
 impl Client {
     fn connect(rig: &Rig) -> Self {
-        let mut config = ClientConfig::builder_with_provider(provider())
+        let mut roots = RootCertStore::empty();
+        roots.add(CERTIFICATE.cert.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anything))
+            .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
         let name = ServerName::try_from("open.localhost").unwrap();
@@ -371,49 +374,4 @@ fn head(fields: &[(&str, &str)]) -> Vec<u8> {
         text(&mut out, value);
     }
     out
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
-
-/// The server's certificate is self-signed; it is not what is looked at here.
-#[derive(Debug)]
-struct Anything;
-
-impl ServerCertVerifier for Anything {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, &algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, &algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -2,10 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rcgen::{CertifiedKey, KeyPair};
 use serde_json::Value;
 
 use crate::browser::Browser;
@@ -278,6 +280,19 @@ impl Drop for Server {
             assert!(!panicked, "the server panicked: {log:#?}");
         }
     }
+}
+
+/// A self-signed certificate for a name.
+pub fn self_signed(name: &str) -> CertifiedKey<KeyPair> {
+    rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap()
+}
+
+/// Writes a certificate and its key as `FILE.pem` and `FILE.key`; their paths.
+pub fn write_certificate(directory: &Path, file: &str, made: &CertifiedKey<KeyPair>) -> (String, String) {
+    let (cert, key) = (directory.join(format!("{file}.pem")), directory.join(format!("{file}.key")));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    (cert.display().to_string(), key.display().to_string())
 }
 
 /// Everything until the server closes, which it has to.

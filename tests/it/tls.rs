@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::rig::{Rig, Setup};
+use crate::rig::{Rig, Setup, self_signed, write_certificate};
 
 /// Asks with curl, which speaks TLS and HTTP/2 independently of us.
 fn curl(rig: &Rig, host: &str, path: &str, more: &[&str]) -> (String, String) {
@@ -84,12 +84,8 @@ fn certificates_are_chosen_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let mut settings = "certificates:\n".to_owned();
     for (file, name) in [("a", "*.a.localhost"), ("b", "open.localhost")] {
-        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
-        let (cert, key) =
-            (directory.path().join(format!("{file}.pem")), directory.path().join(format!("{file}.key")));
-        std::fs::write(&cert, made.cert.pem()).unwrap();
-        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        settings.push_str(&format!("  - {{cert: {}, key: {}}}\n", cert.display(), key.display()));
+        let (cert, key) = write_certificate(directory.path(), file, &self_signed(name));
+        settings.push_str(&format!("  - {{cert: {cert}, key: {key}}}\n"));
     }
     let rig = rig(&settings);
     for (host, file) in [("x.a.localhost", "a"), ("open.localhost", "b"), ("y.a.localhost", "a")] {
@@ -119,16 +115,9 @@ fn a_cleartext_request_to_a_tls_port_gets_nothing() {
 fn upstreams_are_verified_by_their_own_roots_and_name() {
     // Our own server, with its own certificate, is the encrypted upstream.
     let directory = tempfile::tempdir().unwrap();
-    let made = rcgen::generate_simple_self_signed(vec!["inner.test".to_owned()]).unwrap();
-    let (cert, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
-    std::fs::write(&cert, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let (ca, key) = write_certificate(directory.path(), "inner", &self_signed("inner.test"));
     let inner = Rig::with(Setup {
-        settings: format!(
-            "{SETTINGS}\ncertificate_file: {}\ncertificate_key_file: {}",
-            cert.display(),
-            key.display()
-        ),
+        settings: format!("{SETTINGS}\ncertificate_file: {ca}\ncertificate_key_file: {key}"),
         routes: "
   - from: https://inner.test
     to: http://UPSTREAM
@@ -148,7 +137,6 @@ fn upstreams_are_verified_by_their_own_roots_and_name() {
 {tls}"
         )
     };
-    let ca = cert.display();
     let outer = Rig::routes(
         &[
             route("none", ""),
@@ -209,16 +197,10 @@ fn demanding(
 
 #[test]
 fn a_route_shows_its_client_certificate_to_the_upstream() {
-    let server = rcgen::generate_simple_self_signed(vec!["inner.test".to_owned()]).unwrap();
-    let client = rcgen::generate_simple_self_signed(vec!["portcullis.test".to_owned()]).unwrap();
-    let other = rcgen::generate_simple_self_signed(vec!["portcullis.test".to_owned()]).unwrap();
+    let server = self_signed("inner.test");
+    let (client, other) = (self_signed("portcullis.test"), self_signed("portcullis.test"));
     let directory = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: String| {
-        let path = directory.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.display().to_string()
-    };
-    let ca = write("ca.pem", server.cert.pem());
+    let (ca, _) = write_certificate(directory.path(), "inner", &server);
     let port = demanding(&server, &client);
     let route = |host: &str, certificate: &str| {
         format!(
@@ -232,8 +214,7 @@ fn a_route_shows_its_client_certificate_to_the_upstream() {
         )
     };
     let shown = |name: &str, made: &rcgen::CertifiedKey<rcgen::KeyPair>| {
-        let cert = write(&format!("{name}.pem"), made.cert.pem());
-        let key = write(&format!("{name}.key"), made.signing_key.serialize_pem());
+        let (cert, key) = write_certificate(directory.path(), name, made);
         format!("    tls_client_cert_file: {cert}\n    tls_client_key_file: {key}\n")
     };
     let rig = Rig::routes(
