@@ -17,4 +17,4 @@ mod request;
 pub use body::{Body, BodyError, End, Limits, Watcher};
 pub use client::{Client, is_cross_site, is_same_site_form};
 pub use path::{EscapedSlashes, PathRules, Readings};
-pub use request::{BadRequest, Canonical, Scheme, canonicalise, split_host};
+pub use request::{BadRequest, Canonical, Misread, Scheme, canonicalise, split_host};

@@ -17,8 +17,10 @@ use crate::connection::{Connection, Protocol};
 use crate::pipeline::Context;
 use crate::tls::Acceptor;
 
+mod body;
 mod drive;
 mod gate;
+mod head;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use ::http::header::{AUTHORIZATION, CONNECTION, HeaderValue, UPGRADE};
+use ::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderValue, UPGRADE};
 use ::http::{HeaderMap, Request, Response, StatusCode};
 use arc_swap::ArcSwap;
 use hyper::body::Incoming;
@@ -16,7 +16,7 @@ use crate::authorize::{Decision, Facts};
 use crate::clock::Clock;
 use crate::connection::{Connection, Protocol};
 use crate::http::headers::{self, REQUEST_ID};
-use crate::http::{BadRequest, Body, Canonical, Client, Scheme, canonicalise, cookies};
+use crate::http::{BadRequest, Body, Canonical, Client, Misread, Scheme, canonicalise, cookies};
 use crate::identity::Caller;
 use crate::pages::{self, Denied, Occasion, Refusal};
 use crate::proxy::{Errand, ResponseRules, Upgrade};
@@ -30,6 +30,9 @@ mod sign_in;
 
 use records::Record;
 pub use records::RequestIds;
+
+/// The one expectation that can be met (RFC 9110 §10.1.1).
+const CONTINUE: &[u8] = b"100-continue";
 
 /// What a worker serves requests with.
 pub struct Context {
@@ -59,12 +62,12 @@ impl<T: Into<Refusal>> From<T> for Exit {
     }
 }
 
-/// Serves one request. `misframed`: its bytes could be read in two ways, which only the listener can see.
+/// Serves one request. `misread`: what the listener found wrong with its bytes; the request is a stand-in then.
 pub async fn serve(
     cx: &Context,
     connection: &Connection,
     request: Request<Incoming>,
-    misframed: Option<BadRequest>,
+    misread: Option<Misread>,
 ) -> Response<Body> {
     let snapshot = cx.snapshot.load_full();
     let mut request = request.map(|body| Body::stream(body).with_rules(&snapshot.header_rules));
@@ -73,8 +76,11 @@ pub async fn serve(
     let asked_to_upgrade = request.headers().contains_key(UPGRADE);
     let retried = sign_in::has_retried(&snapshot, request.headers());
     let host = request.uri().host().map(str::to_owned);
-    let outcome = match misframed {
-        Some(reason) => Err(reason.into()),
+    let outcome = match misread {
+        Some(misread) => {
+            record.misread(&misread);
+            Err(Refusal::Unreadable(misread.status, misread.reason).into())
+        }
         None => Box::pin(answer(cx, &snapshot, connection, &mut request, &mut record)).await,
     };
     if let Err(Exit::Refuse(refusal)) = &outcome {
@@ -119,6 +125,10 @@ async fn answer(
     let scheme = if connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
     let (parts, body) = std::mem::replace(request, Request::new(Body::empty())).into_parts();
     let canonical = canonicalise(&parts, scheme, snapshot.path_rules)?;
+    if parts.headers.get(EXPECT).is_some_and(|expected| !expected.as_bytes().eq_ignore_ascii_case(CONTINUE)) {
+        let reason = BadRequest("it expects something other than `100-continue`");
+        return Err(Refusal::Unreadable(StatusCode::EXPECTATION_FAILED, reason).into());
+    }
     record.about(&canonical);
     let mut taken = Request::from_parts(parts, body);
     if !snapshot.serves(&canonical.host) {

@@ -71,6 +71,11 @@ pub type Health = fn(
 /// # Errors
 /// When it cannot start.
 pub fn run(settings: Settings, health: Health) -> Result<(), RuntimeError> {
+    // Many systems let a process have 1,024 open files unless it asks for more.
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+    }
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")

@@ -2,7 +2,7 @@
 
 use http::header::{CONTENT_LENGTH, HOST};
 use http::request::Parts;
-use http::{Method, Version};
+use http::{Method, StatusCode, Version};
 
 use super::headers::single;
 use super::{PathRules, Readings};
@@ -11,6 +11,21 @@ use super::{PathRules, Readings};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadRequest(pub &'static str);
+
+/// A request whose bytes could not be read, or could be read in two ways; only the listener can see that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misread {
+    /// What is answered.
+    pub status: StatusCode,
+    /// Why.
+    pub reason: BadRequest,
+    /// The method, as far as it could be read.
+    pub method: Option<Method>,
+    /// The target without its query, as far as it could be read.
+    pub path: Option<String>,
+    /// What the listener serves in its place.
+    pub stand_in: Vec<u8>,
+}
 
 /// `http` or `https`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

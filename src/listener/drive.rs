@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ::http::Request;
+use ::http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -17,7 +17,7 @@ use super::gate::Gate;
 use super::{Limits, stopped};
 use crate::clock::Clock;
 use crate::connection::Connection;
-use crate::http::{End, Watcher};
+use crate::http::{BadRequest, End, Misread, Watcher};
 use crate::pipeline::{self, Context};
 
 /// Requests that may run beside each other on one HTTP/2 connection.
@@ -35,13 +35,13 @@ pub(super) async fn http1<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let gate = Gate::new(stream, limits.head);
+    let gate = Gate::new(stream, limits.head, limits.head_size);
     let verdict = gate.verdict();
     let peer = connection.peer_ip();
     let connection = Arc::new(connection);
     let service = service_fn(move |request: Request<Incoming>| {
-        let (context, connection, misframed) = (context.clone(), connection.clone(), verdict.next());
-        async move { Ok::<_, Infallible>(pipeline::serve(&context, &connection, request, misframed).await) }
+        let (context, connection, misread) = (context.clone(), connection.clone(), verdict.next());
+        async move { Ok::<_, Infallible>(pipeline::serve(&context, &connection, request, misread).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -49,7 +49,6 @@ pub(super) async fn http1<S>(
         .header_read_timeout(limits.idle)
         .max_buf_size(2 * limits.head_size)
         .max_header_size(limits.head_size)
-        .max_headers(256)
         .serve_connection(TokioIo::new(gate), service)
         .with_upgrades();
     let mut served = pin!(served);
@@ -79,8 +78,9 @@ pub(super) async fn http2<S>(
     let service = service_fn(move |request: Request<Incoming>| {
         let (context, connection) = (context.clone(), connection.clone());
         let stream = seen.begin(&context.clock);
+        let misread = (head_size(&request) > limits.head_size).then(|| too_large(&request));
         async move {
-            let mut response = pipeline::serve(&context, &connection, request, None).await;
+            let mut response = pipeline::serve(&context, &connection, request, misread).await;
             response.body_mut().watch(Box::new(stream));
             Ok::<_, Infallible>(response)
         }
@@ -89,7 +89,8 @@ pub(super) async fn http2<S>(
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_local_error_reset_streams(RESETS)
-        .max_header_list_size(u32::try_from(limits.head_size).unwrap_or(u32::MAX))
+        // What is somewhat too large is answered by us, with a page and a record; what is larger by h2.
+        .max_header_list_size(u32::try_from(2 * limits.head_size).unwrap_or(u32::MAX))
         .keep_alive_interval(Duration::from_secs(60))
         .serve_connection(TokioIo::new(stream), service);
     let mut served = pin!(served);
@@ -115,6 +116,23 @@ pub(super) async fn http2<S>(
                 }
             }
         }
+    }
+}
+
+/// The size of a head, as HTTP/2 counts it but for the 32 bytes a field (RFC 9113 §6.5.2).
+fn head_size(request: &Request<Incoming>) -> usize {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    target + fields.sum::<usize>()
+}
+
+fn too_large(request: &Request<Incoming>) -> Misread {
+    Misread {
+        status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        reason: BadRequest("its header fields are too long"),
+        method: Some(request.method().clone()),
+        path: Some(request.uri().path().to_owned()),
+        stand_in: Vec::new(),
     }
 }
 
@@ -177,8 +195,7 @@ impl Drop for Stream {
 fn log_end(peer: &std::net::IpAddr, ended: hyper::Result<()>) {
     if let Err(error) = ended {
         if error.is_parse() {
-            // hyper has answered 400, 414 or 431 itself, before anything could be recorded.
-            tracing::info!(%peer, %error, "a request could not be read and was refused");
+            tracing::info!(%peer, %error, "a connection could not be understood and was closed");
         } else {
             tracing::trace!(%peer, %error, "a connection ended");
         }

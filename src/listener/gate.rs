@@ -1,324 +1,265 @@
-//! What only the bytes can tell: a second look at how HTTP/1 requests are framed.
+//! What only the bytes can tell: a look at every HTTP/1 request before hyper has it.
 //!
-//! hyper parses requests and is strict, but it mends some things silently: a `Content-Length` beside a
-//! `Transfer-Encoding` is dropped, equal lengths are folded into one, a bare line feed ends a line, and what
-//! follows a `#` in the target is cut off. Each of these is a request that somebody else could read in
-//! another way. So the bytes pass through a [`Gate`] on their way to hyper, which follows the same messages
-//! with a small state machine and marks the first request that is not framed in the one plain way. That
-//! request is answered with 400 and the connection is closed, whatever hyper made of it.
+//! The bytes pass through a [`Gate`] on their way to hyper. It hands on heads that are whole and that
+//! [`head::judge`] let pass, and follows their bodies to know where the next head begins. In the place of
+//! the first head that did not pass it hands out a stand-in, marked as [`Misread`], which the pipeline
+//! refuses like any other request; nothing that follows is read, and the connection is closed.
 //!
-//! The gate also times the head of a request, from its first byte: hyper's own timer is the one for idle
-//! connections.
+//! The gate also times a head from its first byte (hyper's own timer is the one for idle connections), and
+//! when a connection is closed while its client still sends, it reads on for a moment, so that the answer is
+//! not lost in a reset.
 
 use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Sleep, sleep};
 
-use crate::http::BadRequest;
+use super::body::{After, Body};
+use super::head::{self, Next, Scan};
+use crate::http::Misread;
+
+/// How long a closed connection is read on, so that its client sees the answer.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// A stream whose requests are looked at.
 pub(super) struct Gate<S> {
     stream: S,
-    watch: Watch,
+    state: State,
+    /// Requests begun so far.
+    requests: u64,
+    /// The beginning of a head that is not whole yet, and how far it was looked through.
+    held: Vec<u8>,
+    looked: usize,
+    /// What is handed on before anything more is read.
+    ready: Vec<u8>,
     verdict: Arc<Verdict>,
     head_time: Duration,
+    head_size: usize,
+    /// For the head while one is held, then for lingering.
     deadline: Option<Pin<Box<Sleep>>>,
+    shut: bool,
 }
 
 /// What the gate has seen, for whoever serves the requests.
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
-    /// The number of the first bad request, counted from 1; 0 when there is none.
-    bad: AtomicU64,
-    /// Which of [`REASONS`].
-    reason: AtomicUsize,
+    /// The first bad request, and its number, counted from 1.
+    bad: OnceLock<(u64, Misread)>,
     /// Requests handed out so far.
     served: AtomicU64,
 }
 
-/// The state machine.
-#[derive(Debug)]
-struct Watch {
-    state: State,
-    requests: u64,
-    line: Line,
-    length: Option<u64>,
-    encodings: u8,
-    chunked: bool,
-    /// The request asks to change the protocol: what follows may be anything.
-    upgrade: bool,
-    trouble: Option<usize>,
-}
-
 #[derive(Debug)]
 enum State {
-    /// Between requests.
+    /// Between requests, or in a head.
     Between,
-    /// In the request line.
-    Start,
-    /// In the header fields.
-    Fields,
-    /// In a body of so many bytes more.
-    Body(u64),
-    /// In the line that says how long a chunk is.
-    Size { size: u64, digits: u8, extension: bool },
-    /// In a chunk, its line end included.
-    Chunk(u64),
-    /// In the fields after the last chunk.
-    Trailer { empty: bool },
-    /// Not looked at any more: a request was bad, or the connection has become a tunnel.
+    /// In a body.
+    Body(Body),
+    /// Not looked at any more: the connection has become a tunnel, or a body was malformed.
     Off,
+    /// A request was refused: what follows is not read.
+    Refused,
 }
-
-/// The line that is being read, as far as it matters.
-#[derive(Debug, Default)]
-struct Line {
-    /// Its beginning, in lower case; enough for the names that matter and their values.
-    start: Vec<u8>,
-    length: usize,
-    carriage: bool,
-}
-
-/// So much of a line is kept.
-const KEPT: usize = 64;
-
-const REASONS: [&str; 8] = [
-    "it has a line that does not end with CR LF",
-    "its target holds a `#`",
-    "it has both a `Content-Length` and a `Transfer-Encoding`",
-    "it has more than one `Content-Length`",
-    "it has more than one `Transfer-Encoding`",
-    "its `Transfer-Encoding` is not `chunked`",
-    "its `Content-Length` is not a number",
-    "it follows a malformed body",
-];
 
 impl Verdict {
-    /// The next request that hyper hands out, and what is wrong with its bytes.
-    pub(super) fn next(&self) -> Option<BadRequest> {
+    /// What is wrong with the next request that hyper hands out.
+    pub(super) fn next(&self) -> Option<Misread> {
         let number = self.served.fetch_add(1, Ordering::Relaxed) + 1;
-        let bad = self.bad.load(Ordering::Acquire);
-        if bad == 0 || number < bad {
-            return None;
-        }
-        let reason =
-            REASONS.get(self.reason.load(Ordering::Relaxed)).copied().unwrap_or("it follows a bad request");
-        Some(BadRequest(reason))
+        self.bad.get().filter(|(bad, _)| number >= *bad).map(|(_, misread)| misread.clone())
     }
 }
 
 impl<S> Gate<S> {
-    pub(super) fn new(stream: S, head_time: Duration) -> Self {
-        Self { stream, watch: Watch::new(), verdict: Arc::default(), head_time, deadline: None }
+    pub(super) fn new(stream: S, head_time: Duration, head_size: usize) -> Self {
+        Self {
+            stream,
+            state: State::Between,
+            requests: 0,
+            held: Vec::new(),
+            looked: 0,
+            ready: Vec::new(),
+            verdict: Arc::default(),
+            head_time,
+            head_size,
+            deadline: None,
+            shut: false,
+        }
     }
 
     pub(super) fn verdict(&self) -> Arc<Verdict> {
         self.verdict.clone()
     }
 
-    fn look(&mut self, bytes: &[u8]) {
-        let before = self.watch.in_head();
-        self.watch.feed(bytes);
-        if let Some(reason) = self.watch.trouble.take() {
-            self.verdict.reason.store(reason, Ordering::Relaxed);
-            self.verdict.bad.store(self.watch.requests, Ordering::Release);
-        }
-        match (before, self.watch.in_head()) {
-            (_, false) => self.deadline = None,
-            (false, true) => {
-                self.deadline = Some(Box::pin(tokio::time::sleep_until(Instant::now() + self.head_time)))
-            }
-            (true, true) => {}
-        }
-    }
-}
-
-impl Watch {
-    const fn new() -> Self {
-        Self {
-            state: State::Between,
-            requests: 0,
-            line: Line { start: Vec::new(), length: 0, carriage: false },
-            length: None,
-            encodings: 0,
-            chunked: false,
-            upgrade: false,
-            trouble: None,
-        }
-    }
-
-    const fn in_head(&self) -> bool {
-        matches!(self.state, State::Start | State::Fields)
-    }
-
-    /// Follows the bytes. A malformed body is hyper's to refuse; should it not, the next request is refused.
-    fn feed(&mut self, bytes: &[u8]) {
-        if !self.follow(bytes) {
-            self.requests += 1;
-            self.refuse(7);
-        }
-    }
-
-    fn follow(&mut self, mut bytes: &[u8]) -> bool {
-        while let Some((&byte, rest)) = bytes.split_first() {
+    /// How many of the bytes may be handed on; what is left is the beginning of a head.
+    fn pass(&mut self, bytes: &[u8]) -> Result<usize, (usize, Misread)> {
+        let mut at = 0;
+        loop {
+            let rest = bytes.get(at..).unwrap_or_default();
             match &mut self.state {
-                State::Off => return true,
-                State::Body(left) | State::Chunk(left) => {
-                    let here = (*left).min(bytes.len() as u64);
-                    *left -= here;
-                    let done = *left == 0;
-                    bytes = bytes.get(usize::try_from(here).unwrap_or(usize::MAX)..).unwrap_or_default();
-                    if done {
-                        self.state = match self.state {
-                            State::Chunk(_) => State::Size { size: 0, digits: 0, extension: false },
-                            _ => State::Between,
-                        };
+                State::Off | State::Refused => return Ok(bytes.len()),
+                State::Body(body) => match body.follow(rest) {
+                    After::More => return Ok(bytes.len()),
+                    After::End(length) => {
+                        self.state = State::Between;
+                        at += length;
                     }
-                    continue;
-                }
+                    After::Malformed => {
+                        // hyper says so itself; should it not, the next request is refused.
+                        let misread =
+                            head::refuse(&[], StatusCode::BAD_REQUEST, "it follows a malformed body");
+                        let _ = self.verdict.bad.set((self.requests + 1, misread));
+                        self.state = State::Off;
+                        return Ok(bytes.len());
+                    }
+                },
                 State::Between => {
                     // Empty lines before a request are passed over (RFC 9112 §2.2).
-                    if !matches!(byte, b'\r' | b'\n') {
-                        self.begin();
-                        continue;
+                    let empty = 2 * rest.chunks_exact(2).take_while(|line| line == b"\r\n").count();
+                    if empty > 0 {
+                        self.looked = 0;
+                        at += empty;
+                    }
+                    let head = bytes.get(at..).unwrap_or_default();
+                    if head.is_empty() {
+                        return Ok(at);
+                    }
+                    match self.head(head) {
+                        Ok(None) => return Ok(at),
+                        Ok(Some(length)) => at += length,
+                        Err(misread) => return Err((at, misread)),
                     }
                 }
-                State::Start | State::Fields => {
-                    if !self.head(byte) {
-                        return true;
-                    }
-                }
-                State::Size { size, digits, extension } => match (byte, self.line.carriage) {
-                    (b'\n', true) if *digits > 0 => {
-                        self.line.carriage = false;
-                        self.state = match *size {
-                            0 => State::Trailer { empty: true },
-                            // The chunk's own line end counts as part of it.
-                            size => State::Chunk(size.saturating_add(2)),
-                        };
-                    }
-                    (b'\n', _) | (_, true) => return false,
-                    (b'\r', false) => self.line.carriage = true,
-                    _ if *extension => {}
-                    (b';' | b' ' | b'\t', false) => *extension = true,
-                    (byte, false) => {
-                        let Some(digit) = (byte as char).to_digit(16) else { return false };
-                        *digits += 1;
-                        if *digits > 15 {
-                            return false;
-                        }
-                        *size = *size << 4 | u64::from(digit);
-                    }
-                },
-                State::Trailer { empty } => match (byte, self.line.carriage) {
-                    (b'\n', true) => {
-                        self.line.carriage = false;
-                        self.state = if *empty { State::Between } else { State::Trailer { empty: true } };
-                    }
-                    (b'\n', _) | (_, true) => return false,
-                    (b'\r', false) => self.line.carriage = true,
-                    _ => *empty = false,
-                },
-            }
-            bytes = rest;
-        }
-        true
-    }
-
-    fn begin(&mut self) {
-        self.requests += 1;
-        self.state = State::Start;
-        self.line = Line::default();
-        self.length = None;
-        self.encodings = 0;
-        self.chunked = false;
-        self.upgrade = false;
-    }
-
-    /// One byte of a head; `false` when the request is bad.
-    fn head(&mut self, byte: u8) -> bool {
-        match byte {
-            b'\n' if !self.line.carriage => self.refuse(0),
-            b'\n' => self.end_of_line(),
-            _ if self.line.carriage => self.refuse(0),
-            b'\r' => {
-                self.line.carriage = true;
-                true
-            }
-            b'#' if matches!(self.state, State::Start) => self.refuse(1),
-            byte => {
-                self.line.length += 1;
-                if self.line.start.len() < KEPT {
-                    self.line.start.push(byte.to_ascii_lowercase());
-                }
-                true
             }
         }
     }
 
-    fn end_of_line(&mut self) -> bool {
-        let mut line = std::mem::take(&mut self.line);
-        if matches!(self.state, State::Start) {
-            self.state = State::Fields;
-        } else if line.length == 0 {
-            return self.end_of_head();
-        } else if line.length > KEPT
-            && [&b"content-length"[..], b"transfer-encoding"].iter().any(|name| line.start.starts_with(name))
-        {
-            return self.refuse(6);
-        } else if field(&line.start, b"upgrade").is_some() {
-            self.upgrade = true;
-        } else if let Some(value) = field(&line.start, b"content-length") {
-            if self.length.is_some() {
-                return self.refuse(3);
-            }
-            let digits =
-                std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-            match digits.and_then(|text| text.parse().ok()) {
-                Some(length) => self.length = Some(length),
-                None => return self.refuse(6),
-            }
-        } else if let Some(value) = field(&line.start, b"transfer-encoding") {
-            self.encodings += 1;
-            self.chunked = value == b"chunked";
+    /// Reads a head that begins here; its length, when it is whole.
+    fn head(&mut self, bytes: &[u8]) -> Result<Option<usize>, Misread> {
+        let scanned = head::scan(bytes, &mut self.looked);
+        let so_far = match scanned {
+            Scan::Whole(length) => length,
+            _ => bytes.len(),
+        };
+        if so_far > self.head_size {
+            let line = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+            let (status, reason) = match line > self.head_size {
+                true => (StatusCode::URI_TOO_LONG, "its target is too long"),
+                false => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "its header fields are too long"),
+            };
+            return Err(head::refuse(bytes.get(..self.head_size).unwrap_or(bytes), status, reason));
         }
-        line.start.clear();
-        self.line = Line { start: line.start, length: 0, carriage: false };
-        true
+        match scanned {
+            Scan::Incomplete => Ok(None),
+            Scan::BareLineFeed(at) => {
+                let reason = "it has a line that does not end with CR LF";
+                let so_far = bytes.get(..at).unwrap_or_default();
+                Err(head::refuse(so_far, StatusCode::BAD_REQUEST, reason))
+            }
+            Scan::Whole(length) => {
+                let next = head::judge(bytes.get(..length).unwrap_or_default())?;
+                self.requests += 1;
+                self.state = match next {
+                    Next::Request => State::Between,
+                    Next::Body(length) => State::Body(Body::of_length(length)),
+                    Next::Chunks => State::Body(Body::in_chunks()),
+                    Next::Anything => State::Off,
+                };
+                Ok(Some(length))
+            }
+        }
     }
 
-    fn end_of_head(&mut self) -> bool {
-        match (self.encodings, self.length) {
-            // The answer decides; one that is not 101 closes the connection.
-            (0, None | Some(0)) if self.upgrade => self.state = State::Off,
-            (0, None | Some(0)) => self.state = State::Between,
-            (0, Some(length)) => self.state = State::Body(length),
-            (1, None) if self.chunked => self.state = State::Size { size: 0, digits: 0, extension: false },
-            (1, None) => return self.refuse(5),
-            (_, Some(_)) => return self.refuse(2),
-            (_, None) => return self.refuse(4),
-        }
-        true
-    }
-
-    fn refuse(&mut self, reason: usize) -> bool {
-        self.trouble = Some(reason);
-        self.state = State::Off;
-        false
+    fn refuse(&mut self, mut misread: Misread) {
+        self.ready = std::mem::take(&mut misread.stand_in);
+        self.state = State::Refused;
+        self.deadline = None;
+        let _ = self.verdict.bad.set((self.requests + 1, misread));
     }
 }
 
-/// The value of a field, when the line is of this name. A space before the colon is a mistake that hyper
-/// refuses.
-fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
-    line.strip_prefix(name)?.strip_prefix(b":").map(<[u8]>::trim_ascii)
+impl<S: AsyncRead + Unpin> Gate<S> {
+    /// Reads into hyper's own buffer, as long as whole heads arrive.
+    fn read_through(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let new = buffer.filled().get(before..).unwrap_or_default();
+        match self.pass(new) {
+            Ok(passed) if passed == new.len() => {}
+            Ok(passed) => {
+                self.held.extend_from_slice(new.get(passed..).unwrap_or_default());
+                self.deadline = Some(Box::pin(sleep(self.head_time)));
+                buffer.set_filled(before + passed);
+            }
+            Err((passed, misread)) => {
+                self.refuse(misread);
+                buffer.set_filled(before + passed);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads more of a head that is held; `false` at the end of the stream.
+    fn read_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut space = [MaybeUninit::uninit(); 4096];
+        let mut part = ReadBuf::uninit(&mut space);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut part) {
+            Poll::Ready(read) => read?,
+            Poll::Pending => {
+                if let Some(deadline) = &mut self.deadline {
+                    ready!(deadline.as_mut().poll(cx));
+                    let held = std::mem::take(&mut self.held);
+                    let reason = "its head took too long to arrive";
+                    self.refuse(head::refuse(&held, StatusCode::REQUEST_TIMEOUT, reason));
+                    return Poll::Ready(Ok(true));
+                }
+                return Poll::Pending;
+            }
+        }
+        if part.filled().is_empty() {
+            self.held = Vec::new();
+            return Poll::Ready(Ok(false));
+        }
+        let mut bytes = std::mem::take(&mut self.held);
+        bytes.extend_from_slice(part.filled());
+        match self.pass(&bytes) {
+            Ok(0) => self.held = bytes,
+            Ok(passed) => {
+                self.held = bytes.split_off(passed);
+                self.ready = bytes;
+                self.deadline = match self.held.is_empty() {
+                    true => None,
+                    false => Some(Box::pin(sleep(self.head_time))),
+                };
+            }
+            Err((passed, misread)) => {
+                self.refuse(misread);
+                bytes.truncate(passed);
+                bytes.append(&mut self.ready);
+                self.ready = bytes;
+            }
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Reads and forgets; ready at the end of the stream.
+    fn discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut space = [MaybeUninit::uninit(); 4096];
+            let mut part = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
+            if part.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
@@ -329,23 +270,33 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
-        match Pin::new(&mut this.stream).poll_read(cx, buffer) {
-            Poll::Ready(Ok(())) => {
-                let new = buffer.filled().get(before..).unwrap_or_default().to_vec();
-                this.look(&new);
-                Poll::Ready(Ok(()))
+        loop {
+            if !this.ready.is_empty() {
+                let length = this.ready.len().min(buffer.remaining());
+                buffer.put_slice(this.ready.get(..length).unwrap_or_default());
+                this.ready.drain(..length);
+                return Poll::Ready(Ok(()));
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => {
-                let Some(deadline) = &mut this.deadline else { return Poll::Pending };
-                ready!(deadline.as_mut().poll(cx));
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            if matches!(this.state, State::Refused) {
+                // The end of the stream is not told: hyper would not answer any more.
+                return match this.discard(cx) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                    _ => Poll::Pending,
+                };
+            }
+            if this.held.is_empty() {
+                ready!(this.read_through(cx, buffer))?;
+                if buffer.filled().len() > before || (this.held.is_empty() && this.ready.is_empty()) {
+                    return Poll::Ready(Ok(()));
+                }
+            } else if !ready!(this.read_on(cx))? {
+                return Poll::Ready(Ok(()));
             }
         }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -367,58 +318,84 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gate<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        if !this.shut {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            this.shut = true;
+            this.deadline = Some(Box::pin(sleep(LINGER)));
+        }
+        if matches!(this.state, State::Between | State::Off) {
+            return Poll::Ready(Ok(()));
+        }
+        if let Poll::Ready(ended) = this.discard(cx) {
+            // Whatever the client does now, it is gone.
+            drop(ended);
+            return Poll::Ready(Ok(()));
+        }
+        match &mut this.deadline {
+            Some(deadline) => deadline.as_mut().poll(cx).map(Ok),
+            None => Poll::Ready(Ok(())),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    /// How many requests begin, and the number of the first bad one with the reason.
-    fn watch(bytes: &[u8], step: usize) -> (u64, Option<usize>) {
-        let mut watch = Watch::new();
-        let mut trouble = None;
-        for part in bytes.chunks(step) {
-            watch.feed(part);
-            trouble = trouble.or(watch.trouble);
-        }
-        (watch.requests, trouble)
+    use super::*;
+
+    /// What hyper would get of these bytes, sent in such parts, and what was refused.
+    fn gate(bytes: &[u8], step: usize) -> (String, Option<(u64, Misread)>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (mut client, server) = tokio::io::duplex(step.clamp(1, 1 << 20));
+            let mut gate = Gate::new(server, Duration::from_secs(30), 1000);
+            let verdict = gate.verdict();
+            let bytes = bytes.to_vec();
+            let sent = tokio::spawn(async move { client.write_all(&bytes).await });
+            let mut all = Vec::new();
+            let mut part = [0; 100];
+            // A refused stream never ends; its stand-in comes last.
+            while verdict.bad.get().is_none() || !gate.ready.is_empty() || matches!(gate.state, State::Off) {
+                match gate.read(&mut part).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => all.extend_from_slice(&part[..count]),
+                }
+            }
+            sent.abort();
+            (String::from_utf8_lossy(&all).into_owned(), verdict.bad.get().cloned())
+        })
     }
 
     #[test]
-    fn plain_requests_are_followed_one_after_another() {
+    fn plain_requests_pass_byte_for_byte() {
         let all = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\nPOST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\
-            POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\nHost: a\r\n\r\n5;x=y\r\nGET /\r\n0\r\nX: y\r\n\r\nGET /d HTTP/1.1\r\n\r\n";
-        for step in [1, 2, 3, 7, 4096] {
-            assert_eq!(watch(all, step), (4, None), "{step}");
+            POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\nHost: a\r\n\r\n5;x=y\r\nGET /\r\n0\r\nX: y\r\n\r\n\r\nGET /d HTTP/1.1\r\n\r\n";
+        for step in [1, 2, 3, 7, 50, 4096] {
+            let (passed, bad) = gate(all, step);
+            assert_eq!(passed.as_bytes(), all, "{step}");
+            assert!(bad.is_none(), "{step}");
         }
     }
 
     #[test]
-    fn whatever_is_not_framed_in_the_one_plain_way_is_marked() {
-        for (head, reason) in [
-            ("GET / HTTP/1.1\nHost: a\r\n\r\n", 0),
-            ("GET / HTTP/1.1\r\nHost: a\n\r\n", 0),
-            ("GET / HTTP/1.1\r\nHost: a\r\rX: b\r\n\r\n", 0),
-            ("GET /admin#/public HTTP/1.1\r\n\r\n", 1),
-            ("POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 2),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 2),
-            ("POST / HTTP/1.1\r\nTRANSFER-encoding: xchunked\r\ncontent-LENGTH: 0\r\n\r\n", 2),
-            ("POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", 3),
-            ("POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 3),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 4),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n", 4),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked, identity\r\n\r\n", 5),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 5),
-            ("POST / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n", 5),
-            ("POST / HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n", 6),
-            ("POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\n", 6),
-            ("POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n", 6),
+    fn in_the_place_of_a_bad_request_comes_a_stand_in_and_nothing_follows() {
+        let first = "GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
+        for (second, status) in [
+            ("GET / HTTP/1.1\nHost: a\r\n\r\n".to_owned(), 400),
+            ("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 400),
+            ("nonsense\r\n\r\n".to_owned(), 400),
+            (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(2000)), 414),
+            (format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(2000)), 431),
+            (format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(101)), 431),
         ] {
             for step in [1, 5, 4096] {
-                assert_eq!(watch(head.as_bytes(), step), (1, Some(reason)), "{head:?}");
+                let (passed, bad) = gate(format!("{first}{second}GET /b HTTP/1.1\r\n\r\n").as_bytes(), step);
+                assert_eq!(passed, format!("{first}GET / HTTP/1.1\r\n\r\n"), "{step} {second:?}");
+                let (number, misread) = bad.unwrap();
+                assert_eq!((number, misread.status.as_u16()), (2, status), "{step} {second:?}");
             }
         }
     }
@@ -426,32 +403,31 @@ mod tests {
     #[test]
     fn what_follows_a_malformed_chunk_is_refused() {
         for body in ["5\nhello", "g\r\n", "\r\n", "5\r\nhello\r\n0\n", "ffffffffffffffff1\r\n"] {
-            let head = format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
-            assert_eq!(watch(head.as_bytes(), 4096), (2, Some(7)), "{body:?}");
+            let (_, bad) =
+                gate(format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{body}").as_bytes(), 4096);
+            assert_eq!(bad.unwrap().0, 2, "{body:?}");
         }
-    }
-
-    #[test]
-    fn a_length_too_long_to_be_kept_is_refused() {
-        let head = format!("POST / HTTP/1.1\r\nContent-Length: {}5\r\n\r\n", "0".repeat(80));
-        assert_eq!(watch(head.as_bytes(), 4096), (1, Some(6)));
     }
 
     #[test]
     fn after_a_request_to_change_the_protocol_nothing_is_looked_at() {
         let bytes = b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\nPOST / HTTP/1.1\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nzz";
-        assert_eq!(watch(bytes, 3), (1, None));
+        let (passed, bad) = gate(bytes, 3);
+        assert_eq!(passed.as_bytes(), bytes);
+        assert!(bad.is_none());
     }
 
-    #[test]
-    fn the_verdict_counts_requests_as_they_are_handed_out() {
-        let verdict = Verdict::default();
-        assert!(verdict.next().is_none());
-        verdict.reason.store(2, Ordering::Relaxed);
-        verdict.bad.store(3, Ordering::Release);
-        assert!(verdict.next().is_none());
-        assert!(verdict.next().is_some());
-        assert!(verdict.next().is_some());
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_takes_too_long_is_refused() {
+        let (mut client, server) = tokio::io::duplex(100);
+        let mut gate = Gate::new(server, Duration::from_secs(30), 1000);
+        client.write_all(b"GET /slow HTTP/1.1\r\nHost").await.unwrap();
+        let mut part = [0; 100];
+        let count = gate.read(&mut part).await.unwrap();
+        assert_eq!(&part[..count], b"GET / HTTP/1.1\r\n\r\n");
+        let misread = gate.verdict().next().unwrap();
+        assert_eq!(misread.status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(misread.path.as_deref(), Some("/slow"));
     }
 
     proptest! {
@@ -460,8 +436,10 @@ mod tests {
             bytes in "(GET / HTTP/1.1|POST /#|\r\n|\n|Content-Length: [0-9]{1,2}|Transfer-Encoding: chunked|[0-9a-f]|x|: ){1,30}",
             step in 1..9_usize,
         ) {
-            let whole = watch(bytes.as_bytes(), usize::MAX);
-            prop_assert_eq!(watch(bytes.as_bytes(), step), whole);
+            let (whole, bad) = gate(bytes.as_bytes(), 1 << 20);
+            let (parts, also_bad) = gate(bytes.as_bytes(), step);
+            prop_assert_eq!(parts, whole);
+            prop_assert_eq!(also_bad.map(|(number, bad)| (number, bad.status)), bad.map(|(number, bad)| (number, bad.status)));
         }
     }
 }

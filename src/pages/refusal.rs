@@ -18,6 +18,8 @@ use crate::store::StoreError;
 pub enum Refusal {
     /// It could be read in two ways, or is malformed.
     BadRequest(BadRequest),
+    /// Its head could not be read, in time or within limits.
+    Unreadable(StatusCode, BadRequest),
     /// There is no such host or path.
     NotFound,
     /// The method is not for this path.
@@ -88,10 +90,11 @@ impl Refusal {
             show_contact: false,
         };
         match self {
-            Self::BadRequest(reason) => Told {
+            Self::BadRequest(reason) => Self::Unreadable(StatusCode::BAD_REQUEST, *reason).tell(),
+            Self::Unreadable(status, reason) => Told {
                 close: true,
                 ..say(
-                    StatusCode::BAD_REQUEST,
+                    *status,
                     "This request cannot be understood",
                     &format!("It was refused because {}.", reason.0),
                     reason.0,

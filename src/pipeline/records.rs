@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::connection::{Connection, Protocol};
 use crate::crypto;
 use crate::http::headers::REQUEST_ID;
-use crate::http::{Body, Canonical, End, Watcher};
+use crate::http::{Body, Canonical, End, Misread, Watcher};
 use crate::identity::Caller;
 use crate::pages::Refusal;
 use crate::snapshot::{Route, Snapshot};
@@ -31,7 +31,8 @@ pub(super) struct Record {
     journal: Journal,
     clock: Clock,
     started: Instant,
-    method: Method,
+    /// `None`: it could not be read.
+    method: Option<Method>,
     authority: String,
     host: Option<String>,
     path: String,
@@ -86,7 +87,7 @@ impl Record {
             journal: cx.journal.clone(),
             clock: cx.clock.clone(),
             started: cx.clock.instant(),
-            method: request.method().clone(),
+            method: Some(request.method().clone()),
             authority,
             host: None,
             // Never the query: it may hold a code, a state or a token.
@@ -108,8 +109,18 @@ impl Record {
         self.ip
     }
 
+    fn method(&self) -> &str {
+        self.method.as_ref().map_or("", Method::as_str)
+    }
+
     pub(super) fn host(&self) -> Option<&str> {
         self.host.as_deref()
+    }
+
+    /// What the record says of a request for which a stand-in is served.
+    pub(super) fn misread(&mut self, misread: &Misread) {
+        self.method = misread.method.clone();
+        self.path = misread.path.clone().unwrap_or_default();
     }
 
     pub(super) fn about(&mut self, canonical: &Canonical) {
@@ -123,7 +134,7 @@ impl Record {
     /// What went wrong, for whoever reads the log.
     pub(super) fn note(&mut self, refusal: &Refusal) {
         self.note = match refusal {
-            Refusal::BadRequest(reason) => Some(reason.to_string()),
+            Refusal::BadRequest(reason) | Refusal::Unreadable(_, reason) => Some(reason.to_string()),
             Refusal::Upstream(error) => Some(error.to_string()),
             Refusal::Store(error) => Some(error.to_string()),
             Refusal::Provider(error) | Refusal::Internal(error) => Some(error.clone()),
@@ -153,7 +164,7 @@ impl Record {
                 line.flag("email-unverified", true);
             }
             line.text("route", &route.name);
-            line.text("method", self.method.as_str()).text("host", self.host.as_deref().unwrap_or_default());
+            line.text("method", self.method()).text("host", self.host.as_deref().unwrap_or_default());
             line.text("path", &self.path).text("ip", &self.ip.to_string());
             if let Caller::Identified(identity) = caller {
                 line.text("user", &identity.subject);
@@ -177,7 +188,7 @@ impl Watcher for Access {
         let duration = record.clock.instant().saturating_duration_since(record.started);
         record.journal.record(record.clock.now(), "http-request", |line| {
             line.text("request-id", &record.id);
-            line.text("method", record.method.as_str())
+            line.text("method", record.method())
                 .text("authority", &record.authority)
                 .text("path", &record.path);
             line.number("response-code", u64::from(status))

@@ -4,7 +4,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ::http::header::{ALT_SVC, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, SET_COOKIE, TRANSFER_ENCODING};
+use ::http::header::{
+    ALT_SVC, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, MAX_FORWARDS, SET_COOKIE, TRANSFER_ENCODING,
+};
 use ::http::uri::PathAndQuery;
 use ::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
@@ -63,6 +65,11 @@ impl Cluster {
         rules: ResponseRules<'_>,
     ) -> Result<Response<Body>, ProxyError> {
         spend(permit);
+        if *request.method() == Method::OPTIONS && !may_go_on(request.headers_mut()) {
+            let mut reply = Response::new(Body::empty());
+            *reply.status_mut() = StatusCode::NO_CONTENT;
+            return Ok(reply);
+        }
         let client = errand.upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
         self.prepare(&errand, &mut request)?;
         let limit =
@@ -275,6 +282,20 @@ impl Watcher for Sent {
     fn ended(self: Box<Self>, _: End, _: u64) {
         // Whoever waited may have the answer already.
         let _ = self.0.send(());
+    }
+}
+
+/// Counts `Max-Forwards` down; `false` when the request ends here (RFC 9110 §7.6.2). `TRACE`, the other method
+/// it concerns, is not served.
+fn may_go_on(headers: &mut HeaderMap) -> bool {
+    let left = headers.get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    match left {
+        None => true,
+        Some(0) => false,
+        Some(left) => {
+            headers.insert(MAX_FORWARDS, HeaderValue::from(left - 1));
+            true
+        }
     }
 }
 

@@ -266,7 +266,9 @@ fn slow_and_oversized_heads_are_cut_off_and_others_served_meanwhile() {
         assert!(statuses.contains(&answer.status), "{answer:?}");
     }
     assert_eq!(rig.upstream.seen(), "");
-    let held: Vec<_> = (0..200)
+    // Each has two ends, and the other one is in another process.
+    rlimit::increase_nofile_limit(4096).unwrap();
+    let held: Vec<_> = (0..2000)
         .map(|_| {
             let mut stream = rig.server.connect();
             stream.write_all(b"GET / HTTP/1.1\r\nHost: open.local").unwrap();
@@ -275,6 +277,24 @@ fn slow_and_oversized_heads_are_cut_off_and_others_served_meanwhile() {
         .collect();
     assert_eq!(rig.server.get("open.localhost", "/", "").status, 200);
     drop(held);
+}
+
+#[test]
+fn the_answer_to_an_upload_that_nobody_reads_arrives() {
+    let rig = Rig::start();
+    let body = vec![b'x'; 20 << 20];
+    for (head, status) in [
+        ("POST /admin HTTP/1.1\r\nHost: app.localhost\r\nContent-Length: 20971520\r\n\r\n", 401),
+        ("POST /nowhere HTTP/1.1\r\nHost: nowhere.localhost\r\nContent-Length: 20971520\r\n\r\n", 404),
+        ("POST /admin#x HTTP/1.1\r\nHost: app.localhost\r\nContent-Length: 20971520\r\n\r\n", 400),
+    ] {
+        let mut stream = rig.server.connect();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&body).unwrap();
+        let answer = Answer::parse(&read_to_close(&mut stream));
+        assert_eq!(answer.status, status, "{head}");
+    }
+    assert_eq!(rig.upstream.seen(), "");
 }
 
 #[test]

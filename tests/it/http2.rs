@@ -153,6 +153,33 @@ fn a_fragment_does_not_choose_the_route() {
     assert_eq!(rig.upstream.seen(), "");
 }
 
+#[test]
+fn a_head_that_is_too_large_is_answered_and_recorded() {
+    let rig = rig();
+    let mut client = Client::connect(&rig);
+    let long = "x".repeat(10_000);
+    let mut fields = vec![
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", "open.localhost"),
+        (":path", "/public/wide"),
+    ];
+    let names: Vec<String> = (0..7).map(|number| format!("x-{number}")).collect();
+    fields.extend(names.iter().map(|name| (name.as_str(), long.as_str())));
+    let block = head(&fields);
+    let mut parts = block.chunks(16_000).peekable();
+    client.write(HEADERS, END_STREAM, 1, parts.next().unwrap());
+    while let Some(part) = parts.next() {
+        client.write(CONTINUATION, if parts.peek().is_none() { END_HEADERS } else { 0 }, 1, part);
+    }
+    assert_eq!(client.frames(Duration::from_secs(10), |kind, _| kind == HEADERS), Some(()));
+    rig.server.raw_log();
+    let records = rig.server.records();
+    let record = records.iter().find(|record| record["path"] == "/public/wide").unwrap();
+    assert_eq!(record["response-code"], 431, "{record}");
+    assert_eq!(rig.upstream.seen(), "");
+}
+
 /// CVE-2023-44487: streams that are opened and reset at once.
 #[test]
 fn a_client_that_resets_every_stream_is_cut_off() {

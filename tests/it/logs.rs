@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::rig::Rig;
+use crate::rig::{Answer, Rig};
 
 fn of<'r>(records: &'r [Value], message: &str, path: &str) -> Vec<&'r Value> {
     records.iter().filter(|record| record["message"] == message && record["path"] == path).collect()
@@ -38,6 +38,56 @@ fn every_request_leaves_an_access_record_and_every_decision_its_own() {
     assert!(allowed["session-id"].is_string() && allowed["route"].is_string());
     assert_eq!(of(&records, "http-request", "/lost").len(), 1);
     assert_eq!(of(&records, "authorize-check", "/lost").len(), 0);
+}
+
+#[test]
+fn a_request_that_cannot_be_read_is_answered_and_recorded_like_any_other() {
+    let rig = Rig::start();
+    let long = "x".repeat(100_000);
+    let cases = [
+        ("nonsense\r\n\r\n".to_owned(), 400, "", ""),
+        ("GET /bare?code=secret HTTP/1.1\nHost: app.localhost\r\n\r\n".into(), 400, "GET", "/bare"),
+        ("GET /fold?code=secret HTTP/1.1\r\nHost: app.localhost\r\n x\r\n\r\n".into(), 400, "GET", "/fold"),
+        ("PUT /ctl HTTP/1.1\r\nHost: app.localhost\r\nX: a\0b\r\n\r\n".into(), 400, "PUT", "/ctl"),
+        ("GET /cut?state=secret#x HTTP/1.1\r\nHost: app.localhost\r\n\r\n".into(), 400, "GET", "/cut"),
+        ("GET /v HTTP/2.0\r\nHost: app.localhost\r\n\r\n".into(), 400, "GET", "/v"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 400, "PRI", "*"),
+        ("POST /te HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), 400, "POST", "/te"),
+        (format!("GET /{long} HTTP/1.1\r\nHost: app.localhost\r\n\r\n"), 414, "", ""),
+        (format!("GET /wide HTTP/1.1\r\nHost: app.localhost\r\nX: {long}\r\n\r\n"), 431, "GET", "/wide"),
+        (
+            format!("GET /many HTTP/1.1\r\nHost: app.localhost\r\n{}\r\n", "X: y\r\n".repeat(100)),
+            431,
+            "GET",
+            "/many",
+        ),
+    ];
+    for (bytes, status, method, path) in cases {
+        let start = &bytes[..40.min(bytes.len())];
+        let answer = Answer::parse(&rig.server.send(&bytes));
+        assert_eq!(answer.status, status, "{start:?}");
+        assert_eq!(answer.header("connection"), Some("close"), "{start:?}");
+        let id = answer.header("x-request-id").unwrap();
+        assert!(answer.body.contains("understood"), "{start:?}: {}", answer.body);
+        rig.server.raw_log();
+        let records = rig.server.records();
+        let record = records.iter().find(|record| record["request-id"] == id).unwrap();
+        assert_eq!(record["message"], "http-request", "{start:?}");
+        assert_eq!(record["response-code"], status, "{start:?}");
+        // Of a line that is longer than the limit nothing is kept.
+        if status != 414 {
+            assert_eq!(
+                (record["method"].as_str(), record["path"].as_str()),
+                (Some(method), Some(path)),
+                "{start:?}"
+            );
+        }
+        assert!(record["error"].is_string(), "{start:?}");
+    }
+    let json = rig.server.get("app.localhost", "/cut#x", "Accept: application/json\r\n");
+    assert!(json.json()["error"].as_str().unwrap().contains('#'), "{json:?}");
+    assert!(!rig.server.raw_log().contains("secret"));
+    assert_eq!(rig.upstream.seen(), "");
 }
 
 #[test]

@@ -284,6 +284,34 @@ fn a_client_that_waits_for_100_continue_is_told_to_go_on() {
 }
 
 #[test]
+fn an_expectation_that_cannot_be_met_is_refused() {
+    let rig = Rig::start();
+    for (expected, status) in [("100-Continue", 200), ("200-ok", 417), ("100-continue, magic", 417)] {
+        assert_eq!(rig.server.get("open.localhost", "/", &format!("Expect: {expected}\r\n")).status, status);
+    }
+    assert_eq!(rig.upstream.seen().matches("HTTP/1.1\r\n").count(), 1);
+}
+
+/// RFC 9110 §7.6.2.
+#[test]
+fn max_forwards_is_counted_down_and_ends_at_zero() {
+    let rig = Rig::start();
+    let options = |left: &str| {
+        rig.upstream.forget();
+        let sent = format!(
+            "OPTIONS /x HTTP/1.1\r\nHost: open.localhost\r\nConnection: close\r\nMax-Forwards: {left}\r\n\r\n"
+        );
+        (Answer::parse(&rig.server.send(sent)).status, rig.upstream.seen())
+    };
+    assert_eq!(options("0"), (204, String::new()));
+    let (status, seen) = options("5");
+    assert!(status == 200 && seen.contains("max-forwards: 4\r\n"), "{seen}");
+    rig.upstream.forget();
+    rig.server.get("open.localhost", "/", "Max-Forwards: 0\r\n");
+    assert!(rig.upstream.seen().contains("max-forwards: 0\r\n"), "it means nothing for other methods");
+}
+
+#[test]
 fn head_has_no_body_and_keeps_the_length() {
     let rig = Rig::start();
     rig.upstream.answer("HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n");
