@@ -189,6 +189,7 @@ async fn answer(
     if let Ok(id) = HeaderValue::from_str(record.id()) {
         fields.insert(REQUEST_ID.clone(), id);
     }
+    let is_personal = upgrade.is_none() && matches!(permit.caller(), Caller::Identified(_));
     let alive = upgrade.is_some().then(|| cx.alive.upgrade()).flatten();
     let errand = Errand {
         alive,
@@ -199,7 +200,7 @@ async fn answer(
         clock: &cx.clock,
     };
     let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
-    let rules = ResponseRules { is_our_cookie: &is_ours };
+    let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
     Ok(route.cluster.forward(permit, errand, request, rules).await?)
 }
 

@@ -114,9 +114,12 @@ impl SignInError {
         }
     }
 
-    /// Whether a browser may begin again by itself.
+    /// Whether a browser may begin again by itself, once. A code that is refused may just have been too old.
     pub const fn begins_again(&self) -> bool {
-        matches!(self, Self::UnknownState | Self::UsedState | Self::Late | Self::HandOff)
+        matches!(
+            self,
+            Self::UnknownState | Self::UsedState | Self::Late | Self::HandOff | Self::InvalidGrant { .. }
+        )
     }
 
     /// What to show about it. `scope_setting` and the like are worded for the provider's kind.

@@ -313,8 +313,7 @@ mod tests {
                 .serve_connection(hyper_util::rt::TokioIo::new(server), service);
             client.write_all(head).await.unwrap();
             let mut answer = Vec::new();
-            let (_, read) =
-                tokio::join!(async { served.await }, async { client.read_to_end(&mut answer).await });
+            let (_, read) = tokio::join!(served, async { client.read_to_end(&mut answer).await });
             read.unwrap();
             answer.starts_with(b"HTTP/1.1 299") || answer.starts_with(b"HTTP/1.0 299")
         })

@@ -1,7 +1,7 @@
 //! When somebody has to sign in: what a browser, a form and a program get.
 
 use ::http::header::REFERER;
-use ::http::{HeaderMap, Method, Request, Response, StatusCode};
+use ::http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt as _, Limited};
 
 use super::{Exit, external_origin};
@@ -105,7 +105,7 @@ pub(super) fn mark_retry(
     request_id: &str,
 ) -> Response<Body> {
     tracing::warn!(error = %failure.error, request_id, "a sign-in did not succeed");
-    if failure.retry_by_itself && !retried && reply.status() == StatusCode::BAD_REQUEST {
+    if failure.retry_by_itself && !retried {
         let cookie = snapshot.sessions.cookie().sign_in(RETRY, "1", "1", RETRIED);
         pages::set_cookies(&mut reply, &[cookie]);
     }

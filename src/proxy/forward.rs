@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::http::header::{
-    ALT_SVC, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, MAX_FORWARDS, SET_COOKIE, TRANSFER_ENCODING,
+    ALT_SVC, CACHE_CONTROL, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, MAX_FORWARDS, SET_COOKIE,
+    TRANSFER_ENCODING,
 };
 use ::http::uri::PathAndQuery;
 use ::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -40,6 +41,9 @@ pub struct Errand<'a> {
 pub struct ResponseRules<'a> {
     /// Which cookies are ours: an upstream cannot set them.
     pub is_our_cookie: &'a (dyn Fn(&str) -> bool + Sync),
+    /// The answer is for a caller who is known. A cache between us and the browser may keep what says nothing
+    /// about caching, and would show it to others without asking us (RFC 9111 §4.2.2): then it is `private`.
+    pub is_personal: bool,
 }
 
 impl Cluster {
@@ -179,6 +183,9 @@ impl Cluster {
         fields.remove(ALT_SVC);
         for (name, value) in &self.settings.set_response_headers {
             fields.insert(name.clone(), value.clone());
+        }
+        if rules.is_personal && !fields.contains_key(CACHE_CONTROL) {
+            fields.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
         }
     }
 

@@ -2,7 +2,9 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
+import http from 'node:http';
 import http2 from 'node:http2';
+import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
@@ -206,6 +208,34 @@ test('a refresh token that is over ends the session, and the person signs in aga
   },
 ));
 
+for (const [name, late, check] of [
+  ['once', 1, async (page) => assert.equal(await page.textContent('#path'), 'GET /late')],
+  ['always', Infinity, async (page) => assert.match(await page.textContent('main'), /The code was refused/)],
+]) {
+  test(`a code that has expired, ${name}, is not a dead end`, () => withStack({ provider: { CODE_TTL: '1' } }, async ({ port }) => {
+    const jane = await person(chrome);
+    const page = await jane.newPage();
+    const wire = await jane.newCDPSession(page);
+    await wire.send('Fetch.enable', { patterns: [{ urlPattern: '*/oauth2/callback*' }] });
+    let held = 0;
+    wire.on('Fetch.requestPaused', async ({ requestId }) => {
+      held += 1;
+      if (held <= late) await new Promise((done) => setTimeout(done, 2500));
+      await wire.send('Fetch.continueRequest', { requestId });
+    });
+    await page.goto(`https://app.localhost:${port}/late`);
+    await page.click('#jane');
+    const held_twice = async () => { while (held < 2) await new Promise((done) => setTimeout(done, 50)); };
+    await held_twice(); // the sign-in was begun again by itself
+    await page.waitForURL(late === 1 ? /\/late$/ : /oauth2\/callback/);
+    await page.waitForSelector(late === 1 ? '#path' : 'main');
+    await picture(page, `code-expired-${name}`);
+    await check(page);
+    assert.equal(held, 2);
+    await jane.close();
+  }));
+}
+
 test('a sign-out URL that is not registered strands nobody', () => withStack(
   { provider: { LOGOUTS: 'https://elsewhere.example.com/' } },
   async ({ port, auth }) => {
@@ -289,6 +319,39 @@ test('a provider with a certificate authority of its own, under a name that only
       assert.equal(answer.status(), 503, 'an unknown authority is not believed');
       await jane.close();
     });
+    // The name is known to the egress proxy alone.
+    const asked = [];
+    let open = true;
+    const egress = http.createServer().on('connect', (request, client) => {
+      asked.push(request.url);
+      if (!open) return client.end('HTTP/1.1 403 Forbidden\r\n\r\n');
+      const onward = net.connect(issuerPort, '127.0.0.1', () => {
+        client.write('HTTP/1.1 200 OK\r\n\r\n');
+        onward.pipe(client).pipe(onward);
+      });
+      onward.on('error', () => client.destroy());
+      return client.on('error', () => onward.destroy());
+    });
+    await new Promise((done) => egress.listen(0, '127.0.0.1', done));
+    const through = { idp_provider_url: issuer, idp_ca_file: cert, idp_http_proxy: `http://127.0.0.1:${egress.address().port}` };
+    await withStack({ provider, settings: through }, async ({ port }) => {
+      const jane = await person(chrome);
+      const page = await jane.newPage();
+      await signIn(page, `https://app.localhost:${port}/`, 'jane');
+      assert.equal((await shown(page))['x-pomerium-claim-email'], 'jane@example.com');
+      assert.ok(asked.length > 0 && asked.every((target) => target === `idp.internal:${issuerPort}`), asked.join());
+      await jane.close();
+    });
+    open = false;
+    await withStack({ provider, settings: through }, async ({ port, server }) => {
+      const jane = await person(chrome);
+      const page = await jane.newPage();
+      const answer = await page.goto(`https://app.localhost:${port}/`);
+      assert.equal(answer.status(), 503);
+      assert.match(server.log, /the proxy 127\.0\.0\.1 refused a tunnel to idp\.internal: 403/);
+      await jane.close();
+    });
+    egress.close();
   } finally {
     fs.rmSync(directory, { recursive: true });
   }
@@ -351,6 +414,60 @@ test('pages are shown in light and dark, narrow and wide, and work from the keyb
     await picture(page, `signed-out-${scheme}-${width}`);
     await bob.close();
   }
+}));
+
+// nginx as a cache that keeps whatever it is not forbidden to keep, whoever asked.
+test('a shared cache in front shows nobody what was made for somebody else', () => withStack({}, async ({ port, state, auth }) => {
+  const front = await freePort();
+  const file = path.join(state, 'nginx.conf');
+  fs.writeFileSync(file, `
+    daemon off; master_process off; error_log stderr notice; pid ${state}/nginx.pid;
+    events {}
+    http {
+      access_log off; client_body_temp_path ${state}/1; proxy_temp_path ${state}/2; fastcgi_temp_path ${state}/3;
+      uwsgi_temp_path ${state}/4; scgi_temp_path ${state}/5; proxy_cache_path ${state}/cache keys_zone=all:1m;
+      server {
+        listen 127.0.0.1:${front};
+        location / {
+          proxy_pass https://127.0.0.1:${port}; proxy_ssl_server_name on; proxy_ssl_name $http_host; proxy_set_header Host $http_host;
+          proxy_cache all; proxy_cache_key $http_host$request_uri; proxy_cache_valid any 10m; add_header x-cache $upstream_cache_status always;
+        }
+      }
+    }`);
+  const nginx = await run(['-c', file, '-p', state], {}, /start|using the/, ['/usr/sbin/nginx', 'nginx'].find((at) => fs.existsSync(at)) ?? 'nginx');
+  const jane = await person(chrome);
+  const page = await jane.newPage();
+  await signIn(page, `https://app.localhost:${port}/`, 'jane');
+  const cookie = (await jane.cookies()).filter(({ domain }) => domain === 'app.localhost').map(({ name, value }) => `${name}=${value}`).join('; ');
+  const ask = (host, target, headers = {}) => new Promise((done, fail) => {
+    http.get({ host: '127.0.0.1', port: front, path: target, agent: false, headers: { host: `${host}:${port}`, accept: 'text/html', ...headers } }, (answer) => {
+      let body = '';
+      answer.on('data', (data) => { body += data; });
+      answer.on('end', () => done({ status: answer.statusCode, headers: answer.headers, body }));
+    }).on('error', fail);
+  });
+  // The cache is one that keeps: what the application lets it keep of a public route comes from it.
+  await ask('open.localhost', '/x');
+  assert.equal((await ask('open.localhost', '/x')).headers['x-cache'], 'HIT');
+  const targets = ['/.pomerium/', '/.pomerium/user', '/.pomerium/x.css', '/.pomerium/user/x.css', '/.pomerium/routes', '/.pomerium/signed_out',
+    '/.pomerium/sign_in', '/.pomerium/callback/?pomerium_handoff=x', '/oauth2/callback?code=x&state=y', '/.pomerium/sign_out'];
+  for (const host of ['app.localhost', 'authenticate.localhost', 'admin.localhost']) {
+    for (const target of targets.filter((one) => one !== '/.pomerium/sign_out' || host === 'admin.localhost')) {
+      const sent = host === 'app.localhost' ? { cookie } : {};
+      await ask(host, target, sent);
+      const second = await ask(host, target);
+      assert.notEqual(second.headers['x-cache'], 'HIT', `${host}${target}`);
+      assert.doesNotMatch(second.body, /jane/i, `${host}${target}`);
+    }
+  }
+  // A page of an application that says nothing about caching.
+  assert.match((await ask('app.localhost', '/mine', { cookie })).body, /jane@example\.com/);
+  const anonymous = await ask('app.localhost', '/mine');
+  assert.equal(anonymous.status, 302, anonymous.body);
+  assert.doesNotMatch(anonymous.body, /jane/i);
+  for (const target of ['/new', '/new']) assert.notEqual((await ask('app.localhost', target)).headers['x-cache'], 'HIT', 'a redirect to sign in is not kept');
+  await nginx.stop();
+  await jane.close();
 }));
 
 test('the demo lets jane in and refuses bob, and starts again where it was', async () => {

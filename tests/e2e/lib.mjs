@@ -117,7 +117,7 @@ export async function stack({ provider = {}, settings = {}, routes } = {}) {
   return whole;
 }
 
-export const run = (args, env, ready) => start(binary, args, env, ready);
+export const run = (args, env, ready, command = binary) => start(command, args, env, ready);
 
 export async function browser() {
   const executablePath = ['/usr/bin/chromium', '/usr/bin/chromium-browser'].find((file) => fs.existsSync(file));

@@ -64,9 +64,16 @@ fn errors_of_the_token_endpoint_are_told_apart() {
         ),
     ] {
         let rig = Rig::settings(secret);
+        let may_be_late = error["error"] == "invalid_grant";
         rig.provider.set(|state| state.token_error = Some((400, error)));
-        let page = rig.browser().open("http://app.localhost/");
-        assert_eq!(page.status, 500);
+        let mut browser = rig.browser();
+        let mut page = browser.open("http://app.localhost/");
+        if may_be_late {
+            // A code that was too old is nobody's mistake: once, the browser begins again by itself.
+            assert_eq!((page.status, page.header("refresh")), (400, Some("2; url=http://app.localhost/")));
+            page = browser.open("http://app.localhost/");
+        }
+        assert_eq!((page.status, page.header("refresh")), (500, None));
         assert!(page.body.contains(text), "{}", page.body);
     }
     let rig = Rig::start();
@@ -92,7 +99,9 @@ fn cognitos_own_words_lead_to_its_own_console() {
     }
     let rig = Rig::cognito(Setup::default(), |_| ());
     rig.provider.set(|state| state.token_error = Some((400, json!({ "error": "invalid_grant" }))));
-    let page = rig.browser().open("http://app.localhost/");
+    let mut browser = rig.browser();
+    browser.open("http://app.localhost/");
+    let page = browser.open("http://app.localhost/");
     assert!(page.body.contains("Attribute permissions"), "{}", page.body);
     // Nobody with an address of the domain, because there is no address at all.
     let rig = Rig::cognito(

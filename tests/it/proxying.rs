@@ -284,6 +284,21 @@ fn a_client_that_waits_for_100_continue_is_told_to_go_on() {
 }
 
 #[test]
+fn what_is_made_for_somebody_is_kept_by_no_shared_cache_unless_the_application_says_so() {
+    let rig = Rig::start();
+    let cookie = rig.signed_in().session("app.localhost");
+    for (host, cookie, sent, seen) in [
+        ("app.localhost", cookie.as_str(), "", Some("private")),
+        ("app.localhost", &cookie, "Cache-Control: public, max-age=60\r\n", Some("public, max-age=60")),
+        ("open.localhost", "", "", None),
+    ] {
+        rig.upstream.answer(format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{sent}\r\nhi"));
+        let answer = rig.server.get(host, "/", cookie);
+        assert_eq!((answer.status, answer.header("cache-control")), (200, seen), "{host} {sent}");
+    }
+}
+
+#[test]
 fn an_expectation_that_cannot_be_met_is_refused() {
     let rig = Rig::start();
     for (expected, status) in [("100-Continue", 200), ("200-ok", 417), ("100-continue, magic", 417)] {
