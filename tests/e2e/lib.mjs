@@ -78,9 +78,19 @@ export async function application() {
 }
 
 // The whole: `provider` are switches of the provider, `settings` further keys of Portcullis.
-export async function stack({ provider = {}, settings = {}, routes } = {}) {
-  const [port, issuerPort, domainPort] = [await freePort(), await freePort(), await freePort()];
+export async function stack(options = {}) {
   const app = await application();
+  try {
+    return await behind(app, options);
+  } catch (error) {
+    running.forEach((child) => child.kill('SIGKILL'));
+    await app.stop();
+    throw error;
+  }
+}
+
+async function behind(app, { provider = {}, settings = {}, routes }) {
+  const [port, issuerPort, domainPort] = [await freePort(), await freePort(), await freePort()];
   const auth = `https://authenticate.localhost:${port}`;
   const issuer = `http://idp.localhost:${issuerPort}/eu-west-2_KcLwCelr7`;
   const op = await start(process.execPath, ['cognito-like-op.mjs'], {
