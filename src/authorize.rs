@@ -171,12 +171,29 @@ impl Operator {
     }
 }
 
+impl Place {
+    /// Writes it as it is displayed; nothing in it needs escaping.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let action = match self.action {
+            Action::Allow => "allow[",
+            Action::Deny => "deny[",
+        };
+        let mut digits = itoa::Buffer::new();
+        out.extend_from_slice(action.as_bytes());
+        out.extend_from_slice(digits.format(self.rule).as_bytes());
+        out.extend_from_slice(b"].");
+        out.extend_from_slice(self.operator.name().as_bytes());
+        out.push(b'[');
+        out.extend_from_slice(digits.format(self.criterion).as_bytes());
+        out.extend_from_slice(b"] ");
+        out.extend_from_slice(self.name.as_bytes());
+    }
+}
+
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let action = match self.action {
-            Action::Allow => "allow",
-            Action::Deny => "deny",
-        };
-        write!(f, "{action}[{}].{}[{}] {}", self.rule, self.operator.name(), self.criterion, self.name)
+        let mut text = Vec::with_capacity(40);
+        self.write(&mut text);
+        f.write_str(&String::from_utf8_lossy(&text))
     }
 }

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ::http::HeaderValue;
+
 /// One downstream connection, as it was accepted.
 #[derive(Clone, Debug)]
 pub struct Connection {
@@ -13,6 +15,8 @@ pub struct Connection {
     pub tls: Option<Tls>,
     /// The version of HTTP that the connection speaks.
     pub protocol: Protocol,
+    /// The peer's address as records and forwarded headers show it.
+    pub peer_text: HeaderValue,
 }
 
 /// What a TLS handshake agreed on.
@@ -32,6 +36,14 @@ pub enum Protocol {
 }
 
 impl Connection {
+    /// A cleartext connection that speaks HTTP/1.
+    pub fn new(peer: SocketAddr, local: SocketAddr) -> Self {
+        let text = peer.ip().to_canonical().to_string();
+        // An address has no character that a field cannot hold.
+        let peer_text = HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        Self { peer, local, tls: None, protocol: Protocol::Http1, peer_text }
+    }
+
     /// The peer's address; an IPv4 address that came in as `::ffff:a.b.c.d` is the IPv4 address.
     pub fn peer_ip(&self) -> IpAddr {
         self.peer.ip().to_canonical()

@@ -9,12 +9,15 @@
 mod body;
 mod client;
 pub mod cookies;
+pub mod folded;
 pub mod forwarded;
 pub mod headers;
 mod path;
 mod request;
+mod seen;
 
 pub use body::{Body, BodyError, End, Limits, Watcher};
 pub use client::{Client, is_cross_site, is_same_site_form};
 pub use path::{EscapedSlashes, PathRules, Readings};
 pub use request::{BadRequest, Canonical, Misread, Scheme, canonicalise, split_host};
+pub use seen::Seen;

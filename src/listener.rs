@@ -160,7 +160,7 @@ impl Listener {
         let (acceptor, limits) = (self.acceptor.clone(), self.limits);
         let (context, stopping, alive) = (self.context.clone(), self.stopping.clone(), self.alive.clone());
         tokio::spawn(async move {
-            let mut connection = Connection { peer, local, tls: None, protocol: Protocol::Http1 };
+            let mut connection = Connection::new(peer, local);
             match acceptor {
                 None => drive::http1(stream, connection, limits, context, stopping).await,
                 Some(acceptor) => match acceptor.accept(stream).await {

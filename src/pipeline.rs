@@ -6,21 +6,22 @@
 
 use std::sync::Arc;
 
-use ::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderValue, UPGRADE};
+use ::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderValue};
+use ::http::request::Parts;
 use ::http::{HeaderMap, Request, Response, StatusCode};
 use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 
 use crate::authenticate::Failure;
 use crate::authorize::{Decision, Facts};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::connection::{Connection, Protocol};
 use crate::http::headers::{self, REQUEST_ID};
-use crate::http::{BadRequest, Body, Canonical, Client, Misread, Scheme, canonicalise, cookies};
+use crate::http::{BadRequest, Body, Canonical, Client, Misread, Scheme, Seen, canonicalise, cookies};
 use crate::identity::Caller;
 use crate::pages::{self, Denied, Occasion, Refusal};
 use crate::proxy::{Errand, ResponseRules, Upgrade};
-use crate::session::{Found, Freshness, Session};
+use crate::session::{Found, Freshness, Recent, Session};
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Journal;
 
@@ -30,9 +31,6 @@ mod sign_in;
 
 use records::Record;
 pub use records::RequestIds;
-
-/// The one expectation that can be met (RFC 9110 §10.1.1).
-const CONTINUE: &[u8] = b"100-continue";
 
 /// What a worker serves requests with.
 pub struct Context {
@@ -50,10 +48,22 @@ pub struct Context {
     pub alive: tokio::sync::mpsc::WeakSender<()>,
 }
 
+/// A connection from a client, and what it is remembered by.
+pub struct Downstream {
+    /// How it was accepted.
+    pub connection: Connection,
+    /// The session that its last request opened.
+    pub recent: Recent,
+}
+
 /// A way off the road that is not an upstream's answer.
 enum Exit {
     Refuse(Refusal),
-    SignInFailed(Failure),
+    /// With whether the browser has begun again by itself before.
+    SignInFailed {
+        failure: Failure,
+        retried: bool,
+    },
 }
 
 impl<T: Into<Refusal>> From<T> for Exit {
@@ -65,49 +75,27 @@ impl<T: Into<Refusal>> From<T> for Exit {
 /// Serves one request. `misread`: what the listener found wrong with its bytes; the request is a stand-in then.
 pub async fn serve(
     cx: &Context,
-    connection: &Connection,
+    downstream: &Arc<Downstream>,
     request: Request<Incoming>,
     misread: Option<Misread>,
 ) -> Response<Body> {
     let snapshot = cx.snapshot.load_full();
-    let mut request = request.map(|body| Body::stream(body).with_rules(&snapshot.header_rules));
-    let mut record = Record::begin(cx, &snapshot, connection, &request);
-    let client = Client::of(&request);
-    let asked_to_upgrade = request.headers().contains_key(UPGRADE);
-    let retried = sign_in::has_retried(&snapshot, request.headers());
-    let host = request.uri().host().map(str::to_owned);
-    let outcome = match misread {
-        Some(misread) => {
-            record.misread(&misread);
-            Err(Refusal::Unreadable(misread.status, misread.reason).into())
-        }
-        None => Box::pin(answer(cx, &snapshot, connection, &mut request, &mut record)).await,
+    let seen = Seen::of(request.headers());
+    let client = Client::of(&request, seen);
+    let unreadable = misread.as_ref().map(|misread| (misread.status, misread.reason));
+    let mut record = Record::begin(cx, &snapshot, downstream, &request, misread);
+    let outcome = match unreadable {
+        Some((status, reason)) => Err(Refusal::Unreadable(status, reason).into()),
+        None => answer(cx, &snapshot, downstream, request, seen, &mut record).await,
     };
-    if let Err(Exit::Refuse(refusal)) = &outcome {
-        record.note(refusal);
-    }
-    let host = record.host().map(str::to_owned).or(host).unwrap_or_default();
-    let at =
-        Occasion { client, request_id: record.id(), contact: snapshot.error_contact.as_deref(), host: &host };
     let mut response = match outcome {
         Ok(response) => response,
-        Err(Exit::Refuse(refusal)) => pages::refuse(&refusal, &at),
-        Err(Exit::SignInFailed(failure)) => {
-            let reply = pages::sign_in_failed(
-                &failure,
-                snapshot.authenticate.provider().settings().kind,
-                &at,
-                retried,
-            );
-            sign_in::mark_retry(&snapshot, &failure, retried, reply, record.id())
-        }
+        Err(exit) => refuse(&snapshot, &mut record, client, &exit),
     };
-    if let Ok(id) = HeaderValue::from_str(record.id()) {
-        response.headers_mut().insert(REQUEST_ID.clone(), id);
-    }
-    if connection.protocol == Protocol::Http2 {
+    response.headers_mut().insert(&REQUEST_ID, record.id().clone());
+    if downstream.connection.protocol == Protocol::Http2 {
         response.headers_mut().remove(CONNECTION);
-    } else if asked_to_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    } else if seen.any(Seen::UPGRADE) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // The listener does not look at what follows such a request.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -115,40 +103,66 @@ pub async fn serve(
     response
 }
 
+/// Turns a way off the road into a reply.
+fn refuse(snapshot: &Snapshot, record: &mut Record, client: Client, exit: &Exit) -> Response<Body> {
+    if let Exit::Refuse(refusal) = exit {
+        record.note(refusal);
+    }
+    let at = Occasion {
+        client,
+        request_id: record.name(),
+        contact: snapshot.error_contact.as_deref(),
+        host: record.host(),
+    };
+    match exit {
+        Exit::Refuse(refusal) => pages::refuse(refusal, &at),
+        Exit::SignInFailed { failure, retried } => {
+            let kind = snapshot.authenticate.provider().settings().kind;
+            let reply = pages::sign_in_failed(failure, kind, &at, *retried);
+            sign_in::mark_retry(snapshot, failure, *retried, reply, record.name())
+        }
+    }
+}
+
 async fn answer(
     cx: &Context,
     snapshot: &Arc<Snapshot>,
-    connection: &Connection,
-    request: &mut Request<Body>,
+    downstream: &Downstream,
+    request: Request<Incoming>,
+    seen: Seen,
     record: &mut Record,
 ) -> Result<Response<Body>, Exit> {
+    let connection = &downstream.connection;
     let scheme = if connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
-    let (parts, body) = std::mem::replace(request, Request::new(Body::empty())).into_parts();
+    let (mut parts, body) = request.into_parts();
+    let body = Body::stream(body).with_rules(&snapshot.header_rules);
     let canonical = canonicalise(&parts, scheme, snapshot.path_rules)?;
-    if parts.headers.get(EXPECT).is_some_and(|expected| !expected.as_bytes().eq_ignore_ascii_case(CONTINUE)) {
-        let reason = BadRequest("it expects something other than `100-continue`");
-        return Err(Refusal::Unreadable(StatusCode::EXPECTATION_FAILED, reason).into());
+    if seen.any(Seen::EXPECT) {
+        check_expectation(&parts.headers)?;
     }
     record.about(&canonical);
-    let mut taken = Request::from_parts(parts, body);
-    if !snapshot.serves(&canonical.host) {
+    let found = snapshot.routes.find(&canonical);
+    if found.is_err() && !snapshot.serves(&canonical.host) {
         return Err(Refusal::NotFound.into());
     }
-    if let Some(endpoint) = own::endpoint(snapshot, &canonical, &taken)? {
-        return own::answer(cx, snapshot, endpoint, &canonical, taken, record).await;
+    if let Some(endpoint) = own::endpoint(snapshot, &canonical, &parts, found.is_ok())? {
+        let request = Request::from_parts(parts, body);
+        return Box::pin(own::answer(snapshot, downstream, endpoint, &canonical, request, record)).await;
     }
 
-    let route = snapshot.routes.find(&canonical)?;
+    let route = found?;
     record.routed(route);
     let trusted = snapshot.forwarded_rules.trusts(connection.peer_ip());
-    headers::scrub(taken.headers_mut(), &snapshot.header_rules, trusted)?;
-    let (parts, body) = taken.into_parts();
-    let upgrade =
-        Upgrade::of(&parts)?.filter(|upgrade| route.cluster.settings().upgrades.allows(&upgrade.protocol()));
-    let mut request = Request::from_parts(parts, body);
-    headers::remove_hop_by_hop(request.headers_mut());
+    headers::scrub(&mut parts.headers, &snapshot.header_rules, trusted)?;
+    let upgrade = if seen.any(Seen::UPGRADE) {
+        Upgrade::of(&parts)?.filter(|upgrade| route.cluster.settings().upgrades.allows(&upgrade.protocol()))
+    } else {
+        None
+    };
+    headers::remove_hop_by_hop(&mut parts.headers, seen);
 
-    let identified = identify(snapshot, &canonical.host, request.headers(), &cx.clock).await;
+    let now = record.began();
+    let identified = identify(snapshot, downstream, &canonical.host, &parts.headers, now).await;
     let (caller, trouble) = match identified {
         Ok((caller, _)) => (caller, None),
         Err(Exit::Refuse(trouble @ (Refusal::Store(_) | Refusal::Provider(_)))) => {
@@ -156,9 +170,9 @@ async fn answer(
         }
         Err(exit) => return Err(exit),
     };
-    let permit = match decide(route, &caller, &canonical, record.client(), &request) {
+    let permit = match decide(route, &caller, &canonical, record.client(), &parts) {
         Decision::Allow(permit) => {
-            let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, request.headers());
+            let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, &parts.headers);
             record.decided(cx, route, &caller, origin.is_ok(), permit.decided());
             origin?;
             permit
@@ -169,7 +183,8 @@ async fn answer(
             if let Some(trouble) = trouble {
                 return Err(trouble.into());
             }
-            return Err(sign_in::needed(snapshot, route, &canonical, request).await);
+            let request = Request::from_parts(parts, body);
+            return Err(Box::pin(sign_in::needed(snapshot, route, &canonical, request)).await);
         }
         Decision::Deny(decided) => {
             record.decided(cx, route, &caller, false, &decided);
@@ -178,17 +193,21 @@ async fn answer(
         }
     };
 
-    let fields = request.headers_mut();
-    cookies::remove(fields, |name| snapshot.sessions.cookie().is_ours(name));
-    remove_own_authorization(fields);
+    let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
+    let fields = &mut parts.headers;
+    if seen.any(Seen::COOKIE) {
+        cookies::remove(fields, is_ours);
+        cookies::join(fields);
+    }
+    if seen.any(Seen::AUTHORIZATION) {
+        remove_own_authorization(fields);
+    }
     snapshot.forwarded_rules.write(fields, connection, &canonical, route.external);
     route.cluster.edit_request(fields);
     if let Some(form) = &route.identity {
-        form.attach(&snapshot.signer, permit.caller(), &canonical.host, fields, cx.clock.now())?;
+        form.attach(&snapshot.signer, permit.caller(), &canonical.host, fields, now)?;
     }
-    if let Ok(id) = HeaderValue::from_str(record.id()) {
-        fields.insert(REQUEST_ID.clone(), id);
-    }
+    fields.insert(&REQUEST_ID, record.id().clone());
     let is_personal = upgrade.is_none() && matches!(permit.caller(), Caller::Identified(_));
     let alive = upgrade.is_some().then(|| cx.alive.upgrade()).flatten();
     let errand = Errand {
@@ -198,26 +217,37 @@ async fn answer(
         rules: snapshot.path_rules,
         upgrade,
         clock: &cx.clock,
+        now: record.started(),
     };
-    let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
     let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
-    Ok(route.cluster.forward(permit, errand, request, rules).await?)
+    Ok(route.cluster.forward(permit, errand, Request::from_parts(parts, body), rules).await?)
+}
+
+/// The one expectation that can be met is `100-continue` (RFC 9110 §10.1.1).
+fn check_expectation(headers: &HeaderMap) -> Result<(), Refusal> {
+    match headers.get(EXPECT) {
+        Some(expected) if !expected.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
+            let reason = BadRequest("it expects something other than `100-continue`");
+            Err(Refusal::Unreadable(StatusCode::EXPECTATION_FAILED, reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Who is calling: the session that the cookie opens, renewed when its tokens have expired.
 async fn identify(
     snapshot: &Arc<Snapshot>,
+    downstream: &Downstream,
     host: &str,
     headers: &HeaderMap,
-    clock: &Clock,
+    now: Timestamp,
 ) -> Result<(Caller, Option<Arc<Session>>), Exit> {
-    let Found::Session(session) = snapshot.sessions.find(host, headers).await? else {
-        return Ok((Caller::Anonymous, None));
-    };
-    match session.freshness(clock.now()) {
+    let found = snapshot.sessions.find_on(&downstream.recent, host, headers, now).await?;
+    let Found::Session(session) = found else { return Ok((Caller::Anonymous, None)) };
+    match session.freshness(now) {
         Freshness::Fresh => {}
         Freshness::Due => snapshot.authenticate.renew_soon(&session),
-        Freshness::Stale => match snapshot.authenticate.renew(&session).await {
+        Freshness::Stale => match Box::pin(snapshot.authenticate.renew(&session)).await {
             Ok(()) if session.has_ended() => return Ok((Caller::Anonymous, None)),
             Ok(()) => {}
             Err(crate::authenticate::RenewError::Ended) => return Ok((Caller::Anonymous, None)),
@@ -256,16 +286,10 @@ fn decide(
     caller: &Caller,
     canonical: &Canonical,
     client: std::net::IpAddr,
-    request: &Request<Body>,
+    parts: &Parts,
 ) -> Decision {
     let ask = |path: &str| {
-        route.policy.decide(&Facts {
-            caller,
-            method: request.method(),
-            path,
-            client,
-            headers: request.headers(),
-        })
+        route.policy.decide(&Facts { caller, method: &parts.method, path, client, headers: &parts.headers })
     };
     let decision = ask(&canonical.path.canonical);
     if matches!(decision, Decision::Allow(_)) && route.policy.reads_path() {

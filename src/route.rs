@@ -206,7 +206,8 @@ mod tests {
 
     fn table(routes: &[(&str, PathMatch)]) -> Table<usize> {
         Table::new(routes.iter().enumerate().map(|(at, (from, path))| {
-            let (host, port) = crate::http::split_host(&from.replace('*', "x-star-x")).unwrap();
+            let from = from.replace('*', "x-star-x");
+            let (host, port) = crate::http::split_host(&from).unwrap();
             let host = HostPattern::new(&host.replace("x-star-x", "*")).unwrap();
             (Match { host, port, path: path.clone() }, at)
         }))
@@ -215,7 +216,7 @@ mod tests {
     fn find(table: &Table<usize>, authority: &str, path: &str) -> Result<usize, NoRoute> {
         let (host, port) = crate::http::split_host(authority).unwrap();
         let path = Readings::of(path, PathRules::default()).unwrap();
-        table.find(&Canonical { scheme: Scheme::Https, host, port, path }).copied()
+        table.find(&Canonical::new(Scheme::Https, &host, port, path)).copied()
     }
 
     fn prefix(prefix: &str) -> PathMatch {

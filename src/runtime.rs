@@ -246,7 +246,7 @@ impl Worker {
         {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        context.journal.flush();
+        context.journal.flush(context.clock.now());
     }
 }
 

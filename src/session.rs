@@ -51,8 +51,12 @@ pub struct Sessions {
     settings: Settings,
     store: Arc<dyn Store>,
     clock: Clock,
-    handles: papaya::HashMap<Id, Arc<Handle>>,
-    open: papaya::HashMap<Id, Arc<Session>>,
+    /// Which of all that were made.
+    number: u64,
+    /// The session cookie's names: for one host alone, and for a whole domain.
+    names: [String; 2],
+    handles: papaya::HashMap<Id, Arc<Handle>, ById>,
+    open: papaya::HashMap<Id, Arc<Session>, ById>,
     /// Sessions that were ended here, until they would have ended anyway: whatever the store still says, they
     /// do not come back.
     tombstones: papaya::HashMap<Id, Tombstone>,
@@ -65,6 +69,13 @@ struct Tombstone {
     /// The store has not been told yet.
     untold: bool,
 }
+
+/// Identifiers are random, and only ours are in the maps: their own bits are hash enough.
+type ById = std::hash::BuildHasherDefault<FirstBits>;
+
+/// The first bits of what is hashed.
+#[derive(Default)]
+struct FirstBits(u64);
 
 /// An opened handle.
 struct Handle {
@@ -95,6 +106,18 @@ pub struct Session {
     pub renewing: tokio::sync::Mutex<()>,
     /// Set while somebody is on the way to renew it in the background.
     pub renewal_asked: AtomicBool,
+}
+
+/// The cookie that last opened something on a connection: the next request on it nearly always brings the
+/// same one. Whether the session still lasts is asked each time.
+#[derive(Default)]
+pub struct Recent(Mutex<Option<Opened>>);
+
+struct Opened {
+    /// Whose sessions: a reload makes new ones.
+    sessions: u64,
+    cookie: Box<str>,
+    handle: Arc<Handle>,
 }
 
 /// Who a request's cookie belongs to.
@@ -178,15 +201,64 @@ impl Session {
     }
 }
 
+impl Handle {
+    /// Whether this is its key, on its host.
+    fn is_opened_by(&self, key: &SealKey, scope: &str) -> bool {
+        crypto::equal(&self.key, &key.digest()) && *self.host == *scope
+    }
+
+    /// The session, while it lasts.
+    fn admit(&self, now: Timestamp) -> Found {
+        let live = self.expires > now && self.session.expires > now && !self.session.has_ended();
+        if live { Found::Session(self.session.clone()) } else { Found::Nobody }
+    }
+}
+
+impl Recent {
+    fn handle(&self, sessions: &Sessions, cookie: &str, scope: &str) -> Option<Arc<Handle>> {
+        let recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = recent.as_ref().filter(|opened| {
+            opened.sessions == sessions.number
+                && *opened.handle.host == *scope
+                && crypto::equal(opened.cookie.as_bytes(), cookie.as_bytes())
+        });
+        opened.map(|opened| opened.handle.clone())
+    }
+
+    fn remember(&self, sessions: &Sessions, cookie: &str, handle: &Arc<Handle>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Opened { sessions: sessions.number, cookie: cookie.into(), handle: handle.clone() });
+    }
+}
+
+/// How many [`Sessions`] were made.
+static MADE: AtomicU64 = AtomicU64::new(0);
+
+impl std::hash::Hasher for FirstBits {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk() {
+            self.0 ^= u64::from_ne_bytes(*first);
+        }
+    }
+
+    fn write_usize(&mut self, _: usize) {}
+}
+
 impl Sessions {
     /// Sessions in a store.
     pub fn new(settings: Settings, store: Arc<dyn Store>, clock: Clock) -> Self {
         Self {
+            number: MADE.fetch_add(1, Ordering::Relaxed),
+            names: settings.cookie.session_names(),
             settings,
             store,
             clock,
-            handles: papaya::HashMap::new(),
-            open: papaya::HashMap::new(),
+            handles: papaya::HashMap::with_hasher(ById::default()),
+            open: papaya::HashMap::with_hasher(ById::default()),
             tombstones: papaya::HashMap::new(),
         }
     }
@@ -211,23 +283,44 @@ impl Sessions {
     /// # Errors
     /// When the cookie occurs twice or the store fails.
     pub async fn find(&self, host: &str, headers: &HeaderMap) -> Result<Found, SessionError> {
-        let Some(value) = cookies::find(headers, &self.settings.cookie.session_name(host))? else {
-            return Ok(Found::Nobody);
+        self.find_on(&Recent::default(), host, headers, self.clock.now()).await
+    }
+
+    /// The same on a connection, which remembers what it found.
+    ///
+    /// # Errors
+    /// As for [`find`](Self::find).
+    pub async fn find_on(
+        &self,
+        recent: &Recent,
+        host: &str,
+        headers: &HeaderMap,
+        now: Timestamp,
+    ) -> Result<Found, SessionError> {
+        let [host_only, domain_wide] = &self.names;
+        let (name, scope) = match self.settings.cookie.covering(host) {
+            None => (host_only, host),
+            Some(domain) => (domain_wide, domain),
         };
+        let Some(value) = cookies::find(headers, name)? else { return Ok(Found::Nobody) };
+        if let Some(handle) = recent.handle(self, value, scope) {
+            return Ok(handle.admit(now));
+        }
         let Some((id, key)) = cookie::read(value) else { return Ok(Found::Nobody) };
-        let scope = self.settings.cookie.scope(host);
-        let now = self.clock.now();
-        let cached = self.handles.pin().get(&id).cloned();
-        let handle = match cached {
+        let known = self.handles.pin().get(&id).cloned();
+        let handle = match known {
             Some(handle) => handle,
-            None => match self.open_handle(id, &key, scope, now).await? {
+            // Seldom: the road does not carry what this needs.
+            None => match Box::pin(self.open_handle(id, &key, scope, now)).await? {
                 Some(handle) => handle,
                 None => return Ok(Found::Nobody),
             },
         };
-        let right = crypto::equal(&handle.key, &key.digest()) && *handle.host == *scope;
-        let live = handle.expires > now && handle.session.expires > now && !handle.session.has_ended();
-        Ok(if right && live { Found::Session(handle.session.clone()) } else { Found::Nobody })
+        if !handle.is_opened_by(&key, scope) {
+            return Ok(Found::Nobody);
+        }
+        recent.remember(self, value, &handle);
+        Ok(handle.admit(now))
     }
 
     async fn open_handle(

@@ -43,7 +43,7 @@ pub struct Snapshot {
 /// A compiled route.
 pub struct Route {
     /// Its name in records.
-    pub name: String,
+    pub name: Arc<str>,
     /// The origin in `from`.
     pub from: String,
     /// `description`.
@@ -103,7 +103,7 @@ impl Snapshot {
                 crate::route::PathMatch::Regex(_) => "/".into(),
             };
             let compiled = Route {
-                name: route.name,
+                name: route.name.into(),
                 from: route.from,
                 description: route.description,
                 external: route.external,

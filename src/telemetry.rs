@@ -9,7 +9,8 @@ mod journal;
 mod line;
 
 pub use journal::{Journal, Sink};
-pub use line::Line;
+pub(crate) use line::key;
+pub use line::{Key, Line};
 
 use tracing_subscriber::EnvFilter;
 

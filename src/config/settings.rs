@@ -19,8 +19,9 @@ use crate::authenticate;
 use crate::authorize::Step;
 use crate::client;
 use crate::crypto;
+use crate::http::folded::{fold, is_listed_identity};
 use crate::http::forwarded::ForwardedRules;
-use crate::http::headers::{HeaderRules, Underscores, fold};
+use crate::http::headers::{HeaderRules, Underscores};
 use crate::http::{EscapedSlashes, PathRules};
 use crate::session::{self, CookieSettings, Origin, SameSite};
 use crate::telemetry::Format;
@@ -567,7 +568,12 @@ impl Resolver<'_> {
         let underscores = self
             .one_of(name, self.file.headers_with_underscores_action.as_ref(), &possible)
             .unwrap_or_default();
-        HeaderRules { underscores, identity: claims.headers().map(|header| fold(header).into()).collect() }
+        let own = claims
+            .headers()
+            .map(|header| fold(header))
+            .filter(|folded| !is_listed_identity(folded))
+            .map(Into::into);
+        HeaderRules { underscores, identity: own.collect() }
     }
 
     fn forwarded_rules(&mut self) -> ForwardedRules {

@@ -3,6 +3,8 @@
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, ORIGIN};
 use http::{Method, Request};
 
+use super::Seen;
+
 /// The kind of program at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
@@ -22,12 +24,15 @@ static REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with");
 impl Client {
     /// `Sec-Fetch-Mode` and `Sec-Fetch-Dest` decide where they are there, `Accept` where they are not;
     /// a request without `Accept`, or with `*/*` alone, counts as a navigation, as in Pomerium.
-    pub fn of<B>(request: &Request<B>) -> Self {
+    pub fn of<B>(request: &Request<B>, seen: Seen) -> Self {
         let headers = request.headers();
+        if !seen.any(Seen::KIND) && !seen.any(Seen::UPGRADE) && *request.method() != Method::CONNECT {
+            return Self::Navigation;
+        }
         if text(headers, &CONTENT_TYPE).is_some_and(|kind| kind.starts_with("application/grpc")) {
             return Self::Grpc;
         }
-        if headers.contains_key(http::header::UPGRADE) || *request.method() == Method::CONNECT {
+        if seen.any(Seen::UPGRADE) || *request.method() == Method::CONNECT {
             return Self::Program;
         }
         if let Some(mode) = text(headers, &SEC_FETCH_MODE) {
@@ -55,7 +60,7 @@ fn accepts_html(headers: &HeaderMap) -> bool {
         .flat_map(|line| line.split(','))
     {
         let mut pieces = part.split(';').map(str::trim);
-        let kind = pieces.next().unwrap_or_default().to_ascii_lowercase();
+        let kind = pieces.next().unwrap_or_default();
         if kind.is_empty() {
             continue;
         }
@@ -69,10 +74,13 @@ fn accepts_html(headers: &HeaderMap) -> bool {
                     (quality * 1000.0) as u16
                 }
             });
-        match kind.as_str() {
-            "text/html" | "application/xhtml+xml" => html = html.max(quality),
-            "*/*" | "text/*" => wildcard = wildcard.max(quality),
-            _ => other = other.max(quality),
+        let is_one_of = |kinds: [&str; 2]| kinds.iter().any(|one| one.eq_ignore_ascii_case(kind));
+        if is_one_of(["text/html", "application/xhtml+xml"]) {
+            html = html.max(quality);
+        } else if is_one_of(["*/*", "text/*"]) {
+            wildcard = wildcard.max(quality);
+        } else {
+            other = other.max(quality);
         }
     }
     if !any {
@@ -107,7 +115,10 @@ pub fn is_same_site_form<B>(request: &Request<B>, origin: impl Fn(&str) -> bool)
         Some(site) => matches!(site, "same-origin" | "same-site"),
         None => headers.get(ORIGIN).and_then(|value| value.to_str().ok()).is_some_and(origin),
     };
-    *request.method() == Method::POST && form && same_site && Client::of(request) == Client::Navigation
+    *request.method() == Method::POST
+        && form
+        && same_site
+        && Client::of(request, Seen::of(headers)) == Client::Navigation
 }
 
 fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
@@ -123,7 +134,8 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        Client::of(&request.body(()).unwrap())
+        let request = request.body(()).unwrap();
+        Client::of(&request, Seen::of(request.headers()))
     }
 
     #[test]

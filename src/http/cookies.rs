@@ -10,12 +10,15 @@ use super::BadRequest;
 /// When the name occurs twice: which one a browser meant cannot be told (RFC 6265 §4.2.2).
 pub fn find<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, BadRequest> {
     let mut found = None;
-    for (at, value) in all(headers) {
-        if at == name && found.replace(value).is_some() {
+    for piece in headers.get_all(COOKIE).iter().flat_map(|line| pieces(line.as_bytes())) {
+        let value = piece.trim_ascii().strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"="));
+        if let Some(value) = value
+            && found.replace(value).is_some()
+        {
             return Err(BadRequest("a cookie of ours occurs twice"));
         }
     }
-    Ok(found)
+    Ok(found.and_then(|value| std::str::from_utf8(value).ok()))
 }
 
 /// Every cookie, as name and value.
@@ -30,20 +33,34 @@ pub fn all(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
 /// a line that becomes empty goes. Lines without a cookie of ours are not touched at all.
 pub fn remove(headers: &mut HeaderMap, ours: impl Fn(&str) -> bool) {
     let is_ours = |piece: &[u8]| {
-        std::str::from_utf8(piece)
-            .ok()
-            .and_then(|piece| piece.split('=').next())
-            .is_some_and(|name| ours(name.trim()))
+        let name = piece.split(|byte| *byte == b'=').next().unwrap_or_default();
+        std::str::from_utf8(name).is_ok_and(|name| ours(name.trim()))
     };
-    if !headers.get_all(COOKIE).iter().any(|line| pieces(line.as_bytes()).any(is_ours)) {
+    let mut all_ours = true;
+    let mut any_ours = false;
+    for piece in headers.get_all(COOKIE).iter().flat_map(|line| pieces(line.as_bytes())) {
+        let one = is_ours(piece);
+        any_ours |= one;
+        all_ours &= one;
+    }
+    if !any_ours {
+        return;
+    }
+    if all_ours {
+        headers.remove(COOKIE);
         return;
     }
     let lines: Vec<HeaderValue> = headers
         .get_all(COOKIE)
         .iter()
         .filter_map(|line| {
-            let kept: Vec<&[u8]> = pieces(line.as_bytes()).filter(|piece| !is_ours(piece)).collect();
-            let kept = kept.join(&b';');
+            let mut kept = Vec::with_capacity(line.len());
+            for piece in pieces(line.as_bytes()).filter(|piece| !is_ours(piece)) {
+                if !kept.is_empty() {
+                    kept.push(b';');
+                }
+                kept.extend_from_slice(piece);
+            }
             let kept = kept.trim_ascii();
             if kept.is_empty() { None } else { HeaderValue::from_bytes(kept).ok() }
         })
@@ -66,7 +83,13 @@ pub fn join(headers: &mut HeaderMap) {
 }
 
 fn pieces(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    line.split(|byte| *byte == b';')
+    let mut rest = Some(line);
+    std::iter::from_fn(move || {
+        let line = rest?;
+        let end = memchr::memchr(b';', line);
+        rest = end.and_then(|end| line.get(end + 1..));
+        line.get(..end.unwrap_or(line.len()))
+    })
 }
 
 #[cfg(test)]

@@ -56,29 +56,33 @@ impl ForwardedRules {
         request: &Canonical,
         external: Scheme,
     ) {
-        let peer = connection.peer_ip();
-        let believed = self.trusts(peer);
-        let mut hops: Vec<String> = Vec::new();
-        if believed {
-            hops.extend(
-                chain(headers)
-                    .into_iter()
-                    .map(|hop| hop.map_or_else(|| "unknown".into(), |hop| hop.to_string())),
-            );
+        let believed = self.trusts(connection.peer_ip());
+        let hops = if believed { chain(headers) } else { Vec::new() };
+        if hops.is_empty() {
+            headers.insert(&FORWARDED_FOR, connection.peer_text.clone());
+        } else {
+            let mut hops: Vec<String> = hops
+                .into_iter()
+                .map(|hop| hop.map_or_else(|| "unknown".into(), |hop| hop.to_string()))
+                .collect();
+            if !self.skip_append {
+                hops.push(connection.peer_ip().to_string());
+            }
+            set(headers, &FORWARDED_FOR, &hops.join(", "));
         }
-        if !(believed && self.skip_append && !hops.is_empty()) {
-            hops.push(peer.to_string());
-        }
-        set(headers, &FORWARDED_FOR, &hops.join(", "));
         if !(believed && one_word(headers, &FORWARDED_PROTO)) {
-            headers.insert(FORWARDED_PROTO.clone(), HeaderValue::from_static(external.as_str()));
+            headers.insert(&FORWARDED_PROTO, HeaderValue::from_static(external.as_str()));
         }
         if !(believed && one_word(headers, &FORWARDED_HOST)) {
-            set(headers, &FORWARDED_HOST, &request.authority());
+            headers.insert(&FORWARDED_HOST, request.authority.clone());
         }
         if !(believed && one_word(headers, &FORWARDED_PORT)) {
-            let port = request.port.unwrap_or_else(|| external.default_port());
-            set(headers, &FORWARDED_PORT, itoa::Buffer::new().format(port));
+            let port = match request.port.unwrap_or_else(|| external.default_port()) {
+                443 => HeaderValue::from_static("443"),
+                80 => HeaderValue::from_static("80"),
+                other => HeaderValue::from(other),
+            };
+            headers.insert(&FORWARDED_PORT, port);
         }
     }
 }
@@ -110,23 +114,17 @@ fn one_word(headers: &HeaderMap, name: &http::HeaderName) -> bool {
 
 fn set(headers: &mut HeaderMap, name: &http::HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(name.clone(), value);
+        headers.insert(name, value);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::Protocol;
     use crate::http::Readings;
 
     fn connection(peer: &str) -> Connection {
-        Connection {
-            peer: format!("{peer}:1").parse().unwrap(),
-            local: "127.0.0.1:443".parse().unwrap(),
-            tls: None,
-            protocol: Protocol::Http1,
-        }
+        Connection::new(format!("{peer}:1").parse().unwrap(), "127.0.0.1:443".parse().unwrap())
     }
 
     fn headers(chain: &str) -> HeaderMap {
@@ -164,12 +162,8 @@ mod tests {
 
     #[test]
     fn one_chain_is_written() {
-        let request = Canonical {
-            scheme: Scheme::Https,
-            host: "app.test".into(),
-            port: None,
-            path: Readings { canonical: "/".into(), others: Vec::new() },
-        };
+        let path = Readings { canonical: "/".into(), others: Vec::new() };
+        let request = Canonical::new(Scheme::Https, "app.test", None, path);
         let mut map = HeaderMap::new();
         ForwardedRules::default().write(&mut map, &connection("203.0.113.9"), &request, Scheme::Https);
         assert_eq!(map.get(&FORWARDED_FOR).unwrap(), "203.0.113.9");

@@ -1,11 +1,12 @@
 //! Hygiene of header fields: what is hop by hop, what is ours, what a client must not say.
 //!
-//! Names are compared *folded*: case and every character that is not a letter or a digit are ignored, as
-//! CGI, WSGI and PHP do. A header that an application could take for one of ours is one of ours.
+//! Names are compared [folded](super::folded). A header that an application could take for one of ours is one
+//! of ours.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use super::BadRequest;
+use super::folded::{self, FORWARDED, IDENTITY, fold};
+use super::{BadRequest, Seen};
 
 /// What to do with a header whose name has an underscore, which many applications read as a dash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,74 +46,6 @@ static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
-/// Folded beginnings of names that say who is calling or which certificate they showed. A client that
-/// sends one of these is not believed, and no upstream sees it.
-const IDENTITY: &[&str] = &[
-    "xpomerium",
-    "xauthrequest",
-    "xforwardeduser",
-    "xforwardedemail",
-    "xforwardedgroup",
-    "xforwardedpreferredusername",
-    "xforwardedaccesstoken",
-    "xforwardedidtoken",
-    "xforwardedclientcert",
-    "xssl",
-    "sslclient",
-    "clientcert",
-    "xclientcert",
-    "xclientdn",
-    "xmsclientprincipal",
-    "xidtoken",
-    "xaccesstoken",
-    "xjwtassertion",
-    "xclientverify",
-    "remoteuser",
-    "remotegroup",
-    "remoteemail",
-    "remotename",
-    "xremoteuser",
-    "xremotegroup",
-    "xremoteemail",
-    "xauthuser",
-    "xauthemail",
-    "xauthgroup",
-    "xauthname",
-    "xauthusername",
-    "xwebauthuser",
-    "xwebauthemail",
-    "xwebauthname",
-    "xwebauthgroup",
-    "xwebauthrole",
-    "oidcclaim",
-    "oidcaccesstoken",
-    "oidcidtoken",
-    "xamznoidc",
-    "xgoogauthenticateduser",
-    "xgoogiapjwtassertion",
-    "cfaccessjwtassertion",
-    "cfaccessauthenticateduser",
-    "tailscaleuser",
-    "xvouch",
-    "xauthentik",
-    "impersonateuser",
-    "impersonategroup",
-    "impersonateuid",
-    "impersonateextra",
-];
-
-/// Folded beginnings of names that say how a request reached us.
-const FORWARDED: &[&str] = &[
-    "forwarded",
-    "xforwarded",
-    "xrealip",
-    "xoriginal",
-    "xrewrite",
-    "xenvoy",
-    "xclusterclientip",
-    "trueclientip",
-];
-
 /// Folded names that frame a message or concern one connection.
 const FRAMING: &[&str] = &[
     "transferencoding",
@@ -126,36 +59,14 @@ const FRAMING: &[&str] = &[
     "host",
 ];
 
-/// A name with only its letters and digits, in lower case.
-pub fn fold(name: &str) -> String {
-    name.bytes().filter(u8::is_ascii_alphanumeric).map(|byte| byte.to_ascii_lowercase() as char).collect()
-}
-
-/// The letters and digits of a name: compared with a folded one without making a copy.
-fn folded(name: &HeaderName) -> impl Iterator<Item = u8> + '_ {
-    name.as_str().bytes().filter(u8::is_ascii_alphanumeric)
-}
-
-fn folds_to_prefix(name: &HeaderName, prefix: &str) -> bool {
-    let mut letters = folded(name);
-    prefix.bytes().all(|byte| letters.next() == Some(byte))
-}
-
 /// Whether a name, folded, is one by which an upstream learns who is calling.
 pub fn is_identity(name: &HeaderName, rules: &HeaderRules) -> bool {
-    // The first letter of every entry of IDENTITY; a glance spares the list for most headers.
-    if matches!(folded(name).next(), Some(b'x' | b's' | b'c' | b'r' | b'o' | b't' | b'i'))
-        && IDENTITY.iter().any(|prefix| folds_to_prefix(name, prefix))
-    {
-        return true;
-    }
-    rules.identity.iter().any(|own| folded(name).eq(own.bytes()))
+    folded::begins_with(name, IDENTITY) || rules.identity.iter().any(|own| folded::is(name, own))
 }
 
 /// Whether a name, folded, says how the request reached us.
 pub fn is_forwarded(name: &HeaderName) -> bool {
-    matches!(folded(name).next(), Some(b'x' | b'f' | b't'))
-        && FORWARDED.iter().any(|prefix| folds_to_prefix(name, prefix))
+    folded::begins_with(name, FORWARDED)
 }
 
 /// Removes what a client must not say to an upstream: identity headers under every spelling, and, unless
@@ -166,7 +77,7 @@ pub fn is_forwarded(name: &HeaderName) -> bool {
 pub fn scrub(headers: &mut HeaderMap, rules: &HeaderRules, trust_forwarded: bool) -> Result<(), BadRequest> {
     let mut doomed: Vec<HeaderName> = Vec::new();
     for name in headers.keys() {
-        let underscore = name.as_str().contains('_');
+        let underscore = name.as_str().bytes().any(|byte| byte == b'_');
         if is_identity(name, rules) || (!trust_forwarded && is_forwarded(name)) {
             doomed.push(name.clone());
         } else if underscore {
@@ -227,20 +138,24 @@ pub fn retain(headers: &mut HeaderMap, name: &HeaderName, keep: impl Fn(&HeaderV
 
 /// Removes the fields that concern one connection only (RFC 9110 §7.6.1), the ones that `Connection` names
 /// included. `TE: trailers` stays, because trailers pass through.
-pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
+pub fn remove_hop_by_hop(headers: &mut HeaderMap, seen: Seen) {
+    if seen.any(Seen::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .map(str::trim)
+            .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
             .filter(|name| !is_end_to_end(name))
             .collect();
         for name in named {
             headers.remove(name);
         }
         headers.remove(header::CONNECTION);
+    }
+    if !seen.any(Seen::HOP_BY_HOP) {
+        return;
     }
     let trailers = has_token(headers, &header::TE, "trailers");
     for name in [
@@ -402,7 +317,8 @@ mod tests {
         headers.append(header::CONNECTION, HeaderValue::from_static("close, X-Listed"));
         headers.append(header::CONNECTION, HeaderValue::from_static("keep-alive, cookie"));
         headers.append(header::COOKIE, HeaderValue::from_static("a=b"));
-        remove_hop_by_hop(&mut headers);
+        let seen = Seen::of(&headers);
+        remove_hop_by_hop(&mut headers, seen);
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["cookie", "x-kept"]);
@@ -432,7 +348,8 @@ mod tests {
     fn te_trailers_survives_alone() {
         let mut headers = HeaderMap::new();
         headers.insert(header::TE, HeaderValue::from_static("gzip, Trailers"));
-        remove_hop_by_hop(&mut headers);
+        let seen = Seen::of(&headers);
+        remove_hop_by_hop(&mut headers, seen);
         assert_eq!(headers.get(header::TE).unwrap(), "trailers");
     }
 }

@@ -1,6 +1,9 @@
 //! The canonical request: scheme, host and path, computed once and used by everything after.
 
-use http::header::{CONTENT_LENGTH, HOST};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode, Version};
 
@@ -42,9 +45,11 @@ pub struct Canonical {
     /// How it came in.
     pub scheme: Scheme,
     /// The host: lower case, without a trailing dot; an IPv6 address in brackets.
-    pub host: String,
+    pub host: Arc<str>,
     /// The port in the authority, when there is one.
     pub port: Option<u16>,
+    /// `host` or `host:port`.
+    pub authority: HeaderValue,
     /// The path.
     pub path: Readings,
 }
@@ -68,12 +73,15 @@ impl Scheme {
 }
 
 impl Canonical {
-    /// `host` or `host:port`.
-    pub fn authority(&self) -> String {
-        match self.port {
-            Some(port) => format!("{}:{port}", self.host),
-            None => self.host.clone(),
-        }
+    /// What a request for a host is about. The host is canonical already.
+    pub fn new(scheme: Scheme, host: &str, port: Option<u16>, path: Readings) -> Self {
+        let text = match port {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        };
+        // A host is made of letters, digits and a few signs.
+        let authority = HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+        Self { scheme, host: host.into(), port, authority, path }
     }
 }
 
@@ -99,8 +107,8 @@ pub fn canonicalise(parts: &Parts, scheme: Scheme, rules: PathRules) -> Result<C
     {
         return Err(BadRequest("the length of the body is not a plain number"));
     }
-    let named = single(&parts.headers, &HOST)?;
-    let named = match named {
+    let field = single(&parts.headers, &HOST)?;
+    let named = match field {
         Some(value) => Some(value.to_str().map_err(|_| BadRequest("the host is not text"))?),
         None => None,
     };
@@ -127,11 +135,27 @@ pub fn canonicalise(parts: &Parts, scheme: Scheme, rules: PathRules) -> Result<C
     }
     let (host, port) = split_host(authority).ok_or(BadRequest("the host is malformed"))?;
     let path = Readings::of(parts.uri.path(), rules)?;
-    Ok(Canonical { scheme, host, port, path })
+    match field {
+        // Written in the canonical way, as nearly always: it need not be written again.
+        Some(field) if is_canonical(field.as_bytes(), &host, port) => {
+            Ok(Canonical { scheme, host: host.into(), port, authority: field.clone(), path })
+        }
+        _ => Ok(Canonical::new(scheme, &host, port, path)),
+    }
+}
+
+fn is_canonical(written: &[u8], host: &str, port: Option<u16>) -> bool {
+    match (written.strip_prefix(host.as_bytes()), port) {
+        (Some(rest), None) => rest.is_empty(),
+        (Some(rest), Some(port)) => {
+            rest.strip_prefix(b":").is_some_and(|rest| rest == itoa::Buffer::new().format(port).as_bytes())
+        }
+        (None, _) => false,
+    }
 }
 
 /// `host[:port]`, with the host in lower case and without a trailing dot; `None` when it is malformed.
-pub fn split_host(authority: &str) -> Option<(String, Option<u16>)> {
+pub fn split_host(authority: &str) -> Option<(Cow<'_, str>, Option<u16>)> {
     if authority.is_empty() || authority.len() > 261 {
         return None;
     }
@@ -160,7 +184,11 @@ pub fn split_host(authority: &str) -> Option<(String, Option<u16>)> {
     let host = host.strip_suffix('.').unwrap_or(host);
     let name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     let valid = host.starts_with('[') || (!host.is_empty() && host.bytes().all(name) && !host.ends_with('.'));
-    valid.then(|| (host.to_ascii_lowercase(), port))
+    let host = match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(host.to_ascii_lowercase()),
+        false => Cow::Borrowed(host),
+    };
+    valid.then_some((host, port))
 }
 
 #[cfg(test)]
@@ -179,8 +207,8 @@ mod tests {
     #[test]
     fn a_host_is_lower_case_and_without_a_trailing_dot() {
         let canonical = read("/a", &["App.Test.:8443"]).unwrap();
-        assert_eq!((canonical.host.as_str(), canonical.port), ("app.test", Some(8443)));
-        assert_eq!(canonical.authority(), "app.test:8443");
+        assert_eq!((&*canonical.host, canonical.port), ("app.test", Some(8443)));
+        assert_eq!(canonical.authority, "app.test:8443");
     }
 
     #[test]

@@ -18,7 +18,8 @@ use super::{Limits, stopped};
 use crate::clock::Clock;
 use crate::connection::Connection;
 use crate::http::{BadRequest, End, Misread, Watcher};
-use crate::pipeline::{self, Context};
+use crate::pipeline::{self, Context, Downstream};
+use crate::session::Recent;
 
 /// Requests that may run beside each other on one HTTP/2 connection.
 const STREAMS: u32 = 100;
@@ -38,10 +39,10 @@ pub(super) async fn http1<S>(
     let gate = Gate::new(stream, limits.head, limits.head_size);
     let verdict = gate.verdict();
     let peer = connection.peer_ip();
-    let connection = Arc::new(connection);
+    let downstream = Arc::new(Downstream { connection, recent: Recent::default() });
     let service = service_fn(move |request: Request<Incoming>| {
-        let (context, connection, misread) = (context.clone(), connection.clone(), verdict.next());
-        async move { Ok::<_, Infallible>(pipeline::serve(&context, &connection, request, misread).await) }
+        let (context, downstream, misread) = (context.clone(), downstream.clone(), verdict.next());
+        async move { Ok::<_, Infallible>(pipeline::serve(&context, &downstream, request, misread).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -72,15 +73,15 @@ pub(super) async fn http2<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let peer = connection.peer_ip();
-    let connection = Arc::new(connection);
+    let downstream = Arc::new(Downstream { connection, recent: Recent::default() });
     let activity = Arc::new(Activity::new(context.clock.instant()));
     let (seen, clock) = (activity.clone(), context.clock.clone());
     let service = service_fn(move |request: Request<Incoming>| {
-        let (context, connection) = (context.clone(), connection.clone());
+        let (context, downstream) = (context.clone(), downstream.clone());
         let stream = seen.begin(&context.clock);
         let misread = (head_size(&request) > limits.head_size).then(|| too_large(&request));
         async move {
-            let mut response = pipeline::serve(&context, &connection, request, misread).await;
+            let mut response = pipeline::serve(&context, &downstream, request, misread).await;
             response.body_mut().watch(Box::new(stream));
             Ok::<_, Infallible>(response)
         }

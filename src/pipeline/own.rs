@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
+use ::http::request::Parts;
 use ::http::{HeaderMap, Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::records::Record;
-use super::{Context, Exit, identify};
-use crate::authenticate::Redirect;
+use super::{Downstream, Exit, identify, sign_in as begin};
+use crate::authenticate::{Failure, Redirect};
 use crate::authorize::{Decision, Facts};
-use crate::http::{BadRequest, Body, Canonical, Client, is_cross_site};
+use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_cross_site};
 use crate::identity::{Caller, Identity};
 use crate::pages::{self, Application, Fact, Occasion, Refusal};
-use crate::session::SameSite;
+use crate::session::{Found, SameSite, SessionError};
 use crate::snapshot::Snapshot;
 
 /// An endpoint.
@@ -40,10 +41,11 @@ pub(super) enum Endpoint {
 pub(super) fn endpoint(
     snapshot: &Snapshot,
     canonical: &Canonical,
-    request: &Request<Body>,
+    request: &Parts,
+    routed: bool,
 ) -> Result<Option<Endpoint>, BadRequest> {
     let path = canonical.path.canonical.as_str();
-    let on_authenticate = canonical.host == snapshot.authenticate_host;
+    let on_authenticate = *canonical.host == *snapshot.authenticate_host;
     let authenticate = &snapshot.authenticate;
     let found = match path {
         "/.pomerium" | "/.pomerium/" => Endpoint::User,
@@ -63,12 +65,12 @@ pub(super) fn endpoint(
         }
         path if authenticate.is_callback_path(&canonical.host, path) => {
             // `/` is an application's page too: it is ours only with a state that is ours.
-            if path == "/" && !authenticate.is_our_callback(request.uri().query(), request.headers()) {
-                if snapshot.routes.find(canonical).is_ok() {
+            if path == "/" && !authenticate.is_our_callback(request.uri.query(), &request.headers) {
+                if routed {
                     return Ok(None);
                 }
                 // A provider's error may come without a state, and its page has to be seen.
-                let says = |name| parameter(request.uri().query().unwrap_or_default(), name);
+                let says = |name| parameter(request.uri.query().unwrap_or_default(), name);
                 if matches!((says("error"), says("code")), (Ok(None), Ok(None))) {
                     Endpoint::Home
                 } else {
@@ -78,8 +80,8 @@ pub(super) fn endpoint(
                 Endpoint::Callback
             }
         }
-        "/" if on_authenticate && snapshot.routes.find(canonical).is_err() => Endpoint::Home,
-        "/robots.txt" if on_authenticate && snapshot.routes.find(canonical).is_err() => Endpoint::Robots,
+        "/" if on_authenticate && !routed => Endpoint::Home,
+        "/robots.txt" if on_authenticate && !routed => Endpoint::Robots,
         _ => return Ok(None),
     };
     if !canonical.path.others.is_empty() {
@@ -90,8 +92,8 @@ pub(super) fn endpoint(
 
 /// Answers it.
 pub(super) async fn answer(
-    cx: &Context,
     snapshot: &Arc<Snapshot>,
+    downstream: &Downstream,
     endpoint: Endpoint,
     canonical: &Canonical,
     request: Request<Body>,
@@ -113,8 +115,8 @@ pub(super) async fn answer(
         _ => return Err(Refusal::Method.into()),
     }
     let at = Occasion {
-        client: Client::of(&request),
-        request_id: record.id(),
+        client: Client::of(&request, Seen::of(request.headers())),
+        request_id: record.name(),
         contact: snapshot.error_contact.as_deref(),
         host: &canonical.host,
     };
@@ -132,12 +134,17 @@ pub(super) async fn answer(
         Endpoint::Resume => resume(snapshot, query, &origin, request.headers(), &at).await,
         Endpoint::Callback => {
             let done = snapshot.authenticate.call_back(query, request.headers()).await;
-            done.map(|redirect| arrive(snapshot, host, &redirect)).map_err(Exit::SignInFailed)
+            done.map(|redirect| arrive(snapshot, host, &redirect))
+                .map_err(failed(snapshot, request.headers()))
         }
-        Endpoint::SignOut => sign_out(snapshot, query, host, &origin, request.headers(), &at).await,
+        Endpoint::SignOut => {
+            let found = snapshot.sessions.find(host, request.headers()).await;
+            sign_out(snapshot, query, found, &origin, request.headers(), &at).await
+        }
         Endpoint::SignedOut => Ok(signed_out(snapshot, &at)),
         Endpoint::User | Endpoint::Claims | Endpoint::Routes | Endpoint::RoutesApi => {
-            let (caller, session) = identify(snapshot, host, request.headers(), &cx.clock).await?;
+            let (caller, session) =
+                identify(snapshot, downstream, host, request.headers(), record.began()).await?;
             let (Caller::Identified(identity), Some(session)) = (&caller, session) else {
                 let target = format!("{origin}{}", canonical.path.canonical);
                 let sign_in_url = snapshot.authenticate.sign_in_url(&origin, &target);
@@ -194,7 +201,7 @@ async fn sign_in(
 ) -> Result<Response<Body>, Exit> {
     let authenticate = &snapshot.authenticate;
     if let Some(sealed) = parameter(query, "pomerium_request")? {
-        if canonical.host != snapshot.authenticate_host {
+        if *canonical.host != *snapshot.authenticate_host {
             return Err(Refusal::NotFound.into());
         }
         let request = authenticate
@@ -202,7 +209,7 @@ async fn sign_in(
             .filter(|request| snapshot.serves(&request.host))
             .ok_or(BadRequest("the request to sign in was not made here"))?;
         let done = authenticate.go_on(request, headers).await;
-        return done.map(|redirect| pages::redirect(&redirect)).map_err(Exit::SignInFailed);
+        return done.map(|redirect| pages::redirect(&redirect)).map_err(failed(snapshot, headers));
     }
     let target = match parameter(query, "pomerium_redirect_uri")? {
         Some(target) => {
@@ -233,7 +240,7 @@ async fn hand_off(
 ) -> Result<Response<Body>, Exit> {
     let token = parameter(query, "pomerium_handoff")?.unwrap_or_default();
     let done = snapshot.authenticate.take_over(&token, host, &format!("{origin}/"), headers).await;
-    done.map(|redirect| arrive(snapshot, host, &redirect)).map_err(Exit::SignInFailed)
+    done.map(|redirect| arrive(snapshot, host, &redirect)).map_err(failed(snapshot, headers))
 }
 
 /// The last step of a sign-in. A `Strict` cookie is not sent at the end of a chain of redirects that another
@@ -271,18 +278,17 @@ async fn resume(
 async fn sign_out(
     snapshot: &Arc<Snapshot>,
     query: &str,
-    host: &str,
+    found: Result<Found, SessionError>,
     origin: &str,
     headers: &HeaderMap,
     at: &Occasion<'_>,
 ) -> Result<Response<Body>, Exit> {
-    let authenticate = &snapshot.authenticate;
-    let found = snapshot.sessions.find(host, headers).await;
+    let (authenticate, host) = (&snapshot.authenticate, at.host);
     let next = match parameter(query, "pomerium_next")? {
         Some(token) if host == snapshot.authenticate_host => authenticate.next_after_sign_out(&token).await?,
         _ => None,
     };
-    let nobody = matches!(found, Ok(crate::session::Found::Nobody));
+    let nobody = matches!(found, Ok(Found::Nobody));
     if next.is_none() && !nobody && is_cross_site(headers, |sent| sent.eq_ignore_ascii_case(origin)) {
         let actions = [("Sign out", "/.pomerium/sign_out"), ("Stay signed in", "/.pomerium/")];
         return Ok(pages::message(
@@ -294,8 +300,8 @@ async fn sign_out(
         ));
     }
     let session = match found? {
-        crate::session::Found::Session(session) => Some(session),
-        crate::session::Found::Nobody => None,
+        Found::Session(session) => Some(session),
+        Found::Nobody => None,
     };
     match authenticate.sign_out(session.as_deref(), host).await {
         Ok(done) => {
@@ -322,6 +328,12 @@ fn signed_out(snapshot: &Snapshot, at: &Occasion<'_>) -> Response<Body> {
         &actions,
         at,
     )
+}
+
+/// A sign-in that failed, with whether the browser has begun again by itself before.
+fn failed(snapshot: &Snapshot, headers: &HeaderMap) -> impl FnOnce(Failure) -> Exit {
+    let retried = begin::has_retried(snapshot, headers);
+    move |failure| Exit::SignInFailed { failure, retried }
 }
 
 /// A parameter that may occur once.
@@ -367,7 +379,7 @@ fn applications(snapshot: &Snapshot, caller: &Caller, client: std::net::IpAddr) 
         route.is_place && matches!(route.policy.decide(&facts), Decision::Allow(_))
     };
     let shown = snapshot.routes.targets().iter().filter(allowed).map(|route| Application {
-        name: route.name.clone(),
+        name: route.name.to_string(),
         url: format!("{}{}", route.from, route.path),
         description: route.description.clone().unwrap_or_default(),
     });

@@ -1,45 +1,51 @@
 //! The two records of a request.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use ::http::header::USER_AGENT;
-use ::http::{HeaderMap, Method, Request, Response};
+use ::http::header::{HOST, USER_AGENT};
+use ::http::uri::{Authority, PathAndQuery};
+use ::http::{HeaderMap, HeaderValue, Method, Request, Response};
 
-use super::Context;
+use hyper::body::Incoming;
+
+use super::{Context, Downstream};
 use crate::authorize::{Decided, Reason};
-use crate::clock::Clock;
-use crate::connection::{Connection, Protocol};
+use crate::clock::{Clock, Timestamp};
+use crate::connection::Protocol;
 use crate::crypto;
 use crate::http::headers::REQUEST_ID;
 use crate::http::{Body, Canonical, End, Misread, Watcher};
 use crate::identity::Caller;
 use crate::pages::Refusal;
 use crate::snapshot::{Route, Snapshot};
-use crate::telemetry::Journal;
+use crate::telemetry::{Journal, Key, Line, key};
 
 /// Names for requests: random for a worker, then counted. They name, they protect nothing.
 pub struct RequestIds {
-    worker: String,
+    worker: [u8; 16],
     next: AtomicU64,
 }
 
-/// What will be recorded about a request.
+/// What will be recorded about a request. It shares what the request is made of and copies none of it.
 pub(super) struct Record {
-    id: String,
+    id: HeaderValue,
     journal: Journal,
     clock: Clock,
+    downstream: Arc<Downstream>,
+    began: Timestamp,
     started: Instant,
-    /// `None`: it could not be read.
-    method: Option<Method>,
-    authority: String,
-    host: Option<String>,
-    path: String,
-    ip: IpAddr,
-    protocol: Protocol,
-    agent: Option<String>,
-    route: Option<String>,
+    method: Method,
+    authority: Option<Authority>,
+    named: Option<HeaderValue>,
+    host: Option<Arc<str>>,
+    target: Option<PathAndQuery>,
+    misread: Option<Misread>,
+    client: IpAddr,
+    agent: Option<HeaderValue>,
+    route: Option<Arc<str>>,
     note: Option<String>,
 }
 
@@ -52,12 +58,15 @@ struct Access {
 impl RequestIds {
     /// Names for one worker.
     pub fn new() -> Self {
-        let worker = crypto::random::<8>().iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { worker, next: AtomicU64::new(0) }
+        Self { worker: hexadecimal(u64::from_be_bytes(crypto::random())), next: AtomicU64::new(0) }
     }
 
-    fn next(&self) -> String {
-        format!("{}{:016x}", self.worker, self.next.fetch_add(1, Ordering::Relaxed))
+    fn next(&self) -> HeaderValue {
+        let mut name = [0; 32];
+        let (worker, number) = name.split_at_mut(16);
+        worker.copy_from_slice(&self.worker);
+        number.copy_from_slice(&hexadecimal(self.next.fetch_add(1, Ordering::Relaxed)));
+        HeaderValue::from_bytes(&name).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
     }
 }
 
@@ -67,60 +76,77 @@ impl Default for RequestIds {
     }
 }
 
+fn hexadecimal(number: u64) -> [u8; 16] {
+    let mut place = 64;
+    [(); 16].map(|()| {
+        place -= 4;
+        match (number >> place & 15) as u8 {
+            digit @ 0..=9 => b'0' + digit,
+            digit => b'a' + digit - 10,
+        }
+    })
+}
+
 impl Record {
     pub(super) fn begin(
         cx: &Context,
         snapshot: &Snapshot,
-        connection: &Connection,
-        request: &Request<Body>,
+        downstream: &Arc<Downstream>,
+        request: &Request<Incoming>,
+        misread: Option<Misread>,
     ) -> Self {
         let headers = request.headers();
+        let connection = &downstream.connection;
         let believed = snapshot.forwarded_rules.trusts(connection.peer_ip());
         let id = believed.then(|| given_id(headers)).flatten().unwrap_or_else(|| cx.ids.next());
-        let uri = request.uri();
-        let authority = match uri.authority() {
-            Some(authority) => authority.as_str().to_owned(),
-            None => text(headers, &::http::header::HOST).unwrap_or_default(),
-        };
         Self {
             id,
             journal: cx.journal.clone(),
             clock: cx.clock.clone(),
+            downstream: downstream.clone(),
+            began: cx.clock.now(),
             started: cx.clock.instant(),
-            method: Some(request.method().clone()),
-            authority,
+            method: request.method().clone(),
+            authority: request.uri().authority().cloned(),
+            named: headers.get(HOST).cloned(),
             host: None,
-            // Never the query: it may hold a code, a state or a token.
-            path: uri.path().to_owned(),
-            ip: snapshot.forwarded_rules.client(connection, headers),
-            protocol: connection.protocol,
-            agent: text(headers, &USER_AGENT),
+            target: request.uri().path_and_query().cloned(),
+            misread,
+            client: snapshot.forwarded_rules.client(connection, headers),
+            agent: headers.get(USER_AGENT).cloned(),
             route: None,
             note: None,
         }
     }
 
-    pub(super) fn id(&self) -> &str {
+    /// The request's name, for the fields that carry it.
+    pub(super) const fn id(&self) -> &HeaderValue {
         &self.id
+    }
+
+    /// The request's name, for pages.
+    pub(super) fn name(&self) -> &str {
+        self.id.to_str().unwrap_or_default()
+    }
+
+    /// When the request came.
+    pub(super) const fn began(&self) -> Timestamp {
+        self.began
+    }
+
+    /// The same, for measuring from it.
+    pub(super) const fn started(&self) -> Instant {
+        self.started
     }
 
     /// The address of whoever asked.
     pub(super) const fn client(&self) -> IpAddr {
-        self.ip
+        self.client
     }
 
-    fn method(&self) -> &str {
-        self.method.as_ref().map_or("", Method::as_str)
-    }
-
-    pub(super) fn host(&self) -> Option<&str> {
-        self.host.as_deref()
-    }
-
-    /// What the record says of a request for which a stand-in is served.
-    pub(super) fn misread(&mut self, misread: &Misread) {
-        self.method = misread.method.clone();
-        self.path = misread.path.clone().unwrap_or_default();
+    /// The host that was asked, once it is known.
+    pub(super) fn host(&self) -> &str {
+        self.host.as_deref().unwrap_or_default()
     }
 
     pub(super) fn about(&mut self, canonical: &Canonical) {
@@ -153,25 +179,26 @@ impl Record {
         decided: &Decided,
     ) {
         let duration = cx.clock.instant().saturating_duration_since(self.started);
-        cx.journal.record(cx.clock.now(), "authorize-check", |line| {
-            line.text("request-id", &self.id).flag("allow", allow);
+        self.journal.record(self.began + duration, "authorize-check", |line| {
+            line.bytes(key!("request-id"), self.id.as_bytes()).flag(key!("allow"), allow);
             match decided.rule {
-                Some(rule) => line.text("rule", &rule.to_string()),
-                None => line.text("rule", ""),
+                Some(rule) => line.written(key!("rule"), |out| rule.write(out)),
+                None => line.text(key!("rule"), ""),
             };
-            line.list("reasons", decided.reasons.iter().map(Reason::as_str));
+            line.list(key!("reasons"), decided.reasons.iter().map(Reason::as_str));
             if decided.unverified_email {
-                line.flag("email-unverified", true);
+                line.flag(key!("email-unverified"), true);
             }
-            line.text("route", &route.name);
-            line.text("method", self.method()).text("host", self.host.as_deref().unwrap_or_default());
-            line.text("path", &self.path).text("ip", &self.ip.to_string());
+            line.text(key!("route"), &route.name);
+            line.text(key!("method"), self.method()).text(key!("host"), self.host());
+            line.text(key!("path"), self.path());
+            self.address(line, key!("ip"));
             if let Caller::Identified(identity) = caller {
-                line.text("user", &identity.subject);
-                line.text("email", identity.email.as_deref().unwrap_or_default());
-                line.text("session-id", &identity.session);
+                line.text(key!("user"), &identity.subject);
+                line.text(key!("email"), identity.email.as_deref().unwrap_or_default());
+                line.text(key!("session-id"), &identity.session);
             }
-            line.duration("duration", duration);
+            line.duration(key!("duration"), duration);
         });
     }
 
@@ -180,49 +207,75 @@ impl Record {
         let status = response.status().as_u16();
         response.body_mut().watch(Box::new(Access { record: self, status }));
     }
+
+    /// The method, as far as it could be read.
+    fn method(&self) -> &str {
+        match &self.misread {
+            Some(misread) => misread.method.as_ref().map_or("", Method::as_str),
+            None => self.method.as_str(),
+        }
+    }
+
+    /// The path, as far as it could be read. Never the query: it may hold a code, a state or a token.
+    fn path(&self) -> &str {
+        match &self.misread {
+            Some(misread) => misread.path.as_deref().unwrap_or_default(),
+            None => self.target.as_ref().map_or("", PathAndQuery::path),
+        }
+    }
+
+    fn authority(&self) -> &[u8] {
+        let named = self.named.as_ref().map(HeaderValue::as_bytes);
+        self.authority.as_ref().map(|authority| authority.as_str().as_bytes()).or(named).unwrap_or_default()
+    }
+
+    fn address(&self, line: &mut Line<'_>, key: Key) {
+        if self.client == self.downstream.connection.peer_ip() {
+            line.bytes(key, self.downstream.connection.peer_text.as_bytes());
+        } else {
+            line.text(key, &self.client.to_string());
+        }
+    }
 }
 
 impl Watcher for Access {
     fn ended(self: Box<Self>, end: End, sent: u64) {
         let Self { record, status } = *self;
         let duration = record.clock.instant().saturating_duration_since(record.started);
-        record.journal.record(record.clock.now(), "http-request", |line| {
-            line.text("request-id", &record.id);
-            line.text("method", record.method())
-                .text("authority", &record.authority)
-                .text("path", &record.path);
-            line.number("response-code", u64::from(status))
-                .number("size", sent)
-                .duration("duration", duration);
-            line.text("ip", &record.ip.to_string());
-            line.text("protocol", if record.protocol == Protocol::Http2 { "HTTP/2" } else { "HTTP/1.1" });
+        record.journal.record(record.began + duration, "http-request", |line| {
+            line.bytes(key!("request-id"), record.id.as_bytes());
+            line.text(key!("method"), record.method())
+                .bytes(key!("authority"), record.authority())
+                .text(key!("path"), record.path());
+            line.number(key!("response-code"), u64::from(status))
+                .number(key!("size"), sent)
+                .duration(key!("duration"), duration);
+            record.address(line, key!("ip"));
+            let http2 = record.downstream.connection.protocol == Protocol::Http2;
+            line.text(key!("protocol"), if http2 { "HTTP/2" } else { "HTTP/1.1" });
             if let Some(agent) = &record.agent {
-                line.text("user-agent", agent);
+                line.bytes(key!("user-agent"), agent.as_bytes());
             }
             if let Some(route) = &record.route {
-                line.text("route", route);
+                line.text(key!("route"), route);
             }
             match end {
                 End::Complete => {}
-                End::Dropped => drop(line.text("ended", "the client went away")),
-                End::Failed => drop(line.text("ended", "the upstream broke off")),
+                End::Dropped => drop(line.text(key!("ended"), "the client went away")),
+                End::Failed => drop(line.text(key!("ended"), "the upstream broke off")),
             }
             if let Some(note) = &record.note {
-                line.text("error", note);
+                line.text(key!("error"), note);
             }
         });
     }
 }
 
 /// A trusted proxy's own name for the request.
-fn given_id(headers: &HeaderMap) -> Option<String> {
-    let id = headers.get(&REQUEST_ID)?.to_str().ok()?;
-    let sound = !id.is_empty()
-        && id.len() <= 128
-        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    sound.then(|| id.to_owned())
-}
-
-fn text(headers: &HeaderMap, name: &::http::HeaderName) -> Option<String> {
-    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+fn given_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let id = headers.get(&REQUEST_ID)?;
+    let bytes = id.as_bytes();
+    let sound = (1..=128).contains(&bytes.len())
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
+    sound.then(|| id.clone())
 }

@@ -6,7 +6,7 @@ use http_body_util::{BodyExt as _, Limited};
 
 use super::{Exit, external_origin};
 use crate::authenticate::{Failure, Kept};
-use crate::http::{Body, Canonical, Client, cookies, is_same_site_form};
+use crate::http::{Body, Canonical, Client, Seen, cookies, is_same_site_form};
 use crate::pages::{self, Refusal};
 use crate::snapshot::{Route, Snapshot};
 
@@ -37,10 +37,10 @@ pub(super) async fn needed(
     let fits = length(&back) <= LONGEST_TARGET;
     let sign_in_url = authenticate.sign_in_url(&origin, if fits { &back } else { &origin });
     let needed = |begin| Exit::Refuse(Refusal::SignInNeeded { begin, sign_in_url: sign_in_url.clone() });
-    if Client::of(&request) != Client::Navigation {
+    if Client::of(&request, Seen::of(request.headers())) != Client::Navigation {
         return needed(None);
     }
-    let host = canonical.host.clone();
+    let host = canonical.host.to_string();
     if idempotent && fits {
         return needed(Some(authenticate.begin(&back, &host, request.headers())));
     }

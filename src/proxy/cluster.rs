@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ::http::HeaderValue;
+
 use super::connect::{Connector, UpstreamTlsError};
 use super::pool::Pool;
 use super::{Settings, Upstream};
@@ -25,9 +27,11 @@ pub struct Cluster {
 pub(super) struct Endpoint {
     pub(super) upstream: Upstream,
     /// The `Host` of the upstream itself.
-    pub(super) authority: String,
-    /// One pool for each worker.
-    pub(super) pools: Vec<Arc<Pool>>,
+    pub(super) authority: HeaderValue,
+    /// The first worker's pool.
+    pool: Arc<Pool>,
+    /// The pools of the others.
+    pools: Vec<Arc<Pool>>,
 }
 
 impl Cluster {
@@ -44,12 +48,18 @@ impl Cluster {
         Ok(Self { settings, connector, endpoints, schedule, turn: AtomicUsize::new(0) })
     }
 
-    /// The endpoints in the order in which they should be tried: first the one whose turn it is.
-    pub(super) fn in_turn(&self) -> impl Iterator<Item = &Endpoint> {
+    /// Whose turn it is.
+    pub(super) fn turn(&self) -> usize {
+        if self.endpoints.len() == 1 {
+            return 0;
+        }
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.schedule.len().max(1);
-        let first = self.schedule.get(turn).copied().unwrap_or_default();
-        let count = self.endpoints.len();
-        (0..count).filter_map(move |step| self.endpoints.get((first + step) % count))
+        self.schedule.get(turn).copied().unwrap_or_default()
+    }
+
+    /// An endpoint by its number; after the last comes the first.
+    pub(super) fn endpoint(&self, number: usize) -> Option<&Endpoint> {
+        self.endpoints.get(number.checked_rem(self.endpoints.len())?)
     }
 
     /// The settings it was made from.
@@ -71,9 +81,16 @@ impl Endpoint {
         };
         Self {
             upstream: upstream.clone(),
-            authority,
-            pools: (0..workers.max(1)).map(|_| Arc::default()).collect(),
+            // What was parsed as a host is made of letters, digits and a few signs.
+            authority: HeaderValue::try_from(authority).unwrap_or_else(|_| HeaderValue::from_static("")),
+            pool: Arc::default(),
+            pools: (1..workers).map(|_| Arc::default()).collect(),
         }
+    }
+
+    /// The connections of one worker.
+    pub(super) fn pool(&self, worker: usize) -> &Arc<Pool> {
+        worker.checked_sub(1).and_then(|other| self.pools.get(other)).unwrap_or(&self.pool)
     }
 }
 

@@ -100,7 +100,6 @@ async fn handshake1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) -> Result<Sender, ProxyError> {
     let (sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(256 * 1024)
-        .max_headers(1000)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ProxyError::Connect(error.to_string()))?;

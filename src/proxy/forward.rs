@@ -1,7 +1,8 @@
 //! Forwarding one request.
 
+use std::pin::pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ::http::header::{
@@ -19,7 +20,7 @@ use super::upgrade::{Upgrade, tunnel};
 use super::{HostHeader, ProxyError, UpstreamScheme, spend};
 use crate::authorize::Permit;
 use crate::clock::Clock;
-use crate::http::{Body, BodyError, Canonical, End, Limits, PathRules, Watcher, cookies, headers};
+use crate::http::{Body, BodyError, Canonical, End, Limits, PathRules, Seen, Watcher, headers};
 
 /// What a request needs on its way besides itself.
 pub struct Errand<'a> {
@@ -33,6 +34,8 @@ pub struct Errand<'a> {
     pub upgrade: Option<Upgrade>,
     /// The time.
     pub clock: &'a Clock,
+    /// When the request came.
+    pub now: std::time::Instant,
     /// Held by a tunnel while it lasts.
     pub alive: Option<tokio::sync::mpsc::Sender<()>>,
 }
@@ -78,12 +81,16 @@ impl Cluster {
         self.prepare(&errand, &mut request)?;
         let limit =
             self.settings.timeout.filter(|_| errand.upgrade.is_none() || self.settings.timeout_bounds_answer);
-        let in_use = InUse::default();
         let (mut response, started) = match limit {
-            Some(limit) => self.exchange_within(limit, &errand, request, &in_use).await?,
-            None => (Box::pin(self.exchange(&errand, request, &in_use)).await?, Instant::now()),
+            Some(limit) if request.body().is_empty() => {
+                let started = Instant::now();
+                (self.answer_until(started + limit, limit, &errand, request).await?, started)
+            }
+            Some(limit) => Box::pin(self.answer_to_upload(limit, &errand, request)).await?,
+            None => (self.exchange(&errand, request, &InUse::default()).await?, Instant::now()),
         };
-        if is_framed_twice(response.headers()) {
+        let seen = Seen::of(response.headers());
+        if seen.any(Seen::LENGTH) && is_framed_twice(response.headers()) {
             return Err(ProxyError::Broken("its answer is framed in two ways".into()));
         }
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -96,43 +103,54 @@ impl Cluster {
             }
             let upstream = hyper::upgrade::on(&mut response);
             tokio::spawn(tunnel(client, upstream, self.settings.idle_timeout, errand.alive.clone()));
-            headers::remove_hop_by_hop(response.headers_mut());
+            headers::remove_hop_by_hop(response.headers_mut(), seen);
             upgrade.restore(response.headers_mut());
         } else {
-            headers::remove_hop_by_hop(response.headers_mut());
+            headers::remove_hop_by_hop(response.headers_mut(), seen);
         }
-        self.edit_response(response.headers_mut(), &rules);
+        self.edit_response(response.headers_mut(), seen, &rules);
         let bounded = self.settings.timeout_bounds_answer && !switched;
         let deadline = limit.filter(|_| bounded).map(|limit| started + limit);
         Ok(response.map(|body| body.with_limits(Limits::new(self.settings.idle_timeout, deadline))))
     }
 
+    /// The answer, in time.
+    async fn answer_until(
+        &self,
+        deadline: Instant,
+        limit: Duration,
+        errand: &Errand<'_>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, ProxyError> {
+        let in_use = InUse::default();
+        match tokio::time::timeout_at(deadline, self.exchange(errand, request, &in_use)).await {
+            Ok(response) => response,
+            Err(_) => {
+                in_use.retire();
+                Err(ProxyError::Timeout(limit))
+            }
+        }
+    }
+
     /// The time runs from the end of the request's body: a long upload is not the upstream's fault. The answer,
     /// and when its time began.
-    async fn exchange_within(
+    async fn answer_to_upload(
         &self,
         limit: Duration,
         errand: &Errand<'_>,
         mut request: Request<Body>,
-        in_use: &InUse,
     ) -> Result<(Response<Body>, Instant), ProxyError> {
-        let sent = if request.body().is_empty() {
-            None
-        } else {
-            let (tell, told) = tokio::sync::oneshot::channel();
-            request.body_mut().watch(Box::new(Sent(tell)));
-            Some(told)
-        };
-        let mut exchange = Box::pin(self.exchange(errand, request, in_use));
-        if let Some(sent) = sent {
-            tokio::select! {
-                response = &mut exchange => return Ok((response?, Instant::now())),
-                // An error means that the body was dropped, which ends it too.
-                _ = sent => {}
-            }
+        let in_use = InUse::default();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        request.body_mut().watch(Box::new(Sent(tell)));
+        let mut exchange = pin!(self.exchange(errand, request, &in_use));
+        tokio::select! {
+            response = exchange.as_mut() => return Ok((response?, Instant::now())),
+            // An error means that the body was dropped, which ends it too.
+            _ = told => {}
         }
         let started = Instant::now();
-        match tokio::time::timeout(limit, exchange).await {
+        match tokio::time::timeout_at(started + limit, exchange).await {
             Ok(response) => Ok((response?, started)),
             Err(_) => {
                 in_use.retire();
@@ -155,7 +173,6 @@ impl Cluster {
         let fields = request.headers_mut();
         // We answer `100 Continue` ourselves, when the body is first asked for.
         fields.remove(EXPECT);
-        cookies::join(fields);
         if let Some(upgrade) = &errand.upgrade {
             upgrade.restore(fields);
         }
@@ -170,17 +187,21 @@ impl Cluster {
         Ok(())
     }
 
-    fn edit_response(&self, fields: &mut HeaderMap, rules: &ResponseRules<'_>) {
-        headers::retain(fields, &SET_COOKIE, |value| {
-            let text = String::from_utf8_lossy(value.as_bytes());
-            // A browser sends a cookie without a name as its value alone, which then reads as a name.
-            let text = text.trim_start_matches(|c: char| c == '=' || c.is_whitespace());
-            let name = text.split(['=', ';']).next().unwrap_or_default();
-            !(rules.is_our_cookie)(name.trim())
-        });
-        // An answer does not say who is calling, nor where else this host can be reached.
-        fields.remove(&headers::ASSERTION);
-        fields.remove(ALT_SVC);
+    fn edit_response(&self, fields: &mut HeaderMap, seen: Seen, rules: &ResponseRules<'_>) {
+        if seen.any(Seen::SET_COOKIE) {
+            headers::retain(fields, &SET_COOKIE, |value| {
+                let text = String::from_utf8_lossy(value.as_bytes());
+                // A browser sends a cookie without a name as its value alone, which then reads as a name.
+                let text = text.trim_start_matches(|c: char| c == '=' || c.is_whitespace());
+                let name = text.split(['=', ';']).next().unwrap_or_default();
+                !(rules.is_our_cookie)(name.trim())
+            });
+        }
+        if seen.any(Seen::OURS) {
+            // An answer does not say who is calling, nor where else this host can be reached.
+            fields.remove(&headers::ASSERTION);
+            fields.remove(ALT_SVC);
+        }
         for (name, value) in &self.settings.set_response_headers {
             fields.insert(name.clone(), value.clone());
         }
@@ -189,29 +210,28 @@ impl Cluster {
         }
     }
 
-    /// Sends to the endpoint whose turn it is; to the next one when it accepts no connection.
+    /// Sends to the endpoint whose turn it is: nearly always on a connection that waits.
     async fn exchange(
         &self,
         errand: &Errand<'_>,
         request: Request<Body>,
         in_use: &InUse,
     ) -> Result<Response<Body>, ProxyError> {
-        let mut request = Some(request);
-        let mut failure = ProxyError::Connect("the route has no upstream".into());
-        for endpoint in self.in_turn() {
-            let Some(ready) = request.take() else { break };
-            match self.send(endpoint, errand, ready, in_use).await {
-                Ok(response) => return Ok(response),
-                Err(Failed { error, unsent }) => {
-                    failure = error;
-                    request = unsent;
-                }
+        let turn = self.turn();
+        let Some(endpoint) = self.endpoint(turn) else {
+            return Err(ProxyError::Connect("the route has no upstream".into()));
+        };
+        match self.exchange_on_waiting(endpoint, errand, request, in_use).await {
+            Ok(response) => Ok(response),
+            Err(Failed { unsent: Some(request), .. }) => {
+                Box::pin(self.exchange_on_new(turn, errand, request, in_use)).await
             }
+            Err(failed) => Err(failed.error),
         }
-        Err(failure)
     }
 
-    async fn send(
+    /// Sends on a connection that waits; gives the request back when there is none that works.
+    async fn exchange_on_waiting(
         &self,
         endpoint: &Endpoint,
         errand: &Errand<'_>,
@@ -219,45 +239,61 @@ impl Cluster {
         in_use: &InUse,
     ) -> Result<Response<Body>, Failed> {
         self.address(endpoint, errand, &mut request);
-        let http1 = errand.upgrade.is_some();
-        let now = errand.clock.instant();
-        let Some(pool) = endpoint.pools.get(errand.worker).or_else(|| endpoint.pools.first()) else {
-            return Err(Failed {
-                error: ProxyError::Connect("the endpoint has no pool".into()),
-                unsent: Some(request),
-            });
+        let pool = endpoint.pool(errand.worker);
+        let Some(taken) = pool.take(errand.upgrade.is_some(), errand.now) else {
+            let error = ProxyError::Connect("no connection waits".into());
+            return Err(Failed { error, unsent: Some(request) });
         };
-        if let Some(taken) = pool.take(http1, now) {
-            let spare = match &taken {
-                // It may have been closed by the other side just now.
-                Taken::Http1(..) if is_repeatable(&request) => Some(copy(&request)),
-                _ => None,
-            };
-            match exchange_on(taken, pool, request, errand.clock, &endpoint.upstream.scheme, in_use).await {
-                Ok(response) => return Ok(response),
-                // A waiting connection that turned out to be closed: the request goes on a new one.
-                Err(Failed { unsent: Some(unsent), .. }) => request = unsent,
-                Err(Failed { error: ProxyError::Broken(_), unsent: None }) if spare.is_some() => {
-                    request = spare.unwrap_or_else(|| Request::new(Body::empty()));
-                }
-                Err(failed) => return Err(failed),
+        let spare = match &taken {
+            // It may have been closed by the other side just now.
+            Taken::Http1(..) if is_repeatable(&request) => Some(copy(&request)),
+            _ => None,
+        };
+        match exchange_on(taken, endpoint, request, errand, in_use).await {
+            Err(Failed { error: error @ ProxyError::Broken(_), unsent: None }) => {
+                Err(Failed { error, unsent: spare })
             }
+            exchanged => exchanged,
         }
-        let taken = match self.connector.connect(&endpoint.upstream, http1).await {
-            Ok(Sender::Http1(sender)) => Taken::Http1(sender),
-            Ok(Sender::Http2(sender, allowed)) => pool.share(sender, allowed),
-            Err(error) => return Err(Failed { error, unsent: Some(request) }),
-        };
-        // Sent once; what fails from here on is reported.
-        exchange_on(taken, pool, request, errand.clock, &endpoint.upstream.scheme, in_use)
-            .await
-            .map_err(|failed| Failed { unsent: None, ..failed })
+    }
+
+    /// Sends on a new connection; to the next endpoint when one accepts none.
+    async fn exchange_on_new(
+        &self,
+        turn: usize,
+        errand: &Errand<'_>,
+        mut request: Request<Body>,
+        in_use: &InUse,
+    ) -> Result<Response<Body>, ProxyError> {
+        let mut failure = ProxyError::Connect("the route has no upstream".into());
+        for step in 0..self.endpoints.len() {
+            let Some(endpoint) = self.endpoint(turn + step) else { break };
+            if step > 0 {
+                request = match self.exchange_on_waiting(endpoint, errand, request, in_use).await {
+                    Ok(response) => return Ok(response),
+                    Err(Failed { unsent: Some(request), .. }) => request,
+                    Err(failed) => return Err(failed.error),
+                };
+            }
+            let taken = match self.connector.connect(&endpoint.upstream, errand.upgrade.is_some()).await {
+                Ok(Sender::Http1(sender)) => Taken::Http1(sender),
+                Ok(Sender::Http2(sender, allowed)) => endpoint.pool(errand.worker).share(sender, allowed),
+                Err(error) => {
+                    failure = error;
+                    continue;
+                }
+            };
+            // Sent once; what fails from here on is reported.
+            let exchanged = exchange_on(taken, endpoint, request, errand, in_use).await;
+            return exchanged.map_err(|failed| failed.error);
+        }
+        Err(failure)
     }
 
     fn address(&self, endpoint: &Endpoint, errand: &Errand<'_>, request: &mut Request<Body>) {
         let host = match &self.settings.host {
-            HostHeader::Upstream => HeaderValue::from_str(&endpoint.authority).ok(),
-            HostHeader::Preserve => HeaderValue::from_str(&errand.request.authority()).ok(),
+            HostHeader::Upstream => Some(endpoint.authority.clone()),
+            HostHeader::Preserve => Some(errand.request.authority.clone()),
             HostHeader::Rewrite(host) => Some(host.clone()),
         };
         if let Some(host) = host {
@@ -326,25 +362,22 @@ struct Failed {
 
 async fn exchange_on(
     taken: Taken,
-    pool: &Arc<super::pool::Pool>,
+    endpoint: &Endpoint,
     mut request: Request<Body>,
-    clock: &Clock,
-    scheme: &UpstreamScheme,
+    errand: &Errand<'_>,
     in_use: &InUse,
 ) -> Result<Response<Body>, Failed> {
+    let failed = |mut error: hyper::client::conn::TrySendError<Request<Body>>| {
+        let unsent = error.take_message();
+        Failed { error: blame(&error.into_error()), unsent }
+    };
     match taken {
         Taken::Http1(mut sender) => {
             to_http1(&mut request);
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    let give_back = Return { pool: pool.clone(), sender, clock: clock.clone() };
-                    Ok(watched(response, Box::new(give_back)))
-                }
-                Err(mut error) => {
-                    let unsent = error.take_message();
-                    Err(Failed { error: blame(&error.into_error()), unsent })
-                }
-            }
+            let response = sender.try_send_request(request).await.map_err(failed)?;
+            let pool = endpoint.pool(errand.worker).clone();
+            let give_back = Return { pool, sender, clock: errand.clock.clone() };
+            Ok(watched(response, Box::new(give_back)))
         }
         Taken::Http2(mut sender, stream, retired) => {
             in_use.set(retired);
@@ -354,14 +387,9 @@ async fn exchange_on(
                     unsent: Some(request),
                 });
             }
-            to_http2(&mut request, scheme);
-            match sender.try_send_request(request).await {
-                Ok(response) => Ok(watched(response, Box::new(stream))),
-                Err(mut error) => {
-                    let unsent = error.take_message();
-                    Err(Failed { error: blame(&error.into_error()), unsent })
-                }
-            }
+            to_http2(&mut request, &endpoint.upstream.scheme);
+            let response = sender.try_send_request(request).await.map_err(failed)?;
+            Ok(watched(response, Box::new(stream)))
         }
     }
 }
@@ -376,6 +404,9 @@ fn watched(response: Response<Incoming>, watcher: Box<dyn crate::http::Watcher>)
 
 fn to_http1(request: &mut Request<Body>) {
     *request.version_mut() = Version::HTTP_11;
+    if request.uri().authority().is_none() && request.uri().scheme().is_none() {
+        return;
+    }
     let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     *request.uri_mut() = Uri::from(target);
 }

@@ -52,7 +52,7 @@ mod tests {
 
     fn apply(from: &str, to: &str, raw: &str) -> Option<String> {
         let path = Readings::of(raw, PathRules::default()).unwrap();
-        let request = Canonical { scheme: Scheme::Https, host: "a".into(), port: None, path };
+        let request = Canonical::new(Scheme::Https, "a", None, path);
         Rewrite { from: from.into(), to: to.into() }.apply(raw, &request, PathRules::default())
     }
 

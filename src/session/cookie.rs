@@ -41,12 +41,17 @@ impl Default for CookieSettings {
 impl CookieSettings {
     /// The session cookie's name on a host: `__Host-` when it is for that host alone (RFC 6265bis §4.1.3).
     pub fn session_name(&self, host: &str) -> String {
-        let prefix = if self.covering(host).is_some() { "__Secure-" } else { "__Host-" };
-        format!("{prefix}{}", self.name)
+        let [host_only, domain_wide] = self.session_names();
+        if self.covering(host).is_some() { domain_wide } else { host_only }
+    }
+
+    /// Its names: on hosts of their own, and where `cookie_domain` covers the host.
+    pub(super) fn session_names(&self) -> [String; 2] {
+        ["__Host-", "__Secure-"].map(|prefix| format!("{prefix}{}", self.name))
     }
 
     /// `cookie_domain`, where the host lies in it.
-    fn covering(&self, host: &str) -> Option<&str> {
+    pub(super) fn covering(&self, host: &str) -> Option<&str> {
         let inside = |domain: &&str| {
             host == *domain || host.strip_suffix(*domain).is_some_and(|sub| sub.ends_with('.'))
         };

@@ -50,7 +50,12 @@ async fn begun() -> (Sessions, Clock, Arc<dyn Store>, String) {
 }
 
 async fn found(sessions: &Sessions, host: &str, cookie: &str) -> bool {
-    matches!(sessions.find(host, &request(&[cookie])).await.unwrap(), Found::Session(_))
+    let (request, now, recent) = (request(&[cookie]), sessions.clock.now(), Recent::default());
+    let is_found =
+        async || matches!(sessions.find_on(&recent, host, &request, now).await.unwrap(), Found::Session(_));
+    let first = is_found().await;
+    assert_eq!(is_found().await, first, "the second request on a connection finds what the first one did");
+    first
 }
 
 #[tokio::test]
@@ -79,6 +84,38 @@ async fn every_flipped_bit_of_the_cookie_opens_nothing() {
         );
     }
     assert!(found(&sessions, "a.test", &cookie).await);
+}
+
+#[tokio::test]
+async fn what_a_connection_remembers_opens_nothing_else() {
+    let (sessions, clock, store, cookie) = begun().await;
+    let cookie = cookie.split(';').next().unwrap().to_owned();
+    let recent = Recent::default();
+    let on = async |sessions: &Sessions, host: &str, cookie: &str| {
+        let request = request(&[cookie]);
+        let found = sessions.find_on(&recent, host, &request, sessions.clock.now()).await;
+        matches!(found.unwrap(), Found::Session(_))
+    };
+    assert!(on(&sessions, "a.test", &cookie).await);
+    assert!(!on(&sessions, "b.test", &cookie).await, "another host");
+    for at in cookie.len() - 64..cookie.len() {
+        let mut other = cookie.clone().into_bytes();
+        other[at] = if other[at] == b'A' { b'B' } else { b'A' };
+        assert!(!on(&sessions, "a.test", &String::from_utf8(other).unwrap()).await, "another cookie: {at}");
+    }
+    assert!(!on(&sessions, "a.test", "").await && !on(&sessions, "a.test", "other=1").await, "no cookie");
+    assert!(on(&sessions, "a.test", &cookie).await);
+    let moved = Sessions::new(settings("other"), store, clock.clone());
+    assert!(!on(&moved, "a.test", &cookie).await, "another configuration");
+    let Found::Session(session) = sessions.find("a.test", &request(&[&cookie])).await.unwrap() else {
+        panic!()
+    };
+    sessions.end(&session).await.unwrap();
+    assert!(!on(&sessions, "a.test", &cookie).await, "a session that has ended");
+    let (sessions, clock, _, cookie) = begun().await;
+    assert!(on(&sessions, "a.test", &cookie).await);
+    clock.advance(Duration::from_secs(3600));
+    assert!(!on(&sessions, "a.test", &cookie).await, "a session that is over");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::line::{Stamp, key};
 use super::{Format, Line};
 use crate::clock::Timestamp;
 
@@ -14,8 +15,8 @@ use crate::clock::Timestamp;
 const PATIENCE: Duration = Duration::from_millis(10);
 /// A buffer of this size is handed over at once.
 const FULL: usize = 64 * 1024;
-/// So many handed-over buffers may wait for the writer; then a worker waits, because a record of a decision
-/// must not be lost.
+/// So many handed-over buffers may wait for the writer (4 MiB). What does not fit any more is dropped and
+/// counted: whoever reads the log does not hold up requests.
 const BACKLOG: usize = 64;
 
 /// The thread that writes to standard error.
@@ -30,9 +31,19 @@ pub struct Journal(Arc<Inner>);
 
 struct Inner {
     format: Format,
-    buffer: Mutex<Vec<u8>>,
+    buffer: Mutex<Buffer>,
     armed: AtomicBool,
     chunks: SyncSender<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    stamp: Stamp,
+    /// Records in `bytes`.
+    records: u64,
+    /// Records that the writer had no room for.
+    dropped: u64,
 }
 
 impl Sink {
@@ -74,15 +85,11 @@ fn write_all(incoming: &Receiver<Vec<u8>>) {
 
 impl Journal {
     /// Writes one record. `fill` adds the fields.
-    pub fn record(&self, now: Timestamp, message: &str, fill: impl FnOnce(&mut Line<'_>)) {
+    pub fn record(&self, now: Timestamp, message: &'static str, fill: impl FnOnce(&mut Line<'_>)) {
         let mut buffer = self.0.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut line = Line::begin(&mut buffer, self.0.format, now, message);
-        fill(&mut line);
-        line.end();
-        if buffer.len() >= FULL {
-            let chunk = std::mem::take(&mut *buffer);
-            drop(buffer);
-            let _ = self.0.chunks.send(chunk);
+        self.0.write(&mut buffer, now, message, fill);
+        if buffer.bytes.len() >= FULL {
+            self.0.hand_over(&mut buffer, now);
         } else if !self.0.armed.swap(true, Ordering::AcqRel) {
             drop(buffer);
             match tokio::runtime::Handle::try_current() {
@@ -90,29 +97,97 @@ impl Journal {
                     let journal = self.clone();
                     runtime.spawn(async move {
                         tokio::time::sleep(PATIENCE).await;
-                        journal.flush();
+                        journal.flush(now);
                     });
                 }
-                Err(_) => self.flush(),
+                Err(_) => self.flush(now),
             }
         }
     }
 
-    /// Hands the buffer to the writer.
-    pub fn flush(&self) {
+    /// Hands the buffer to the writer. `now` is written where records were lost.
+    pub fn flush(&self, now: Timestamp) {
         self.0.armed.store(false, Ordering::Release);
-        let chunk = std::mem::take(&mut *self.0.buffer.lock().unwrap_or_else(PoisonError::into_inner));
-        if !chunk.is_empty() {
-            let _ = self.0.chunks.send(chunk);
+        let mut buffer = self.0.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.hand_over(&mut buffer, now);
+    }
+}
+
+impl Inner {
+    fn write(
+        &self,
+        buffer: &mut Buffer,
+        now: Timestamp,
+        message: &'static str,
+        fill: impl FnOnce(&mut Line<'_>),
+    ) {
+        let Buffer { bytes, stamp, records, .. } = buffer;
+        let mut line = Line::begin(bytes, stamp, self.format, now, message);
+        fill(&mut line);
+        line.end();
+        *records += 1;
+    }
+
+    fn hand_over(&self, buffer: &mut Buffer, now: Timestamp) {
+        if buffer.dropped > 0 {
+            let dropped = buffer.dropped;
+            self.write(buffer, now, "records-dropped", |line| {
+                line.number(key!("count"), dropped);
+            });
+            buffer.records -= 1;
+        }
+        if buffer.bytes.is_empty() {
+            return;
+        }
+        // The next one will be about as large.
+        let next = Vec::with_capacity(buffer.bytes.len().next_power_of_two().min(2 * FULL));
+        let chunk = std::mem::replace(&mut buffer.bytes, next);
+        let records = std::mem::take(&mut buffer.records);
+        match self.chunks.try_send(chunk) {
+            Ok(()) => buffer.dropped = 0,
+            Err(_) => buffer.dropped += records,
         }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let chunk = std::mem::take(self.buffer.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let buffer = self.buffer.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let chunk = std::mem::take(&mut buffer.bytes);
         if !chunk.is_empty() {
+            // The last one may be waited for.
             let _ = self.chunks.send(chunk);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_does_not_keep_up_holds_nobody_up_and_the_loss_is_counted() {
+        let (chunks, incoming) = sync_channel(1);
+        let journal = Journal(Arc::new(Inner {
+            format: Format::Json,
+            buffer: Mutex::default(),
+            armed: AtomicBool::new(true),
+            chunks,
+        }));
+        let now = Timestamp::from_unix_seconds(1_790_000_000);
+        for name in ["first", "second", "third"] {
+            journal.record(now, name, |_| ());
+            journal.record(now, name, |_| ());
+            journal.flush(now);
+        }
+        assert!(String::from_utf8(incoming.recv().unwrap()).unwrap().contains("first"));
+        journal.record(now, "fourth", |_| ());
+        journal.flush(now);
+        let next = String::from_utf8(incoming.recv().unwrap()).unwrap();
+        assert!(next.contains("fourth") && !next.contains("second"), "{next}");
+        assert!(next.contains(r#""message":"records-dropped","count":4"#), "{next}");
+        journal.record(now, "fifth", |_| ());
+        journal.flush(now);
+        assert!(!String::from_utf8(incoming.recv().unwrap()).unwrap().contains("dropped"));
     }
 }

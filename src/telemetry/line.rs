@@ -11,127 +11,185 @@ pub struct Line<'a> {
     format: Format,
 }
 
+/// The name of a field, with what stands around it in a line of JSON; `key!` makes one.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    name: &'static str,
+    json: &'static str,
+}
+
+/// The time of a line, to the second: formatted once a second.
+#[derive(Debug, Default)]
+pub(super) struct Stamp {
+    second: u64,
+    text: String,
+}
+
+/// A [`Key`], put together when the program is compiled.
+macro_rules! key {
+    ($name:literal) => {
+        $crate::telemetry::Key::new($name, concat!(",\"", $name, "\":"))
+    };
+}
+
+pub(crate) use key;
+
+impl Key {
+    /// For `key!`.
+    pub(crate) const fn new(name: &'static str, json: &'static str) -> Self {
+        Self { name, json }
+    }
+}
+
+impl Stamp {
+    /// RFC 3339 without the fraction and the zone: `2026-11-20T09:30:00`.
+    fn at(&mut self, now: Timestamp) -> &str {
+        let second = now.as_unix_seconds();
+        if self.second != second || self.text.is_empty() {
+            self.text = now.to_string();
+            if self.text.ends_with('Z') {
+                self.text.pop();
+            }
+            self.second = second;
+        }
+        &self.text
+    }
+}
+
 impl<'a> Line<'a> {
     /// Begins a line: the time, the level, and what the record is.
-    pub fn begin(out: &'a mut Vec<u8>, format: Format, now: Timestamp, message: &str) -> Self {
-        let mut time = String::with_capacity(24);
-        // Writing to a string cannot fail.
-        let _ = write_time(&mut time, now);
-        match format {
-            Format::Json => {
-                out.extend_from_slice(b"{\"timestamp\":\"");
-                out.extend_from_slice(time.as_bytes());
-                out.extend_from_slice(b"\",\"level\":\"INFO\",\"message\":\"");
-                out.extend_from_slice(message.as_bytes());
-                out.push(b'"');
-            }
-            Format::Text => {
-                out.extend_from_slice(time.as_bytes());
-                out.extend_from_slice(b"  INFO ");
-                out.extend_from_slice(message.as_bytes());
-            }
-        }
+    pub(super) fn begin(
+        out: &'a mut Vec<u8>,
+        stamp: &mut Stamp,
+        format: Format,
+        now: Timestamp,
+        message: &'static str,
+    ) -> Self {
+        let json = format == Format::Json;
+        out.extend_from_slice(if json { b"{\"timestamp\":\"" } else { b"" });
+        out.extend_from_slice(stamp.at(now).as_bytes());
+        let [.., hundreds, tens, ones] = digits(now.as_unix_millis());
+        out.extend_from_slice(&[b'.', hundreds, tens, ones, b'Z']);
+        out.extend_from_slice(if json { b"\",\"level\":\"INFO\",\"message\":\"" } else { b"  INFO " });
+        out.extend_from_slice(message.as_bytes());
+        out.extend_from_slice(if json { b"\"" } else { b"" });
         Self { out, format }
     }
 
     /// Adds a text. Control characters are escaped, so that a value cannot begin a line of its own.
-    pub fn text(&mut self, key: &str, value: &str) -> &mut Self {
+    pub fn text(&mut self, key: Key, value: &str) -> &mut Self {
+        self.bytes(key, value.as_bytes())
+    }
+
+    /// Adds what should be text; what is not UTF-8 becomes U+FFFD.
+    pub fn bytes(&mut self, key: Key, value: &[u8]) -> &mut Self {
         self.key(key);
-        match self.format {
-            Format::Json => {
-                self.out.push(b'"');
-                escape(self.out, value);
-                self.out.push(b'"');
-            }
-            Format::Text if value.is_empty() || value.contains([' ', '"', '=']) => {
-                self.out.push(b'"');
-                escape(self.out, value);
-                self.out.push(b'"');
-            }
-            Format::Text => escape(self.out, value),
+        let quoted = self.format == Format::Json
+            || value.is_empty()
+            || value.iter().any(|byte| matches!(byte, b' ' | b'"' | b'='));
+        if quoted {
+            self.out.push(b'"');
+        }
+        if value.iter().all(|byte| is_plain(*byte)) {
+            self.out.extend_from_slice(value);
+        } else {
+            escape(self.out, &String::from_utf8_lossy(value));
+        }
+        if quoted {
+            self.out.push(b'"');
         }
         self
     }
 
+    /// Adds a text that needs no escaping, written by the caller.
+    pub fn written(&mut self, key: Key, write: impl FnOnce(&mut Vec<u8>)) -> &mut Self {
+        self.key(key);
+        self.out.push(b'"');
+        write(self.out);
+        self.out.push(b'"');
+        self
+    }
+
     /// Adds a number.
-    pub fn number(&mut self, key: &str, value: u64) -> &mut Self {
+    pub fn number(&mut self, key: Key, value: u64) -> &mut Self {
         self.key(key);
         self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
         self
     }
 
     /// Adds a span of time, in milliseconds with three decimals.
-    pub fn duration(&mut self, key: &str, value: std::time::Duration) -> &mut Self {
+    pub fn duration(&mut self, key: Key, value: std::time::Duration) -> &mut Self {
         self.key(key);
-        let micros = value.as_micros();
-        let mut digits = itoa::Buffer::new();
-        self.out.extend_from_slice(digits.format(micros / 1000).as_bytes());
-        self.out.push(b'.');
-        let rest = micros % 1000;
-        self.out.extend_from_slice(&[digit(rest / 100), digit(rest / 10), digit(rest)]);
+        let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
+        self.out.extend_from_slice(itoa::Buffer::new().format(micros / 1000).as_bytes());
+        let [.., hundreds, tens, ones] = digits(micros);
+        self.out.extend_from_slice(&[b'.', hundreds, tens, ones]);
         self
     }
 
     /// Adds a truth value.
-    pub fn flag(&mut self, key: &str, value: bool) -> &mut Self {
+    pub fn flag(&mut self, key: Key, value: bool) -> &mut Self {
         self.key(key);
         self.out.extend_from_slice(if value { b"true" } else { b"false" });
         self
     }
 
     /// Adds a list of texts that need no escaping.
-    pub fn list(&mut self, key: &str, values: impl Iterator<Item = &'static str>) -> &mut Self {
+    pub fn list(&mut self, key: Key, values: impl Iterator<Item = &'static str>) -> &mut Self {
         self.key(key);
-        let (open, close) = if self.format == Format::Json { (b'[', b']') } else { (b' ', b' ') };
-        if self.format == Format::Json {
-            self.out.push(open);
+        let json = self.format == Format::Json;
+        if json {
+            self.out.push(b'[');
         }
         for (at, value) in values.enumerate() {
             if at > 0 {
                 self.out.push(b',');
             }
-            if self.format == Format::Json {
+            if json {
                 self.out.push(b'"');
             }
             self.out.extend_from_slice(value.as_bytes());
-            if self.format == Format::Json {
+            if json {
                 self.out.push(b'"');
             }
         }
-        if self.format == Format::Json {
-            self.out.push(close);
+        if json {
+            self.out.push(b']');
         }
         self
     }
 
     /// Ends the line.
-    pub fn end(self) {
+    pub(super) fn end(self) {
         self.out.extend_from_slice(if self.format == Format::Json { b"}\n" } else { b"\n" });
     }
 
-    fn key(&mut self, key: &str) {
+    fn key(&mut self, key: Key) {
         if self.format == Format::Json {
-            self.out.extend_from_slice(b",\"");
-            self.out.extend_from_slice(key.as_bytes());
-            self.out.extend_from_slice(b"\":");
+            self.out.extend_from_slice(key.json.as_bytes());
         } else {
             self.out.push(b' ');
-            self.out.extend_from_slice(key.as_bytes());
+            self.out.extend_from_slice(key.name.as_bytes());
             self.out.push(b'=');
         }
     }
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "a remainder by ten")]
-const fn digit(value: u128) -> u8 {
-    b'0' + (value % 10) as u8
+/// The last three decimal digits.
+#[allow(clippy::cast_possible_truncation, reason = "remainders by ten")]
+const fn digits(number: u64) -> [u8; 3] {
+    [b'0' + (number / 100 % 10) as u8, b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8]
 }
 
 /// RFC 3339 with milliseconds.
 pub(super) fn write_time(out: &mut impl std::fmt::Write, now: Timestamp) -> std::fmt::Result {
-    let whole = now.to_string();
-    let head = whole.strip_suffix('Z').unwrap_or(&whole);
-    write!(out, "{head}.{:03}Z", now.as_unix_millis() % 1000)
+    let mut stamp = Stamp::default();
+    write!(out, "{}.{:03}Z", stamp.at(now), now.as_unix_millis() % 1000)
+}
+
+/// Whether a byte stands for itself in a line.
+const fn is_plain(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')
 }
 
 fn escape(out: &mut Vec<u8>, text: &str) {
@@ -145,6 +203,7 @@ fn escape(out: &mut Vec<u8>, text: &str) {
             // Besides C0 and DEL, C1 and the separators that some viewers take for an end of line.
             '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{2028}' | '\u{2029}' => {
                 let mut code = String::with_capacity(6);
+                // Writing to a string cannot fail.
                 let _ = write!(code, "\\u{:04x}", character as u32);
                 out.extend_from_slice(code.as_bytes());
             }
@@ -160,11 +219,11 @@ mod tests {
 
     fn line(format: Format, value: &str) -> String {
         let mut out = Vec::new();
-        let mut line =
-            Line::begin(&mut out, format, Timestamp::from_unix_millis(1_790_000_000_042), "http-request");
-        line.text("path", value).number("response-code", 200).flag("allow", true);
-        line.duration("duration", std::time::Duration::from_micros(1_042));
-        line.list("reasons", ["email-ok", "user-ok"].into_iter());
+        let now = Timestamp::from_unix_millis(1_790_000_000_042);
+        let mut line = Line::begin(&mut out, &mut Stamp::default(), format, now, "http-request");
+        line.text(key!("path"), value).number(key!("response-code"), 200).flag(key!("allow"), true);
+        line.duration(key!("duration"), std::time::Duration::from_micros(1_042));
+        line.list(key!("reasons"), ["email-ok", "user-ok"].into_iter());
         line.end();
         String::from_utf8(out).unwrap()
     }
