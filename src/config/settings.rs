@@ -570,7 +570,7 @@ impl Resolver<'_> {
             .unwrap_or_default();
         let own = claims
             .headers()
-            .map(|header| fold(header))
+            .map(fold)
             .filter(|folded| !is_listed_identity(folded))
             .map(Into::into);
         HeaderRules { underscores, identity: own.collect() }
