@@ -202,6 +202,8 @@ async fn answer(
     if seen.any(Seen::AUTHORIZATION) {
         remove_own_authorization(fields);
     }
+    // For what is added here and by the route, at once.
+    fields.reserve(12);
     snapshot.forwarded_rules.write(fields, connection, &canonical, route.external);
     route.cluster.edit_request(fields);
     if let Some(form) = &route.identity {

@@ -5,9 +5,8 @@
 //! the order of the configuration wins, as in Pomerium, without asking each: exact paths and prefixes are
 //! found by hash, and only regular expressions that stand before the best of those are tried.
 
-use std::collections::HashMap;
-
 use regex::Regex;
+use rustc_hash::FxHashMap;
 
 use crate::http::{Canonical, Readings};
 
@@ -16,9 +15,12 @@ mod host;
 pub use host::{HostPattern, HostPatternError};
 
 /// Routes by host and path. `T` is what a route leads to.
+///
+/// The hash is a fast one without a key: the keys are the operator's, and what a client asks for is only looked
+/// up.
 #[derive(Debug)]
 pub struct Table<T> {
-    exact: HashMap<Box<str>, Paths>,
+    exact: FxHashMap<Box<str>, Paths>,
     wildcard: Vec<(HostPattern, Paths)>,
     targets: Vec<T>,
 }
@@ -59,8 +61,8 @@ pub enum NoRoute {
 /// The routes of one host.
 #[derive(Debug, Default)]
 struct Paths {
-    exact: HashMap<Box<str>, Vec<Entry>>,
-    prefix: HashMap<Box<str>, Vec<Entry>>,
+    exact: FxHashMap<Box<str>, Vec<Entry>>,
+    prefix: FxHashMap<Box<str>, Vec<Entry>>,
     regex: Vec<(Regex, Entry)>,
 }
 
@@ -74,8 +76,8 @@ struct Entry {
 impl<T> Table<T> {
     /// Builds the table. The order decides between routes that match the same request.
     pub fn new(routes: impl IntoIterator<Item = (Match, T)>) -> Self {
-        let mut table = Self { exact: HashMap::new(), wildcard: Vec::new(), targets: Vec::new() };
-        let mut wildcards: HashMap<Box<str>, usize> = HashMap::new();
+        let mut table = Self { exact: FxHashMap::default(), wildcard: Vec::new(), targets: Vec::new() };
+        let mut wildcards: FxHashMap<Box<str>, usize> = FxHashMap::default();
         for (at, (matched, target)) in routes.into_iter().enumerate() {
             let paths = if let Some(host) = matched.host.exact() {
                 table.exact.entry(host.into()).or_default()

@@ -568,11 +568,7 @@ impl Resolver<'_> {
         let underscores = self
             .one_of(name, self.file.headers_with_underscores_action.as_ref(), &possible)
             .unwrap_or_default();
-        let own = claims
-            .headers()
-            .map(fold)
-            .filter(|folded| !is_listed_identity(folded))
-            .map(Into::into);
+        let own = claims.headers().map(fold).filter(|folded| !is_listed_identity(folded)).map(Into::into);
         HeaderRules { underscores, identity: own.collect() }
     }
 

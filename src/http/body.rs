@@ -14,11 +14,19 @@ use tokio::time::{Instant, Sleep};
 use super::headers::{self, HeaderRules};
 
 /// A message body. Streams are passed on frame by frame, with back-pressure; nothing is collected.
+///
+/// It is small, because it is moved with its message many times, and most have nothing but a source.
 pub struct Body {
     source: Source,
+    extras: Option<Box<Extras>>,
+}
+
+/// What some bodies have besides a source.
+#[derive(Default)]
+struct Extras {
     sent: u64,
     rules: Option<Arc<HeaderRules>>,
-    limits: Option<Box<Limits>>,
+    limits: Option<Limits>,
     watchers: [Option<Box<dyn Watcher>>; 3],
 }
 
@@ -88,14 +96,14 @@ impl Body {
     }
 
     const fn of(source: Source) -> Self {
-        Self { source, sent: 0, limits: None, rules: None, watchers: [None, None, None] }
+        Self { source, extras: None }
     }
 
     /// Says which further headers tell who is calling: trailers must not hold them either.
     #[must_use]
     pub fn with_rules(mut self, rules: &Arc<HeaderRules>) -> Self {
         if matches!(self.source, Source::Stream(_)) {
-            self.rules = Some(rules.clone());
+            self.extras().rules = Some(rules.clone());
         }
         self
     }
@@ -104,14 +112,14 @@ impl Body {
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         if matches!(self.source, Source::Stream(_)) && (limits.idle.is_some() || limits.deadline.is_some()) {
-            self.limits = Some(Box::new(limits));
+            self.extras().limits = Some(limits);
         }
         self
     }
 
     /// Adds a watcher. There is room for three: the pool's, the record's and the connection's.
     pub fn watch(&mut self, watcher: Box<dyn Watcher>) {
-        match self.watchers.iter_mut().find(|slot| slot.is_none()) {
+        match self.extras().watchers.iter_mut().find(|slot| slot.is_none()) {
             Some(slot) => *slot = Some(watcher),
             None => debug_assert!(false, "a body has three watchers at the most"),
         }
@@ -122,11 +130,34 @@ impl Body {
         matches!(self.source, Source::Empty)
     }
 
+    fn extras(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
+    }
+
     fn finish(&mut self, end: End) {
-        for watcher in &mut self.watchers {
-            if let Some(watcher) = watcher.take() {
-                watcher.ended(end, self.sent);
+        let Some(extras) = &mut self.extras else { return };
+        for watcher in extras.watchers.iter_mut().filter_map(Option::take) {
+            watcher.ended(end, extras.sent);
+        }
+    }
+
+    /// Counts what is passed on, takes out of trailers what must not be in them, and begins the time for
+    /// silence anew.
+    fn pass(&mut self, frame: &mut Frame<Bytes>) {
+        if let Some(trailers) = frame.trailers_mut() {
+            match self.extras.as_ref().and_then(|extras| extras.rules.as_ref()) {
+                Some(rules) => headers::scrub_trailers(trailers, rules),
+                None => headers::scrub_trailers(trailers, &HeaderRules::default()),
             }
+        }
+        let Some(extras) = &mut self.extras else { return };
+        if let Some(data) = frame.data_ref() {
+            extras.sent += data.len() as u64;
+        }
+        if let Some(limits) = &mut extras.limits {
+            limits.timer = None;
+        } else if http_body::Body::is_end_stream(self) {
+            self.finish(End::Complete);
         }
     }
 }
@@ -172,7 +203,9 @@ impl http_body::Body for Body {
             }
             Source::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
-                this.sent += bytes.len() as u64;
+                if let Some(extras) = &mut this.extras {
+                    extras.sent += bytes.len() as u64;
+                }
                 this.source = Source::Empty;
                 this.finish(End::Complete);
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -181,21 +214,7 @@ impl http_body::Body for Body {
         };
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
-                if let Some(trailers) = frame.trailers_mut() {
-                    match &this.rules {
-                        Some(rules) => headers::scrub_trailers(trailers, rules),
-                        None => headers::scrub_trailers(trailers, &HeaderRules::default()),
-                    }
-                }
-                if let Some(data) = frame.data_ref() {
-                    this.sent += data.len() as u64;
-                }
-                if let Some(limits) = &mut this.limits {
-                    limits.timer = None;
-                }
-                if this.limits.is_none() && this.is_end_stream() {
-                    this.finish(End::Complete);
-                }
+                this.pass(&mut frame);
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
@@ -209,7 +228,8 @@ impl http_body::Body for Body {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let Some(limits) = &mut this.limits else { return Poll::Pending };
+                let limits = this.extras.as_mut().and_then(|extras| extras.limits.as_mut());
+                let Some(limits) = limits else { return Poll::Pending };
                 let error = ready!(limits.poll_over(cx));
                 this.source = Source::Empty;
                 this.finish(End::Failed);
@@ -237,6 +257,9 @@ impl http_body::Body for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
+        if self.extras.is_none() {
+            return;
+        }
         let end = if http_body::Body::is_end_stream(self) { End::Complete } else { End::Dropped };
         self.finish(end);
     }

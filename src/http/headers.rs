@@ -139,7 +139,7 @@ pub fn retain(headers: &mut HeaderMap, name: &HeaderName, keep: impl Fn(&HeaderV
 /// Removes the fields that concern one connection only (RFC 9110 §7.6.1), the ones that `Connection` names
 /// included. `TE: trailers` stays, because trailers pass through.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap, seen: Seen) {
-    if seen.any(Seen::CONNECTION) {
+    if seen.any(Seen::CONNECTION) && !names_nothing(headers) {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
             .iter()
@@ -152,6 +152,8 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, seen: Seen) {
         for name in named {
             headers.remove(name);
         }
+    }
+    if seen.any(Seen::CONNECTION) {
         headers.remove(header::CONNECTION);
     }
     if !seen.any(Seen::HOP_BY_HOP) {
@@ -173,6 +175,14 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap, seen: Seen) {
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
+}
+
+/// Whether `Connection` says whether it stays open and no more, as nearly always.
+fn names_nothing(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CONNECTION).iter().all(|value| {
+        value.as_bytes().eq_ignore_ascii_case(b"keep-alive")
+            || value.as_bytes().eq_ignore_ascii_case(b"close")
+    })
 }
 
 /// Fields that `Connection` cannot take away: a client that lists them means to confuse somebody.

@@ -165,8 +165,8 @@ pub fn split_host(authority: &str) -> Option<(Cow<'_, str>, Option<u16>)> {
             address.parse::<std::net::Ipv6Addr>().ok()?;
             (authority.get(..address.len() + 2)?, rest)
         }
-        None => match authority.find(':') {
-            Some(at) => authority.split_at(at),
+        None => match authority.bytes().position(|byte| byte == b':') {
+            Some(at) => authority.split_at_checked(at)?,
             None => (authority, ""),
         },
     };
@@ -182,12 +182,13 @@ pub fn split_host(authority: &str) -> Option<(Cow<'_, str>, Option<u16>)> {
         _ => return None,
     };
     let host = host.strip_suffix('.').unwrap_or(host);
-    let name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    let valid = host.starts_with('[') || (!host.is_empty() && host.bytes().all(name) && !host.ends_with('.'));
-    let host = match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        true => Cow::Owned(host.to_ascii_lowercase()),
-        false => Cow::Borrowed(host),
-    };
+    let (mut plain, mut upper) = (true, false);
+    for byte in host.bytes() {
+        plain &= byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        upper |= byte.is_ascii_uppercase();
+    }
+    let valid = host.starts_with('[') || (plain && !host.is_empty() && !host.ends_with('.'));
+    let host = if upper { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) };
     valid.then_some((host, port))
 }
 

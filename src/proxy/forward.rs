@@ -1,5 +1,6 @@
 //! Forwarding one request.
 
+use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -12,6 +13,7 @@ use ::http::header::{
 use ::http::uri::PathAndQuery;
 use ::http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
 
 use super::cluster::{Cluster, Endpoint};
@@ -81,13 +83,16 @@ impl Cluster {
         self.prepare(&errand, &mut request)?;
         let limit =
             self.settings.timeout.filter(|_| errand.upgrade.is_none() || self.settings.timeout_bounds_answer);
+        let is_upload = !request.body().is_empty();
+        // In its place it is passed on without being moved.
+        let mut slot = Some(request);
         let (mut response, started) = match limit {
-            Some(limit) if request.body().is_empty() => {
-                let started = Instant::now();
-                (self.answer_until(started + limit, limit, &errand, request).await?, started)
+            Some(limit) if is_upload => Box::pin(self.answer_to_upload(limit, &errand, &mut slot)).await?,
+            Some(limit) => {
+                let started = Instant::from_std(errand.now);
+                (self.answer_until(started + limit, limit, &errand, &mut slot).await?, started)
             }
-            Some(limit) => Box::pin(self.answer_to_upload(limit, &errand, request)).await?,
-            None => (self.exchange(&errand, request, &InUse::default()).await?, Instant::now()),
+            None => (self.exchange(&errand, &mut slot, &InUse::default()).await?, Instant::now()),
         };
         let seen = Seen::of(response.headers());
         if seen.any(Seen::LENGTH) && is_framed_twice(response.headers()) {
@@ -120,7 +125,7 @@ impl Cluster {
         deadline: Instant,
         limit: Duration,
         errand: &Errand<'_>,
-        request: Request<Body>,
+        request: &mut Option<Request<Body>>,
     ) -> Result<Response<Body>, ProxyError> {
         let in_use = InUse::default();
         match tokio::time::timeout_at(deadline, self.exchange(errand, request, &in_use)).await {
@@ -138,11 +143,13 @@ impl Cluster {
         &self,
         limit: Duration,
         errand: &Errand<'_>,
-        mut request: Request<Body>,
+        request: &mut Option<Request<Body>>,
     ) -> Result<(Response<Body>, Instant), ProxyError> {
         let in_use = InUse::default();
         let (tell, told) = tokio::sync::oneshot::channel();
-        request.body_mut().watch(Box::new(Sent(tell)));
+        if let Some(request) = request {
+            request.body_mut().watch(Box::new(Sent(tell)));
+        }
         let mut exchange = pin!(self.exchange(errand, request, &in_use));
         tokio::select! {
             response = exchange.as_mut() => return Ok((response?, Instant::now())),
@@ -214,47 +221,40 @@ impl Cluster {
     async fn exchange(
         &self,
         errand: &Errand<'_>,
-        request: Request<Body>,
+        request: &mut Option<Request<Body>>,
         in_use: &InUse,
     ) -> Result<Response<Body>, ProxyError> {
         let turn = self.turn();
         let Some(endpoint) = self.endpoint(turn) else {
             return Err(ProxyError::Connect("the route has no upstream".into()));
         };
-        match self.exchange_on_waiting(endpoint, errand, request, in_use).await {
-            Ok(response) => Ok(response),
-            Err(Failed { unsent: Some(request), .. }) => {
-                Box::pin(self.exchange_on_new(turn, errand, request, in_use)).await
+        if let Some(taken) = endpoint.pool(errand.worker).take(errand.upgrade.is_some(), errand.now) {
+            match self.exchange_on_waiting(taken, endpoint, errand, request, in_use).await {
+                Err(_) if request.is_some() => {}
+                exchanged => return exchanged,
             }
-            Err(failed) => Err(failed.error),
         }
+        Box::pin(self.exchange_on_new(turn, errand, request, in_use)).await
     }
 
-    /// Sends on a connection that waits; gives the request back when there is none that works.
+    /// Sends on a connection that waited. When it turns out to be closed, the request is in its place again.
     async fn exchange_on_waiting(
         &self,
+        taken: Taken,
         endpoint: &Endpoint,
         errand: &Errand<'_>,
-        mut request: Request<Body>,
+        request: &mut Option<Request<Body>>,
         in_use: &InUse,
-    ) -> Result<Response<Body>, Failed> {
-        self.address(endpoint, errand, &mut request);
-        let pool = endpoint.pool(errand.worker);
-        let Some(taken) = pool.take(errand.upgrade.is_some(), errand.now) else {
-            let error = ProxyError::Connect("no connection waits".into());
-            return Err(Failed { error, unsent: Some(request) });
-        };
-        let spare = match &taken {
-            // It may have been closed by the other side just now.
-            Taken::Http1(..) if is_repeatable(&request) => Some(copy(&request)),
-            _ => None,
-        };
-        match exchange_on(taken, endpoint, request, errand, in_use).await {
-            Err(Failed { error: error @ ProxyError::Broken(_), unsent: None }) => {
-                Err(Failed { error, unsent: spare })
-            }
-            exchanged => exchanged,
+    ) -> Result<Response<Body>, ProxyError> {
+        self.address(endpoint, errand, request);
+        // It may have been closed by the other side just now.
+        let may_repeat = matches!(taken, Taken::Http1(..));
+        let spare = request.as_ref().filter(|request| may_repeat && is_repeatable(request)).map(Spare::of);
+        let exchanged = exchange_on(taken, endpoint, request, errand, in_use).await;
+        if let (Err(ProxyError::Broken(_)), None, Some(spare)) = (&exchanged, &request, spare) {
+            *request = Some(spare.into_request());
         }
+        exchanged
     }
 
     /// Sends on a new connection; to the next endpoint when one accepts none.
@@ -262,35 +262,39 @@ impl Cluster {
         &self,
         turn: usize,
         errand: &Errand<'_>,
-        mut request: Request<Body>,
+        request: &mut Option<Request<Body>>,
         in_use: &InUse,
     ) -> Result<Response<Body>, ProxyError> {
+        let http1 = errand.upgrade.is_some();
         let mut failure = ProxyError::Connect("the route has no upstream".into());
         for step in 0..self.endpoints.len() {
             let Some(endpoint) = self.endpoint(turn + step) else { break };
-            if step > 0 {
-                request = match self.exchange_on_waiting(endpoint, errand, request, in_use).await {
-                    Ok(response) => return Ok(response),
-                    Err(Failed { unsent: Some(request), .. }) => request,
-                    Err(failed) => return Err(failed.error),
-                };
+            let pool = endpoint.pool(errand.worker);
+            // The first one was asked before.
+            let waiting = if step > 0 { pool.take(http1, errand.now) } else { None };
+            if let Some(taken) = waiting {
+                match self.exchange_on_waiting(taken, endpoint, errand, request, in_use).await {
+                    Err(_) if request.is_some() => {}
+                    exchanged => return exchanged,
+                }
             }
-            let taken = match self.connector.connect(&endpoint.upstream, errand.upgrade.is_some()).await {
+            self.address(endpoint, errand, request);
+            let taken = match self.connector.connect(&endpoint.upstream, http1).await {
                 Ok(Sender::Http1(sender)) => Taken::Http1(sender),
-                Ok(Sender::Http2(sender, allowed)) => endpoint.pool(errand.worker).share(sender, allowed),
+                Ok(Sender::Http2(sender, allowed)) => pool.share(sender, allowed),
                 Err(error) => {
                     failure = error;
                     continue;
                 }
             };
             // Sent once; what fails from here on is reported.
-            let exchanged = exchange_on(taken, endpoint, request, errand, in_use).await;
-            return exchanged.map_err(|failed| failed.error);
+            return exchange_on(taken, endpoint, request, errand, in_use).await;
         }
         Err(failure)
     }
 
-    fn address(&self, endpoint: &Endpoint, errand: &Errand<'_>, request: &mut Request<Body>) {
+    fn address(&self, endpoint: &Endpoint, errand: &Errand<'_>, request: &mut Option<Request<Body>>) {
+        let Some(request) = request else { return };
         let host = match &self.settings.host {
             HostHeader::Upstream => Some(endpoint.authority.clone()),
             HostHeader::Preserve => Some(errand.request.authority.clone()),
@@ -354,27 +358,20 @@ fn is_framed_twice(headers: &HeaderMap) -> bool {
     }
 }
 
-/// An exchange that failed, with the request when it was not sent.
-struct Failed {
-    error: ProxyError,
-    unsent: Option<Request<Body>>,
-}
-
+/// Sends a request, which is put back into its place when it was not sent.
 async fn exchange_on(
     taken: Taken,
     endpoint: &Endpoint,
-    mut request: Request<Body>,
+    slot: &mut Option<Request<Body>>,
     errand: &Errand<'_>,
     in_use: &InUse,
-) -> Result<Response<Body>, Failed> {
-    let failed = |mut error: hyper::client::conn::TrySendError<Request<Body>>| {
-        let unsent = error.take_message();
-        Failed { error: blame(&error.into_error()), unsent }
-    };
+) -> Result<Response<Body>, ProxyError> {
+    let Some(request) = slot else { return Err(ProxyError::Broken("there is no request".into())) };
     match taken {
         Taken::Http1(mut sender) => {
-            to_http1(&mut request);
-            let response = sender.try_send_request(request).await.map_err(failed)?;
+            to_http1(request);
+            let sent = slot.take().map(|request| sender.try_send_request(request));
+            let response = answered(sent, slot).await?;
             let pool = endpoint.pool(errand.worker).clone();
             let give_back = Return { pool, sender, clock: errand.clock.clone() };
             Ok(watched(response, Box::new(give_back)))
@@ -382,16 +379,25 @@ async fn exchange_on(
         Taken::Http2(mut sender, stream, retired) => {
             in_use.set(retired);
             if sender.ready().await.is_err() {
-                return Err(Failed {
-                    error: ProxyError::Broken("it closed the connection".into()),
-                    unsent: Some(request),
-                });
+                return Err(ProxyError::Broken("it closed the connection".into()));
             }
-            to_http2(&mut request, &endpoint.upstream.scheme);
-            let response = sender.try_send_request(request).await.map_err(failed)?;
+            to_http2(request, &endpoint.upstream.scheme);
+            let sent = slot.take().map(|request| sender.try_send_request(request));
+            let response = answered(sent, slot).await?;
             Ok(watched(response, Box::new(stream)))
         }
     }
+}
+
+async fn answered(
+    sent: Option<impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>>>,
+    slot: &mut Option<Request<Body>>,
+) -> Result<Response<Incoming>, ProxyError> {
+    let Some(sent) = sent else { return Err(ProxyError::Broken("there is no request".into())) };
+    sent.await.map_err(|mut error| {
+        *slot = error.take_message();
+        blame(&error.into_error())
+    })
 }
 
 fn watched(response: Response<Incoming>, watcher: Box<dyn crate::http::Watcher>) -> Response<Body> {
@@ -428,12 +434,29 @@ fn is_repeatable(request: &Request<Body>) -> bool {
     matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && request.body().is_empty()
 }
 
-fn copy(request: &Request<Body>) -> Request<Body> {
-    let mut copy = Request::new(Body::empty());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    copy
+/// What it takes to send a request without a body again.
+struct Spare {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl Spare {
+    fn of(request: &Request<Body>) -> Self {
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: request.headers().clone(),
+        }
+    }
+
+    fn into_request(self) -> Request<Body> {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        *request.headers_mut() = self.headers;
+        request
+    }
 }
 
 /// Whose fault a failed exchange is: our own body type reports what happened to the client's.

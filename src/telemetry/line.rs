@@ -90,7 +90,7 @@ impl<'a> Line<'a> {
         if quoted {
             self.out.push(b'"');
         }
-        if value.iter().all(|byte| is_plain(*byte)) {
+        if is_plain(value) {
             self.out.extend_from_slice(value);
         } else {
             escape(self.out, &String::from_utf8_lossy(value));
@@ -187,9 +187,10 @@ pub(super) fn write_time(out: &mut impl std::fmt::Write, now: Timestamp) -> std:
     write!(out, "{}.{:03}Z", stamp.at(now), now.as_unix_millis() % 1000)
 }
 
-/// Whether a byte stands for itself in a line.
-const fn is_plain(byte: u8) -> bool {
-    matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')
+/// Whether every byte stands for itself in a line. Looks at all of them, so that many are looked at at once.
+fn is_plain(value: &[u8]) -> bool {
+    let special = |byte: u8| (byte.wrapping_sub(b' ') > b'~' - b' ') | (byte == b'"') | (byte == b'\\');
+    !value.iter().fold(false, |any, byte| any | special(*byte))
 }
 
 fn escape(out: &mut Vec<u8>, text: &str) {
