@@ -15,20 +15,22 @@ use hyper::body::Incoming;
 use crate::authenticate::Failure;
 use crate::authorize::{Decision, Facts};
 use crate::clock::{Clock, Timestamp};
-use crate::connection::{Connection, Protocol};
+use crate::connection::Protocol;
 use crate::http::headers::{self, REQUEST_ID};
 use crate::http::{BadRequest, Body, Canonical, Client, Misread, Scheme, Seen, canonicalise, cookies};
 use crate::identity::Caller;
 use crate::pages::{self, Denied, Occasion, Refusal};
 use crate::proxy::{Errand, ResponseRules, Upgrade};
-use crate::session::{Found, Freshness, Recent, Session};
+use crate::session::{Found, Freshness, Session};
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Journal;
 
+mod downstream;
 mod own;
 mod records;
 mod sign_in;
 
+pub use downstream::Downstream;
 use records::Record;
 pub use records::RequestIds;
 
@@ -46,14 +48,6 @@ pub struct Context {
     pub ids: RequestIds,
     /// What a tunnel holds while it lasts, so that a stopping server waits for it.
     pub alive: tokio::sync::mpsc::WeakSender<()>,
-}
-
-/// A connection from a client, and what it is remembered by.
-pub struct Downstream {
-    /// How it was accepted.
-    pub connection: Connection,
-    /// The session that its last request opened.
-    pub recent: Recent,
 }
 
 /// A way off the road that is not an upstream's answer.

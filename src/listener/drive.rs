@@ -3,8 +3,7 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::http::{Request, StatusCode};
 use hyper::body::Incoming;
@@ -15,11 +14,9 @@ use tokio::sync::watch;
 
 use super::gate::Gate;
 use super::{Limits, stopped};
-use crate::clock::Clock;
 use crate::connection::Connection;
-use crate::http::{BadRequest, End, Misread, Watcher};
+use crate::http::{BadRequest, Misread};
 use crate::pipeline::{self, Context, Downstream};
-use crate::session::Recent;
 
 /// Requests that may run beside each other on one HTTP/2 connection.
 const STREAMS: u32 = 100;
@@ -36,18 +33,17 @@ pub(super) async fn http1<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let gate = Gate::new(stream, limits.head, limits.head_size);
-    let verdict = gate.verdict();
     let peer = connection.peer_ip();
-    let downstream = Arc::new(Downstream { connection, recent: Recent::default() });
+    let downstream = Arc::new(Downstream::new(connection, context.clock.instant()));
+    let gate = Gate::new(stream, limits, downstream.clone(), context.clock.clone());
+    let verdict = gate.verdict();
     let service = service_fn(move |request: Request<Incoming>| {
         let (context, downstream, misread) = (context.clone(), downstream.clone(), verdict.next());
         async move { Ok::<_, Infallible>(pipeline::serve(&context, &downstream, request, misread).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        // While it waits for a request, this is the idle time; the gate times the head itself.
-        .header_read_timeout(limits.idle)
+        // The gate times heads, and the waiting for them.
+        .header_read_timeout(None)
         .max_buf_size(2 * limits.head_size)
         .max_header_size(limits.head_size)
         .serve_connection(TokioIo::new(gate), service)
@@ -73,18 +69,13 @@ pub(super) async fn http2<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let peer = connection.peer_ip();
-    let downstream = Arc::new(Downstream { connection, recent: Recent::default() });
-    let activity = Arc::new(Activity::new(context.clock.instant()));
-    let (seen, clock) = (activity.clone(), context.clock.clone());
+    let clock = context.clock.clone();
+    let downstream = Arc::new(Downstream::new(connection, clock.instant()));
+    let activity = downstream.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (context, downstream) = (context.clone(), downstream.clone());
-        let stream = seen.begin(&context.clock);
         let misread = (head_size(&request) > limits.head_size).then(|| too_large(&request));
-        async move {
-            let mut response = pipeline::serve(&context, &downstream, request, misread).await;
-            response.body_mut().watch(Box::new(stream));
-            Ok::<_, Infallible>(response)
-        }
+        async move { Ok::<_, Infallible>(pipeline::serve(&context, &downstream, request, misread).await) }
     });
     let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -98,7 +89,7 @@ pub(super) async fn http2<S>(
     let mut closing = false;
     loop {
         // The first request has to come as soon as a head has; later ones may be waited for.
-        let patience = if activity.has_begun() { limits.idle } else { limits.idle.min(limits.head) };
+        let patience = if activity.begun() > 0 { limits.idle } else { limits.idle.min(limits.head) };
         let wait =
             patience.saturating_sub(activity.idle_for(clock.instant())).max(Duration::from_millis(100));
         tokio::select! {
@@ -109,7 +100,7 @@ pub(super) async fn http2<S>(
             }
             () = tokio::time::sleep(wait), if !closing => {
                 if activity.idle_for(clock.instant()) >= patience {
-                    if !activity.has_begun() {
+                    if activity.begun() == 0 {
                         return;
                     }
                     served.as_mut().graceful_shutdown();
@@ -134,62 +125,6 @@ fn too_large(request: &Request<Incoming>) -> Misread {
         method: Some(request.method().clone()),
         path: Some(request.uri().path().to_owned()),
         stand_in: Vec::new(),
-    }
-}
-
-/// When an HTTP/2 connection was last used; hyper has no idle timer for it.
-struct Activity {
-    start: Instant,
-    /// Milliseconds after the start.
-    last: AtomicU64,
-    streams: AtomicU64,
-    total: AtomicU64,
-}
-
-/// A request under way.
-struct Stream {
-    activity: Arc<Activity>,
-    clock: Clock,
-}
-
-impl Activity {
-    const fn new(start: Instant) -> Self {
-        Self { start, last: AtomicU64::new(0), streams: AtomicU64::new(0), total: AtomicU64::new(0) }
-    }
-
-    fn touch(&self, now: Instant) {
-        let elapsed = now.saturating_duration_since(self.start).as_millis();
-        self.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    fn begin(self: &Arc<Self>, clock: &Clock) -> Stream {
-        self.touch(clock.instant());
-        self.streams.fetch_add(1, Ordering::Relaxed);
-        self.total.fetch_add(1, Ordering::Relaxed);
-        Stream { activity: self.clone(), clock: clock.clone() }
-    }
-
-    fn has_begun(&self) -> bool {
-        self.total.load(Ordering::Relaxed) > 0
-    }
-
-    fn idle_for(&self, now: Instant) -> Duration {
-        if self.streams.load(Ordering::Relaxed) > 0 {
-            return Duration::ZERO;
-        }
-        let last = self.start + Duration::from_millis(self.last.load(Ordering::Relaxed));
-        now.saturating_duration_since(last)
-    }
-}
-
-impl Watcher for Stream {
-    fn ended(self: Box<Self>, _: End, _: u64) {}
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.activity.touch(self.clock.instant());
-        self.activity.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

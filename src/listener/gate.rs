@@ -5,7 +5,7 @@
 //! the first head that did not pass it hands out a stand-in, marked as [`Misread`], which the pipeline
 //! refuses like any other request; nothing that follows is read, and the connection is closed.
 //!
-//! The gate also times a head from its first byte (hyper's own timer is the one for idle connections), and
+//! The gate also times a head from its first byte, and the waiting for it; and
 //! when a connection is closed while its client still sends, it reads on for a moment, so that the answer is
 //! not lost in a reset.
 
@@ -22,9 +22,12 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::Limits;
 use super::body::{After, Body};
 use super::head::{self, Next, Scan};
+use crate::clock::Clock;
 use crate::http::Misread;
+use crate::pipeline::Downstream;
 
 /// How long a closed connection is read on, so that its client sees the answer.
 const LINGER: Duration = Duration::from_secs(5);
@@ -41,10 +44,13 @@ pub(super) struct Gate<S> {
     /// What is handed on before anything more is read.
     ready: Vec<u8>,
     verdict: Arc<Verdict>,
-    head_time: Duration,
-    head_size: usize,
+    limits: Limits,
     /// For the head while one is held, then for lingering.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Looks now and then whether anybody still uses the connection.
+    patience: Option<Pin<Box<Sleep>>>,
+    downstream: Arc<Downstream>,
+    clock: Clock,
     shut: bool,
 }
 
@@ -78,7 +84,7 @@ impl Verdict {
 }
 
 impl<S> Gate<S> {
-    pub(super) fn new(stream: S, head_time: Duration, head_size: usize) -> Self {
+    pub(super) fn new(stream: S, limits: Limits, downstream: Arc<Downstream>, clock: Clock) -> Self {
         Self {
             stream,
             state: State::Between,
@@ -87,9 +93,11 @@ impl<S> Gate<S> {
             looked: 0,
             ready: Vec::new(),
             verdict: Arc::default(),
-            head_time,
-            head_size,
+            limits,
             deadline: None,
+            patience: None,
+            downstream,
+            clock,
             shut: false,
         }
     }
@@ -148,13 +156,13 @@ impl<S> Gate<S> {
             Scan::Whole(length) => length,
             _ => bytes.len(),
         };
-        if so_far > self.head_size {
+        if so_far > self.limits.head_size {
             let line = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
-            let (status, reason) = match line > self.head_size {
+            let (status, reason) = match line > self.limits.head_size {
                 true => (StatusCode::URI_TOO_LONG, "its target is too long"),
                 false => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "its header fields are too long"),
             };
-            return Err(head::refuse(bytes.get(..self.head_size).unwrap_or(bytes), status, reason));
+            return Err(head::refuse(bytes.get(..self.limits.head_size).unwrap_or(bytes), status, reason));
         }
         match scanned {
             Scan::Incomplete => Ok(None),
@@ -189,13 +197,17 @@ impl<S: AsyncRead + Unpin> Gate<S> {
     /// Reads into hyper's own buffer, as long as whole heads arrive.
     fn read_through(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            Poll::Ready(read) => read?,
+            // The end of the stream, as far as hyper is concerned.
+            Poll::Pending => return self.poll_idle(cx).map(Ok),
+        }
         let new = buffer.filled().get(before..).unwrap_or_default();
         match self.pass(new) {
             Ok(passed) if passed == new.len() => {}
             Ok(passed) => {
                 self.held.extend_from_slice(new.get(passed..).unwrap_or_default());
-                self.deadline = Some(Box::pin(sleep(self.head_time)));
+                self.deadline = Some(Box::pin(sleep(self.limits.head)));
                 buffer.set_filled(before + passed);
             }
             Err((passed, misread)) => {
@@ -204,6 +216,24 @@ impl<S: AsyncRead + Unpin> Gate<S> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Ready when no request has come for too long. One timer serves many requests: only when it is over it is
+    /// asked when the last one was.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !matches!(self.state, State::Between) {
+            return Poll::Pending;
+        }
+        loop {
+            let idle = self.limits.idle;
+            let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(idle)));
+            ready!(patience.as_mut().poll(cx));
+            let left = idle.saturating_sub(self.downstream.idle_for(self.clock.instant()));
+            if left.is_zero() {
+                return Poll::Ready(());
+            }
+            self.patience = Some(Box::pin(sleep(left)));
+        }
     }
 
     /// Reads more of a head that is held; `false` at the end of the stream.
@@ -236,7 +266,7 @@ impl<S: AsyncRead + Unpin> Gate<S> {
                 self.ready = bytes;
                 self.deadline = match self.held.is_empty() {
                     true => None,
-                    false => Some(Box::pin(sleep(self.head_time))),
+                    false => Some(Box::pin(sleep(self.limits.head))),
                 };
             }
             Err((passed, misread)) => {
@@ -345,13 +375,22 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::connection::Connection;
+
+    fn of<S>(stream: S) -> Gate<S> {
+        let clock = Clock::system();
+        let address = "127.0.0.1:1".parse().unwrap();
+        let downstream = Downstream::new(Connection::new(address, address), clock.instant());
+        let limits = Limits { head_size: 1000, ..Limits::new(Duration::from_secs(300)) };
+        Gate::new(stream, limits, Arc::new(downstream), clock)
+    }
 
     /// What hyper would get of these bytes, sent in such parts, and what was refused.
     fn gate(bytes: &[u8], step: usize) -> (String, Option<(u64, Misread)>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let (mut client, server) = tokio::io::duplex(step.clamp(1, 1 << 20));
-            let mut gate = Gate::new(server, Duration::from_secs(30), 1000);
+            let mut gate = of(server);
             let verdict = gate.verdict();
             let bytes = bytes.to_vec();
             let sent = tokio::spawn(async move { client.write_all(&bytes).await });
@@ -420,7 +459,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_head_that_takes_too_long_is_refused() {
         let (mut client, server) = tokio::io::duplex(100);
-        let mut gate = Gate::new(server, Duration::from_secs(30), 1000);
+        let mut gate = of(server);
         client.write_all(b"GET /slow HTTP/1.1\r\nHost").await.unwrap();
         let mut part = [0; 100];
         let count = gate.read(&mut part).await.unwrap();

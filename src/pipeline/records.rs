@@ -37,6 +37,7 @@ pub(super) struct Record {
     downstream: Arc<Downstream>,
     began: Timestamp,
     started: Instant,
+    ended: Option<Instant>,
     method: Method,
     authority: Option<Authority>,
     named: Option<HeaderValue>,
@@ -97,6 +98,8 @@ impl Record {
     ) -> Self {
         let headers = request.headers();
         let connection = &downstream.connection;
+        let started = cx.clock.instant();
+        downstream.begin(started);
         let believed = snapshot.forwarded_rules.trusts(connection.peer_ip());
         let id = believed.then(|| given_id(headers)).flatten().unwrap_or_else(|| cx.ids.next());
         Self {
@@ -105,7 +108,8 @@ impl Record {
             clock: cx.clock.clone(),
             downstream: downstream.clone(),
             began: cx.clock.now(),
-            started: cx.clock.instant(),
+            started,
+            ended: None,
             method: request.method().clone(),
             authority: request.uri().authority().cloned(),
             named: headers.get(HOST).cloned(),
@@ -238,16 +242,25 @@ impl Record {
     }
 }
 
+/// Whatever becomes of a request, its connection hears of its end.
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.downstream.end(self.ended.unwrap_or_else(|| self.clock.instant()));
+    }
+}
+
 impl Watcher for Access {
-    fn ended(self: Box<Self>, end: End, sent: u64) {
-        let Self { record, status } = *self;
-        let duration = record.clock.instant().saturating_duration_since(record.started);
+    fn ended(mut self: Box<Self>, end: End, sent: u64) {
+        let Self { record, status } = &mut *self;
+        let now = record.clock.instant();
+        record.ended = Some(now);
+        let duration = now.saturating_duration_since(record.started);
         record.journal.record(record.began + duration, "http-request", |line| {
             line.bytes(key!("request-id"), record.id.as_bytes());
             line.text(key!("method"), record.method())
                 .bytes(key!("authority"), record.authority())
                 .text(key!("path"), record.path());
-            line.number(key!("response-code"), u64::from(status))
+            line.number(key!("response-code"), u64::from(*status))
                 .number(key!("size"), sent)
                 .duration(key!("duration"), duration);
             record.address(line, key!("ip"));

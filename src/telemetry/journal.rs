@@ -13,11 +13,11 @@ use crate::clock::Timestamp;
 
 /// How long a record may wait for others to be written with it.
 const PATIENCE: Duration = Duration::from_millis(10);
-/// A buffer of this size is handed over at once.
-const FULL: usize = 64 * 1024;
+/// A buffer of this size is handed over at once. Waking the writer costs what many records cost.
+const FULL: usize = 256 * 1024;
 /// So many handed-over buffers may wait for the writer (4 MiB). What does not fit any more is dropped and
 /// counted: whoever reads the log does not hold up requests.
-const BACKLOG: usize = 64;
+const BACKLOG: usize = 16;
 
 /// The thread that writes to standard error.
 pub struct Sink {

@@ -77,20 +77,30 @@ impl<'a> Line<'a> {
     }
 
     /// Adds a text. Control characters are escaped, so that a value cannot begin a line of its own.
+    #[inline(always)]
     pub fn text(&mut self, key: Key, value: &str) -> &mut Self {
         self.bytes(key, value.as_bytes())
     }
 
     /// Adds what should be text; what is not UTF-8 becomes U+FFFD.
+    // Inlined for its key, whose length is known where it is called.
+    #[inline(always)]
     pub fn bytes(&mut self, key: Key, value: &[u8]) -> &mut Self {
         self.key(key);
+        self.value(value);
+        self
+    }
+
+    fn value(&mut self, value: &[u8]) {
+        let plain = is_plain(value);
         let quoted = self.format == Format::Json
             || value.is_empty()
             || value.iter().any(|byte| matches!(byte, b' ' | b'"' | b'='));
+        self.out.reserve(value.len() + 2);
         if quoted {
             self.out.push(b'"');
         }
-        if is_plain(value) {
+        if plain {
             self.out.extend_from_slice(value);
         } else {
             escape(self.out, &String::from_utf8_lossy(value));
@@ -98,7 +108,6 @@ impl<'a> Line<'a> {
         if quoted {
             self.out.push(b'"');
         }
-        self
     }
 
     /// Adds a text that needs no escaping, written by the caller.
@@ -164,6 +173,7 @@ impl<'a> Line<'a> {
         self.out.extend_from_slice(if self.format == Format::Json { b"}\n" } else { b"\n" });
     }
 
+    #[inline(always)]
     fn key(&mut self, key: Key) {
         if self.format == Format::Json {
             self.out.extend_from_slice(key.json.as_bytes());
