@@ -4,7 +4,7 @@
 //! followed (they would be a way to make us call somebody else); cleartext goes to loopback only. An error
 //! names the hop that failed, because "cannot reach the provider" helps nobody.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ::http::header::HOST;
@@ -22,11 +22,14 @@ mod dial;
 
 pub use dial::{DialError, Names, is_loopback, keepalive};
 
+type LazyTls = LazyLock<TlsConnector, Box<dyn FnOnce() -> TlsConnector + Send>>;
+
 /// An HTTP client for one identity provider.
 #[derive(Clone)]
 pub struct Client {
     names: Names,
-    tls: TlsConnector,
+    /// Made when it is first needed: reading the system's roots takes longer than everything else at a start.
+    tls: Arc<LazyTls>,
     proxy: Option<Uri>,
     limits: Limits,
 }
@@ -124,11 +127,15 @@ impl Default for Limits {
 impl Client {
     /// A client with these trust roots and names.
     pub fn new(settings: Settings) -> Self {
-        let roots = settings.roots.unwrap_or_else(crate::crypto::system_roots);
-        let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let roots = settings.roots;
+        let connector = move || {
+            let roots = roots.unwrap_or_else(crate::crypto::system_roots);
+            let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+            TlsConnector::from(Arc::new(config))
+        };
         Self {
             names: settings.names,
-            tls: TlsConnector::from(Arc::new(config)),
+            tls: Arc::new(LazyLock::new(Box::new(connector))),
             proxy: settings.proxy,
             limits: Limits::default(),
         }

@@ -24,7 +24,7 @@ mod rewrite;
 mod upgrade;
 
 pub use cluster::Cluster;
-pub use connect::UpstreamTlsError;
+pub use connect::{SharedTls, UpstreamTlsError};
 pub use forward::{Errand, ResponseRules};
 pub use rewrite::Rewrite;
 pub use upgrade::{Upgrade, UpgradeError};

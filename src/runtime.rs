@@ -76,6 +76,8 @@ pub fn run(settings: Settings, health: Health) -> Result<(), RuntimeError> {
         Ok(limit) => tracing::debug!(limit, "open files"),
         Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
     }
+    // It registers with the kernel (membarrier) at first use, which takes 18 ms once there are threads.
+    drop(papaya::HashMap::<u8, ()>::new().pin());
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")

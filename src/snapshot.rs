@@ -11,7 +11,7 @@ use crate::crypto::{KeyRing, Signer};
 use crate::http::forwarded::ForwardedRules;
 use crate::http::headers::HeaderRules;
 use crate::http::{PathRules, Scheme};
-use crate::proxy::{Cluster, UpstreamTlsError};
+use crate::proxy::{Cluster, SharedTls, UpstreamTlsError};
 use crate::route::Table;
 use crate::session::Sessions;
 use crate::store::Store;
@@ -94,6 +94,7 @@ impl Snapshot {
             parts.clock,
             parts.control,
         );
+        let tls = SharedTls::default();
         let mut routes = Vec::with_capacity(settings.routes.len());
         for route in settings.routes {
             let path = match &route.matched.path {
@@ -110,7 +111,7 @@ impl Snapshot {
                 path,
                 is_place: route.matched.host.exact().is_some(),
                 policy: route.policy,
-                cluster: Arc::new(Cluster::new(route.cluster, workers)?),
+                cluster: Arc::new(Cluster::new(route.cluster, workers, &tls)?),
                 identity: route.identity.map(|(format, claims)| Form::new(format, claims)),
                 show_error_details: route.show_error_details,
             };

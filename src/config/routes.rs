@@ -512,9 +512,7 @@ impl Reader<'_, '_> {
             (Some(_), None) => self.error("tls_client_cert", "needs tls_client_key beside it"),
             (None, Some(_)) => self.error("tls_client_key", "needs tls_client_cert beside it"),
         }
-        if let Err(error) =
-            proxy::Cluster::new(proxy::Settings { tls: tls.clone(), ..proxy::Settings::default() }, 1)
-        {
+        if let Err(error) = tls.check() {
             self.error("tls_client_cert", error.to_string());
         }
         Some(tls)

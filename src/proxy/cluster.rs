@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ::http::HeaderValue;
 
-use super::connect::{Connector, UpstreamTlsError};
+use super::connect::{Connector, SharedTls, UpstreamTlsError};
 use super::pool::Pool;
 use super::{Settings, Upstream};
 use crate::client::Names;
@@ -35,12 +35,12 @@ pub(super) struct Endpoint {
 }
 
 impl Cluster {
-    /// A cluster for so many workers.
+    /// A cluster for so many workers. `shared` is for all clusters of a configuration.
     ///
     /// # Errors
     /// When the TLS settings cannot be used.
-    pub fn new(settings: Settings, workers: usize) -> Result<Self, UpstreamTlsError> {
-        let connector = Connector::new(&settings.tls, Names::default())?;
+    pub fn new(settings: Settings, workers: usize, shared: &SharedTls) -> Result<Self, UpstreamTlsError> {
+        let connector = Connector::new(&settings, Names::default(), shared)?;
         let endpoints: Vec<_> =
             settings.upstreams.iter().map(|upstream| Endpoint::new(upstream, workers)).collect();
         let schedule =

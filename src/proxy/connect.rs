@@ -1,8 +1,8 @@
 //! Connections to an upstream.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -13,16 +13,27 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use super::pool::Sender;
-use super::{ProxyError, Upstream, UpstreamScheme, UpstreamTls};
+use super::{ProxyError, Settings, Upstream, UpstreamScheme, UpstreamTls};
 use crate::client::Names;
 
 /// How the upstreams of one cluster are connected to.
 pub(super) struct Connector {
     names: Names,
-    auto: TlsConnector,
-    http1: TlsConnector,
+    /// For those with TLS; `None` when there are none.
+    tls: Option<TlsConnectors>,
     server_name: Option<ServerName<'static>>,
 }
+
+/// What a TLS upstream is offered: HTTP/2 too, or HTTP/1.1 alone.
+#[derive(Clone)]
+struct TlsConnectors {
+    auto: TlsConnector,
+    http1: TlsConnector,
+}
+
+/// The connectors of clusters that have no TLS settings of their own: they are the same for all.
+#[derive(Default)]
+pub struct SharedTls(OnceLock<TlsConnectors>);
 
 /// Why a cluster's TLS settings cannot be used. The operator is to blame.
 #[derive(Debug, thiserror::Error)]
@@ -36,28 +47,26 @@ pub enum UpstreamTlsError {
 }
 
 impl Connector {
-    pub(super) fn new(tls: &UpstreamTls, names: Names) -> Result<Self, UpstreamTlsError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder =
-            ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-        let builder = if tls.skip_verify {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(SkipVerify(provider)))
+    pub(super) fn new(
+        settings: &Settings,
+        names: Names,
+        shared: &SharedTls,
+    ) -> Result<Self, UpstreamTlsError> {
+        let tls = &settings.tls;
+        let connectors = if tls.is_own() {
+            Some(TlsConnectors::new(tls)?)
+        } else if settings.upstreams.iter().any(|upstream| upstream.scheme == UpstreamScheme::Https) {
+            Some(match shared.0.get() {
+                Some(connectors) => connectors.clone(),
+                None => {
+                    let made = TlsConnectors::new(tls)?;
+                    shared.0.get_or_init(|| made).clone()
+                }
+            })
         } else {
-            builder.with_root_certificates(tls.roots.clone().unwrap_or_else(crate::crypto::system_roots))
+            None
         };
-        let mut config = match &tls.client {
-            Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key())?,
-            None => builder.with_no_client_auth(),
-        };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let http1 = TlsConnector::from(Arc::new(config.clone()));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let auto = TlsConnector::from(Arc::new(config));
-        let server_name = match &tls.server_name {
-            Some(name) => Some(name_of(name).ok_or_else(|| UpstreamTlsError::ServerName(name.clone()))?),
-            None => None,
-        };
-        Ok(Self { names, auto, http1, server_name })
+        Ok(Self { names, tls: connectors, server_name: tls.name()? })
     }
 
     /// A new connection. `http1`: it has to become a tunnel, which HTTP/2 does not do here.
@@ -75,7 +84,10 @@ impl Connector {
                         ProxyError::Tls(format!("{} is not a certificate's name", upstream.host))
                     })?,
                 };
-                let connector = if http1 { &self.http1 } else { &self.auto };
+                let Some(tls) = &self.tls else {
+                    return Err(ProxyError::Tls("the cluster was made without TLS".into()));
+                };
+                let connector = if http1 { &tls.http1 } else { &tls.auto };
                 let connecting = connector.connect(name, stream);
                 let stream = tokio::time::timeout(std::time::Duration::from_secs(10), connecting)
                     .await
@@ -88,6 +100,52 @@ impl Connector {
                 }
             }
         }
+    }
+}
+
+impl UpstreamTls {
+    /// Whether the settings can be used.
+    ///
+    /// # Errors
+    /// When they cannot.
+    pub fn check(&self) -> Result<(), UpstreamTlsError> {
+        self.name()?;
+        if self.is_own() {
+            TlsConnectors::new(self)?;
+        }
+        Ok(())
+    }
+
+    /// Whether anything but the name differs from what every cluster does.
+    const fn is_own(&self) -> bool {
+        self.skip_verify || self.roots.is_some() || self.client.is_some()
+    }
+
+    fn name(&self) -> Result<Option<ServerName<'static>>, UpstreamTlsError> {
+        let name = self.server_name.as_ref();
+        name.map(|name| name_of(name).ok_or_else(|| UpstreamTlsError::ServerName(name.clone()))).transpose()
+    }
+}
+
+impl TlsConnectors {
+    fn new(tls: &UpstreamTls) -> Result<Self, UpstreamTlsError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder =
+            ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+        let builder = if tls.skip_verify {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(SkipVerify(provider)))
+        } else {
+            builder.with_root_certificates(tls.roots.clone().unwrap_or_else(crate::crypto::system_roots))
+        };
+        let mut config = match &tls.client {
+            Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key())?,
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let http1 = TlsConnector::from(Arc::new(config.clone()));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let auto = TlsConnector::from(Arc::new(config));
+        Ok(Self { auto, http1 })
     }
 }
 
