@@ -159,27 +159,35 @@ impl Listener {
         let Ok(local) = stream.local_addr() else { return };
         let (acceptor, limits) = (self.acceptor.clone(), self.limits);
         let (context, stopping, alive) = (self.context.clone(), self.stopping.clone(), self.alive.clone());
+        let mut connection = Connection::new(peer, local);
+        // One task a kind of connection, so that each is as large as it has to be, for as long as it lasts.
+        let Some(acceptor) = acceptor else {
+            tokio::spawn(async move {
+                drive::http1(stream, connection, limits, context, stopping).await;
+                drop(alive);
+            });
+            return;
+        };
         tokio::spawn(async move {
-            let mut connection = Connection::new(peer, local);
-            match acceptor {
-                None => drive::http1(stream, connection, limits, context, stopping).await,
-                Some(acceptor) => match acceptor.accept(stream).await {
-                    Ok((stream, tls, protocol)) => {
-                        connection.tls = Some(tls);
-                        connection.protocol = protocol;
+            match acceptor.accept(stream).await {
+                Ok((stream, tls, protocol)) => {
+                    connection.tls = Some(tls);
+                    connection.protocol = protocol;
+                    let stream = Box::new(stream);
+                    tokio::spawn(async move {
                         match protocol {
                             Protocol::Http1 => {
                                 drive::http1(stream, connection, limits, context, stopping).await
                             }
                             Protocol::Http2 => {
-                                drive::http2(stream, connection, limits, context, stopping).await
+                                Box::pin(drive::http2(stream, connection, limits, context, stopping)).await
                             }
                         }
-                    }
-                    Err(error) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
-                },
+                        drop(alive);
+                    });
+                }
+                Err(error) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
             }
-            drop(alive);
         });
     }
 }

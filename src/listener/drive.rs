@@ -39,16 +39,18 @@ pub(super) async fn http1<S>(
     let verdict = gate.verdict();
     let service = service_fn(move |request: Request<Incoming>| {
         let (context, downstream, misread) = (context.clone(), downstream.clone(), verdict.next());
-        async move { Ok::<_, Infallible>(pipeline::serve(&context, &downstream, request, misread).await) }
+        // On the heap only while there is a request: most connections wait for one.
+        Box::pin(async move {
+            Ok::<_, Infallible>(pipeline::serve(&context, &downstream, request, misread).await)
+        })
     });
-    let served = hyper::server::conn::http1::Builder::new()
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http
         // The gate times heads, and the waiting for them.
         .header_read_timeout(None)
         .max_buf_size(2 * limits.head_size)
-        .max_header_size(limits.head_size)
-        .serve_connection(TokioIo::new(gate), service)
-        .with_upgrades();
-    let mut served = pin!(served);
+        .max_header_size(limits.head_size);
+    let mut served = pin!(http.serve_connection(TokioIo::new(gate), service).with_upgrades());
     tokio::select! {
         ended = served.as_mut() => log_end(&peer, ended),
         () = stopped(&mut stopping) => {
@@ -75,17 +77,19 @@ pub(super) async fn http2<S>(
     let service = service_fn(move |request: Request<Incoming>| {
         let (context, downstream) = (context.clone(), downstream.clone());
         let misread = (head_size(&request) > limits.head_size).then(|| too_large(&request));
-        async move { Ok::<_, Infallible>(pipeline::serve(&context, &downstream, request, misread).await) }
+        // hyper hands it on several times before it runs.
+        Box::pin(async move {
+            Ok::<_, Infallible>(pipeline::serve(&context, &downstream, request, misread).await)
+        })
     });
-    let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
+    let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_local_error_reset_streams(RESETS)
         // What is somewhat too large is answered by us, with a page and a record; what is larger by h2.
         .max_header_list_size(u32::try_from(2 * limits.head_size).unwrap_or(u32::MAX))
-        .keep_alive_interval(Duration::from_secs(60))
-        .serve_connection(TokioIo::new(stream), service);
-    let mut served = pin!(served);
+        .keep_alive_interval(Duration::from_secs(60));
+    let mut served = pin!(http.serve_connection(TokioIo::new(stream), service));
     let mut closing = false;
     loop {
         // The first request has to come as soon as a head has; later ones may be waited for.
