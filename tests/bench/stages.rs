@@ -1,0 +1,202 @@
+//! What each stage of the road costs: `cargo bench`. Compare numbers of one run only; what a whole request takes, and
+//! may take, is counted by `tests/bench/instructions`.
+
+#![allow(clippy::expect_used, missing_docs, reason = "a measurement that cannot be set up says so and ends")]
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
+use portcullis::assertion::{ClaimHeader, Form, IssuerFormat, claim_header_name};
+use portcullis::authorize::{Facts, Policy};
+use portcullis::clock::{Clock, Timestamp};
+use portcullis::connection::Connection;
+use portcullis::crypto::Signer;
+use portcullis::http::forwarded::ForwardedRules;
+use portcullis::http::headers::{HeaderRules, remove_hop_by_hop, scrub};
+use portcullis::http::{Canonical, PathRules, Readings, Scheme, Seen, canonicalise, cookies};
+use portcullis::identity::{Caller, Identity, Reading};
+use portcullis::route::{HostPattern, Match, PathMatch, Table};
+use portcullis::session::{Content, Found, Origin, Recent, Sessions, Settings, Tags, Tokens};
+use portcullis::store::MemoryStore;
+use serde_json::{Value, json};
+
+fn now() -> Timestamp {
+    Timestamp::from_unix_seconds(1_790_000_000)
+}
+
+fn claims() -> serde_json::Map<String, Value> {
+    let Value::Object(claims) = json!({
+        "sub": "jane-1", "email": "jane@example.com", "email_verified": true, "name": "Jane Doe",
+        "groups": ["dev", "ops", "staff"],
+    }) else {
+        return serde_json::Map::new();
+    };
+    claims
+}
+
+fn reading() -> Reading {
+    Reading { groups_claim: "groups".into() }
+}
+
+fn jane() -> Caller {
+    let identity = Identity::read("session".into(), "provider".into(), claims(), &reading(), now());
+    Caller::Identified(Arc::new(identity.expect("a sub")))
+}
+
+/// As a browser sends them.
+fn fields() -> HeaderMap {
+    let fields = [
+        ("host", "app.example.com"),
+        ("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
+        ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"),
+        ("accept-language", "en-GB,en;q=0.5"),
+        ("accept-encoding", "gzip, deflate, br, zstd"),
+        ("connection", "keep-alive"),
+        (
+            "cookie",
+            "theme=dark; __Host-_pomerium=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+        ),
+        ("sec-fetch-mode", "navigate"),
+        ("sec-fetch-dest", "document"),
+        ("sec-fetch-site", "none"),
+    ];
+    fields
+        .into_iter()
+        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+        .collect()
+}
+
+fn route_match(bench: &mut Criterion) {
+    for count in [1, 1000, 10_000] {
+        let hosts = Table::new((0..count).map(|at| {
+            let host = HostPattern::new(&format!("r{at}.example.com")).expect("a host");
+            (Match { host, port: None, path: PathMatch::Prefix("/".into()) }, at)
+        }));
+        let path = || Readings::of("/items/1", PathRules::default()).expect("a path");
+        let request = Canonical::new(Scheme::Https, &format!("r{}.example.com", count / 2), None, path());
+        bench.bench_function(&format!("route: one of {count} hosts"), |bench| {
+            bench.iter(|| hosts.find(black_box(&request)));
+        });
+        let paths = Table::new((0..count).map(|at| {
+            let host = HostPattern::new("app.example.com").expect("a host");
+            (Match { host, port: None, path: PathMatch::Prefix(format!("/r{at}").into()) }, at)
+        }));
+        let path = Readings::of(&format!("/r{}/items/1", count / 2), PathRules::default()).expect("a path");
+        let request = Canonical::new(Scheme::Https, "app.example.com", None, path);
+        bench.bench_function(&format!("route: one of {count} paths"), |bench| {
+            bench.iter(|| paths.find(black_box(&request)));
+        });
+    }
+}
+
+fn canonical_request(bench: &mut Criterion) {
+    let mut request = Request::builder().uri("/items/1?x=2").body(()).expect("a request");
+    *request.headers_mut() = fields();
+    let (parts, ()) = request.into_parts();
+    bench.bench_function("http: canonical request", |bench| {
+        bench.iter(|| canonicalise(black_box(&parts), Scheme::Https, PathRules::default()));
+    });
+}
+
+fn header_work(bench: &mut Criterion) {
+    let address = "203.0.113.9:1".parse().expect("an address");
+    let connection = Connection::new(address, address);
+    let path = Readings::of("/", PathRules::default()).expect("a path");
+    let canonical = Canonical::new(Scheme::Https, "app.example.com", None, path);
+    let rules = HeaderRules::default();
+    bench.bench_function("http: header work", |bench| {
+        bench.iter_batched_ref(
+            fields,
+            |fields| {
+                let seen = Seen::of(fields);
+                let _ = scrub(fields, &rules, false);
+                remove_hop_by_hop(fields, seen);
+                cookies::remove(fields, |name| name == "__Host-_pomerium");
+                ForwardedRules::default().write(fields, &connection, &canonical, Scheme::Https);
+            },
+            BatchSize::SmallInput,
+        );
+    });
+}
+
+fn session_lookup(bench: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let origin = Origin { fingerprint: "f".into(), reading: reading() };
+    let settings = Settings {
+        providers: HashMap::from([("p".to_owned(), origin)]),
+        lifetime: Duration::from_secs(3600),
+        ..Settings::default()
+    };
+    let sessions = Sessions::new(settings, Arc::new(MemoryStore::new()), Clock::held_at(now()));
+    let content = Content {
+        name: "session".into(),
+        provider: "p".into(),
+        fingerprint: "f".into(),
+        claims: claims(),
+        from_userinfo: Vec::new(),
+        signed_in: now(),
+        nonce: String::new(),
+        tokens: Tokens::default(),
+    };
+    let tags = Tags { subject: [0; 32], provider_session: None };
+    let (_, cookie) = runtime.block_on(sessions.begin(&content, tags, "app.example.com")).expect("a session");
+    let line = HeaderValue::try_from(cookie.split(';').next().unwrap_or_default()).expect("a cookie");
+    let fields = HeaderMap::from_iter([(http::header::COOKIE, line)]);
+    let found = async |recent: &Recent| {
+        let found = sessions.find_on(recent, "app.example.com", black_box(&fields), now()).await;
+        assert!(matches!(found, Ok(Found::Session(_))));
+    };
+    bench.bench_function("session: first on a connection", |bench| {
+        bench.iter(|| runtime.block_on(found(&Recent::default())));
+    });
+    let recent = Recent::default();
+    bench.bench_function("session: the same again", |bench| bench.iter(|| runtime.block_on(found(&recent))));
+}
+
+fn decision(bench: &mut Criterion) {
+    let source = json!([{ "allow": { "and": [
+        { "email": { "ends_with": "@example.com" } }, { "claim/groups": { "has": "ops" } }
+    ] } }]);
+    let policy = Policy::compile(&source, true).expect("a policy");
+    let (caller, headers) = (jane(), HeaderMap::new());
+    let client = "203.0.113.9".parse().expect("an address");
+    bench.bench_function("authorize: decision", |bench| {
+        bench.iter(|| {
+            policy.decide(&Facts {
+                caller: black_box(&caller),
+                method: &Method::GET,
+                path: "/items/1",
+                client,
+                headers: &headers,
+            })
+        });
+    });
+}
+
+fn assertion(bench: &mut Criterion) {
+    let signer = Signer::from_secret(&[7; 32]).expect("a key");
+    let claims = ["email", "groups"]
+        .map(|claim| ClaimHeader { header: claim_header_name(claim).expect("a name"), claim: claim.into() });
+    let form = Form::new(IssuerFormat::HostOnly, claims.to_vec());
+    let attach = |caller: &Caller, fields: &mut HeaderMap| {
+        form.attach(&signer, caller, "app.example.com", fields, now()).expect("signed");
+    };
+    let caller = jane();
+    bench.bench_function("assertion: kept", |bench| {
+        bench.iter_batched_ref(HeaderMap::new, |fields| attach(&caller, fields), BatchSize::SmallInput);
+    });
+    bench.bench_function("assertion: signed", |bench| {
+        bench.iter_batched_ref(
+            || (jane(), HeaderMap::new()),
+            |(caller, fields)| attach(caller, fields),
+            BatchSize::SmallInput,
+        );
+    });
+}
+
+criterion_group!(stages, route_match, canonical_request, header_work, session_lookup, decision, assertion);
+criterion_main!(stages);
