@@ -6,8 +6,9 @@
 //!    listening socket (`SO_REUSEPORT`) and its own connections to upstreams: on the road, threads share only
 //!    what is read. A thread's [`listener`] accepts a connection; [`tls`] picks the certificate by the name that
 //!    was asked for and yields a [`connection::Connection`]: the addresses, the name, the protocol.
-//! 2. hyper reads the request. The listener's gate has watched the bytes go by and says when they can be framed
-//!    in two ways (a bare line feed, two lengths, a length beside `chunked`).
+//! 2. The listener's gate judges the head of the request before hyper reads it: what cannot be read, or in two ways
+//!    (a bare line feed, two lengths, a length beside `chunked`), goes on as a marked stand-in, to be refused
+//!    and recorded like any other request.
 //! 3. [`pipeline::serve`] calls the stages in order. [`http::canonicalise`] gives the request its one meaning, the
 //!    host and the path that every later stage uses, or refuses it; a host that nobody configured is 404.
 //! 4. `/.pomerium/…`, `/oauth2/callback` and the few others that are our own are answered by [`authenticate`].

@@ -22,9 +22,11 @@ use crate::store::{HandleRecord, Id, SessionRecord, Store, StoreError};
 
 mod content;
 mod cookie;
+mod recent;
 
 pub use content::{Content, Tokens};
 pub use cookie::{CookieSettings, SameSite};
+pub use recent::Recent;
 
 /// What a session is read with.
 #[derive(Clone, Debug, Default)]
@@ -106,18 +108,6 @@ pub struct Session {
     pub renewing: tokio::sync::Mutex<()>,
     /// Set while somebody is on the way to renew it in the background.
     pub renewal_asked: AtomicBool,
-}
-
-/// The cookie that last opened something on a connection: the next request on it nearly always brings the
-/// same one. Whether the session still lasts is asked each time.
-#[derive(Default)]
-pub struct Recent(Mutex<Option<Opened>>);
-
-struct Opened {
-    /// Whose sessions: a reload makes new ones.
-    sessions: u64,
-    cookie: Box<str>,
-    handle: Arc<Handle>,
 }
 
 /// Who a request's cookie belongs to.
@@ -211,23 +201,6 @@ impl Handle {
     fn admit(&self, now: Timestamp) -> Found {
         let live = self.expires > now && self.session.expires > now && !self.session.has_ended();
         if live { Found::Session(self.session.clone()) } else { Found::Nobody }
-    }
-}
-
-impl Recent {
-    fn handle(&self, sessions: &Sessions, cookie: &str, scope: &str) -> Option<Arc<Handle>> {
-        let recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let opened = recent.as_ref().filter(|opened| {
-            opened.sessions == sessions.number
-                && *opened.handle.host == *scope
-                && crypto::equal(opened.cookie.as_bytes(), cookie.as_bytes())
-        });
-        opened.map(|opened| opened.handle.clone())
-    }
-
-    fn remember(&self, sessions: &Sessions, cookie: &str, handle: &Arc<Handle>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Opened { sessions: sessions.number, cookie: cookie.into(), handle: handle.clone() });
     }
 }
 
