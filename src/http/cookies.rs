@@ -55,8 +55,8 @@ pub fn remove(headers: &mut HeaderMap, ours: impl Fn(&str) -> bool) {
         .iter()
         .filter_map(|line| {
             let mut kept = Vec::with_capacity(line.len());
-            for piece in pieces(line.as_bytes()).filter(|piece| !is_ours(piece)) {
-                if !kept.is_empty() {
+            for (at, piece) in pieces(line.as_bytes()).filter(|piece| !is_ours(piece)).enumerate() {
+                if at > 0 {
                     kept.push(b';');
                 }
                 kept.extend_from_slice(piece);
@@ -126,6 +126,7 @@ mod tests {
             (&["ours=2; a=1"], &["a=1"]),
             (&["a=1; ours=2", "b=1"], &["a=1", "b=1"]),
             (&["a==;;b"], &["a==;;b"]),
+            (&[";a==;;b;ours=2;"], &[";a==;;b;"]),
         ] {
             let mut map = map(before);
             remove(&mut map, |name| name == "ours");
