@@ -7,8 +7,11 @@ import http2 from 'node:http2';
 import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
-import { after, before, test } from 'node:test';
+import { after, before, test as any } from 'node:test';
 import { browser, freePort, out, person, replay, run, secret, signIn, stack } from './lib.mjs';
+
+// A test that hangs fails, and the others go on; the longest takes ten seconds.
+const test = (name, run) => any(name, { timeout: 120000 }, run);
 
 let chrome;
 before(async () => { chrome = await browser(); });

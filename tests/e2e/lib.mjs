@@ -35,7 +35,8 @@ function start(command, args, env, ready) {
     const seen = (data) => { child.log += data; const found = ready.exec(child.log); if (found) done(found); };
     child.stdout.on('data', seen);
     child.stderr.on('data', seen);
-    child.on('exit', (code) => fail(new Error(`${command} ended with ${code}:\n${child.log}`)));
+    child.on('exit', (code) => fail(new Error(`${command} ${args[0]} ended with ${code}:\n${child.log}`)));
+    setTimeout(() => fail(new Error(`${command} ${args[0]} was not up after 60 s:\n${child.log}`)), 60000).unref();
   });
   child.stop = () => new Promise((done) => {
     running.delete(child);
