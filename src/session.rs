@@ -7,25 +7,27 @@
 //! `authenticate` opens when it renews or ends a session.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::http::HeaderMap;
-use arc_swap::ArcSwap;
 
 use crate::clock::{Clock, Timestamp};
-use crate::crypto::{self, SealKey};
+use crate::crypto::SealKey;
 use crate::http::{BadRequest, cookies};
 use crate::identity::{Identity, Reading};
 use crate::store::{HandleRecord, Id, SessionRecord, Store, StoreError};
 
 mod content;
 mod cookie;
+mod opened;
 mod recent;
 
 pub use content::{Content, Tokens};
 pub use cookie::{CookieSettings, SameSite};
+use opened::Handle;
+pub use opened::{Freshness, Session};
 pub use recent::Recent;
 
 /// What a session is read with.
@@ -79,54 +81,12 @@ type ById = std::hash::BuildHasherDefault<FirstBits>;
 #[derive(Default)]
 struct FirstBits(u64);
 
-/// An opened handle.
-struct Handle {
-    key: [u8; 32],
-    host: Box<str>,
-    expires: Timestamp,
-    session: Arc<Session>,
-}
-
-/// An opened session.
-pub struct Session {
-    /// Its name in the store.
-    pub id: Id,
-    /// When it ends at the latest.
-    pub expires: Timestamp,
-    key: SealKey,
-    identity: ArcSwap<Identity>,
-    /// From then on it should be renewed, in milliseconds since the epoch.
-    renew_at: AtomicU64,
-    /// From then on it must be renewed before it is used.
-    stale_at: AtomicU64,
-    /// Until then the provider is not asked again, because it just failed.
-    failed_until: AtomicU64,
-    /// What was bought and could not be stored yet.
-    unsaved: Mutex<Option<Content>>,
-    ended: AtomicBool,
-    /// Held while it is being renewed, so that one renewal serves all who wait.
-    pub renewing: tokio::sync::Mutex<()>,
-    /// Set while somebody is on the way to renew it in the background.
-    pub renewal_asked: AtomicBool,
-}
-
 /// Who a request's cookie belongs to.
 pub enum Found {
     /// There is no cookie, or it opens nothing.
     Nobody,
     /// A live session.
     Session(Arc<Session>),
-}
-
-/// Whether a session's claims are recent enough.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
-    /// Yes.
-    Fresh,
-    /// Yes, but they should be renewed soon.
-    Due,
-    /// No: the provider's tokens have expired.
-    Stale,
 }
 
 /// Why a caller cannot be told.
@@ -138,70 +98,6 @@ pub enum SessionError {
     /// The store failed; nobody is let in on its behalf.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-impl Session {
-    /// Who it is.
-    pub fn identity(&self) -> Arc<Identity> {
-        self.identity.load_full()
-    }
-
-    /// Whether it has been ended, by sign-out or by the provider.
-    pub fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
-    }
-
-    /// Whether its claims are recent enough.
-    pub fn freshness(&self, now: Timestamp) -> Freshness {
-        let now = now.as_unix_millis();
-        if now >= self.stale_at.load(Ordering::Acquire) {
-            Freshness::Stale
-        } else if now >= self.renew_at.load(Ordering::Acquire) {
-            Freshness::Due
-        } else {
-            Freshness::Fresh
-        }
-    }
-
-    /// Puts off the next attempt to renew it: in the background, and for those who wait.
-    pub fn renewal_failed(&self, background: Timestamp, waiting: Timestamp) {
-        self.renew_at.store(background.as_unix_millis(), Ordering::Release);
-        self.failed_until.store(waiting.as_unix_millis(), Ordering::Release);
-    }
-
-    /// Whether the provider failed just now.
-    pub fn has_just_failed(&self, now: Timestamp) -> bool {
-        now.as_unix_millis() < self.failed_until.load(Ordering::Acquire)
-    }
-
-    /// Keeps what was bought while the store cannot.
-    pub fn hold_unsaved(&self, content: Option<Content>) {
-        *self.unsaved.lock().unwrap_or_else(PoisonError::into_inner) = content;
-    }
-
-    /// What was bought and could not be stored.
-    pub fn unsaved(&self) -> Option<Content> {
-        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_times(&self, content: &Content) {
-        let (renew, stale) = content.renewal();
-        self.renew_at.store(renew.as_unix_millis(), Ordering::Release);
-        self.stale_at.store(stale.as_unix_millis(), Ordering::Release);
-    }
-}
-
-impl Handle {
-    /// Whether this is its key, on its host.
-    fn is_opened_by(&self, key: &SealKey, scope: &str) -> bool {
-        crypto::equal(&self.key, &key.digest()) && *self.host == *scope
-    }
-
-    /// The session, while it lasts.
-    fn admit(&self, now: Timestamp) -> Found {
-        let live = self.expires > now && self.session.expires > now && !self.session.has_ended();
-        if live { Found::Session(self.session.clone()) } else { Found::Nobody }
-    }
 }
 
 /// How many [`Sessions`] were made.
@@ -326,25 +222,12 @@ impl Sessions {
         }
         let content = Content::open(record, &key)?;
         let identity = self.identity(&content)?;
-        let session = Arc::new(Session {
-            id: record.id,
-            expires: record.expires,
-            key,
-            identity: ArcSwap::from_pointee(identity),
-            renew_at: AtomicU64::new(0),
-            stale_at: AtomicU64::new(0),
-            failed_until: AtomicU64::new(0),
-            unsaved: Mutex::new(None),
-            ended: AtomicBool::new(false),
-            renewing: tokio::sync::Mutex::new(()),
-            renewal_asked: AtomicBool::new(false),
-        });
-        session.set_times(&content);
+        let session = Arc::new(Session::new(record, key, identity, &content));
         // Of two that opened it at once, both use the one that is kept.
         let session = self.open.pin().get_or_insert(record.id, session).clone();
         // Ended while it was being opened.
         if self.tombstones.pin().contains_key(&record.id) {
-            session.ended.store(true, Ordering::Release);
+            session.end();
         }
         Some(session)
     }
@@ -456,11 +339,8 @@ impl Sessions {
     /// Uses what a session holds now, for all its handles. A session whose identity cannot be read ends.
     pub fn adopt(&self, session: &Session, content: &Content) {
         match self.identity(content) {
-            Some(identity) => {
-                session.identity.store(Arc::new(identity));
-                session.set_times(content);
-            }
-            None => session.ended.store(true, Ordering::Release),
+            Some(identity) => session.renewed(identity, content),
+            None => session.end(),
         }
     }
 
@@ -471,7 +351,7 @@ impl Sessions {
     pub async fn end(&self, session: &Session) -> Result<(), StoreError> {
         let grave = |untold| Tombstone { until: session.expires, untold };
         self.tombstones.pin().insert(session.id, grave(true));
-        session.ended.store(true, Ordering::Release);
+        session.end();
         self.store.end(session.id).await?;
         self.tombstones.pin().insert(session.id, grave(false));
         self.open.pin().remove(&session.id);

@@ -1,6 +1,7 @@
 //! Sessions against a real store, on a clock that is held.
 
 use super::*;
+use crate::crypto;
 use crate::store::MemoryStore;
 use ::http::header::COOKIE;
 use serde_json::json;
