@@ -26,8 +26,6 @@ pub struct Misread {
     pub method: Option<Method>,
     /// The target without its query, as far as it could be read.
     pub path: Option<String>,
-    /// What the listener serves in its place.
-    pub stand_in: Vec<u8>,
 }
 
 /// `http` or `https`.

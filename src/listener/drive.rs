@@ -38,7 +38,8 @@ pub(super) async fn http1<S>(
     let gate = Gate::new(stream, limits, downstream.clone(), context.clock.clone());
     let verdict = gate.verdict();
     let service = service_fn(move |request: Request<Incoming>| {
-        let (context, downstream, misread) = (context.clone(), downstream.clone(), verdict.next());
+        let (context, downstream) = (context.clone(), downstream.clone());
+        let misread = verdict.about(downstream.begun() + 1);
         // On the heap only while there is a request: most connections wait for one.
         Box::pin(async move {
             Ok::<_, Infallible>(pipeline::serve(&context, &downstream, request, misread).await)
@@ -128,7 +129,6 @@ fn too_large(request: &Request<Incoming>) -> Misread {
         reason: BadRequest("its header fields are too long"),
         method: Some(request.method().clone()),
         path: Some(request.uri().path().to_owned()),
-        stand_in: Vec::new(),
     }
 }
 

@@ -13,7 +13,6 @@ use std::future::Future;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -24,7 +23,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::Limits;
 use super::body::{After, Body};
-use super::head::{self, Next, Scan};
+use super::head::{self, Next, Refused, Scan};
 use crate::clock::Clock;
 use crate::http::Misread;
 use crate::pipeline::Downstream;
@@ -59,8 +58,6 @@ pub(super) struct Gate<S> {
 pub(super) struct Verdict {
     /// The first bad request, and its number, counted from 1.
     bad: OnceLock<(u64, Misread)>,
-    /// Requests handed out so far.
-    served: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -76,9 +73,8 @@ enum State {
 }
 
 impl Verdict {
-    /// What is wrong with the next request that hyper hands out.
-    pub(super) fn next(&self) -> Option<Misread> {
-        let number = self.served.fetch_add(1, Ordering::Relaxed) + 1;
+    /// What is wrong with the request of this number, counted from 1.
+    pub(super) fn about(&self, number: u64) -> Option<Misread> {
         self.bad.get().filter(|(bad, _)| number >= *bad).map(|(_, misread)| misread.clone())
     }
 }
@@ -107,7 +103,7 @@ impl<S> Gate<S> {
     }
 
     /// How many of the bytes may be handed on; what is left is the beginning of a head.
-    fn pass(&mut self, bytes: &[u8]) -> Result<usize, (usize, Misread)> {
+    fn pass(&mut self, bytes: &[u8]) -> Result<usize, (usize, Refused)> {
         let mut at = 0;
         loop {
             let rest = bytes.get(at..).unwrap_or_default();
@@ -121,9 +117,9 @@ impl<S> Gate<S> {
                     }
                     After::Malformed => {
                         // hyper says so itself; should it not, the next request is refused.
-                        let misread =
+                        let refused =
                             head::refuse(&[], StatusCode::BAD_REQUEST, "it follows a malformed body");
-                        let _ = self.verdict.bad.set((self.requests + 1, misread));
+                        let _ = self.verdict.bad.set((self.requests + 1, refused.misread));
                         self.state = State::Off;
                         return Ok(bytes.len());
                     }
@@ -142,7 +138,7 @@ impl<S> Gate<S> {
                     match self.head(head) {
                         Ok(None) => return Ok(at),
                         Ok(Some(length)) => at += length,
-                        Err(misread) => return Err((at, misread)),
+                        Err(refused) => return Err((at, refused)),
                     }
                 }
             }
@@ -150,7 +146,7 @@ impl<S> Gate<S> {
     }
 
     /// Reads a head that begins here; its length, when it is whole.
-    fn head(&mut self, bytes: &[u8]) -> Result<Option<usize>, Misread> {
+    fn head(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refused> {
         let scanned = head::scan(bytes, &mut self.looked);
         let so_far = match scanned {
             Scan::Whole(length) => length,
@@ -185,11 +181,11 @@ impl<S> Gate<S> {
         }
     }
 
-    fn refuse(&mut self, mut misread: Misread) {
-        self.ready = std::mem::take(&mut misread.stand_in);
+    fn refuse(&mut self, refused: Refused) {
+        self.ready = refused.stand_in;
         self.state = State::Refused;
         self.deadline = None;
-        let _ = self.verdict.bad.set((self.requests + 1, misread));
+        let _ = self.verdict.bad.set((self.requests + 1, refused.misread));
     }
 }
 
@@ -210,8 +206,8 @@ impl<S: AsyncRead + Unpin> Gate<S> {
                 self.deadline = Some(Box::pin(sleep(self.limits.head)));
                 buffer.set_filled(before + passed);
             }
-            Err((passed, misread)) => {
-                self.refuse(misread);
+            Err((passed, refused)) => {
+                self.refuse(refused);
                 buffer.set_filled(before + passed);
             }
         }
@@ -269,8 +265,8 @@ impl<S: AsyncRead + Unpin> Gate<S> {
                     false => Some(Box::pin(sleep(self.limits.head))),
                 };
             }
-            Err((passed, misread)) => {
-                self.refuse(misread);
+            Err((passed, refused)) => {
+                self.refuse(refused);
                 bytes.truncate(passed);
                 bytes.append(&mut self.ready);
                 self.ready = bytes;
@@ -370,115 +366,4 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use super::*;
-    use crate::connection::Connection;
-
-    fn of<S>(stream: S) -> Gate<S> {
-        let clock = Clock::system();
-        let address = "127.0.0.1:1".parse().unwrap();
-        let downstream = Downstream::new(Connection::new(address, address), clock.instant());
-        let limits = Limits { head_size: 1000, ..Limits::new(Duration::from_secs(300)) };
-        Gate::new(stream, limits, Arc::new(downstream), clock)
-    }
-
-    /// What hyper would get of these bytes, sent in such parts, and what was refused.
-    fn gate(bytes: &[u8], step: usize) -> (String, Option<(u64, Misread)>) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(async {
-            let (mut client, server) = tokio::io::duplex(step.clamp(1, 1 << 20));
-            let mut gate = of(server);
-            let verdict = gate.verdict();
-            let bytes = bytes.to_vec();
-            let sent = tokio::spawn(async move { client.write_all(&bytes).await });
-            let mut all = Vec::new();
-            let mut part = [0; 100];
-            // A refused stream never ends; its stand-in comes last.
-            while verdict.bad.get().is_none() || !gate.ready.is_empty() || matches!(gate.state, State::Off) {
-                match gate.read(&mut part).await {
-                    Ok(0) | Err(_) => break,
-                    Ok(count) => all.extend_from_slice(&part[..count]),
-                }
-            }
-            sent.abort();
-            (String::from_utf8_lossy(&all).into_owned(), verdict.bad.get().cloned())
-        })
-    }
-
-    #[test]
-    fn plain_requests_pass_byte_for_byte() {
-        let all = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\nPOST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\
-            POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\nHost: a\r\n\r\n5;x=y\r\nGET /\r\n0\r\nX: y\r\n\r\n\r\nGET /d HTTP/1.1\r\n\r\n";
-        for step in [1, 2, 3, 7, 50, 4096] {
-            let (passed, bad) = gate(all, step);
-            assert_eq!(passed.as_bytes(), all, "{step}");
-            assert!(bad.is_none(), "{step}");
-        }
-    }
-
-    #[test]
-    fn in_the_place_of_a_bad_request_comes_a_stand_in_and_nothing_follows() {
-        let first = "GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
-        for (second, status) in [
-            ("GET / HTTP/1.1\nHost: a\r\n\r\n".to_owned(), 400),
-            ("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 400),
-            ("nonsense\r\n\r\n".to_owned(), 400),
-            (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(2000)), 414),
-            (format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(2000)), 431),
-            (format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(101)), 431),
-        ] {
-            for step in [1, 5, 4096] {
-                let (passed, bad) = gate(format!("{first}{second}GET /b HTTP/1.1\r\n\r\n").as_bytes(), step);
-                assert_eq!(passed, format!("{first}GET / HTTP/1.1\r\n\r\n"), "{step} {second:?}");
-                let (number, misread) = bad.unwrap();
-                assert_eq!((number, misread.status.as_u16()), (2, status), "{step} {second:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_follows_a_malformed_chunk_is_refused() {
-        for body in ["5\nhello", "g\r\n", "\r\n", "5\r\nhello\r\n0\n", "ffffffffffffffff1\r\n"] {
-            let (_, bad) =
-                gate(format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{body}").as_bytes(), 4096);
-            assert_eq!(bad.unwrap().0, 2, "{body:?}");
-        }
-    }
-
-    #[test]
-    fn after_a_request_to_change_the_protocol_nothing_is_looked_at() {
-        let bytes = b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\nPOST / HTTP/1.1\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nzz";
-        let (passed, bad) = gate(bytes, 3);
-        assert_eq!(passed.as_bytes(), bytes);
-        assert!(bad.is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_head_that_takes_too_long_is_refused() {
-        let (mut client, server) = tokio::io::duplex(100);
-        let mut gate = of(server);
-        client.write_all(b"GET /slow HTTP/1.1\r\nHost").await.unwrap();
-        let mut part = [0; 100];
-        let count = gate.read(&mut part).await.unwrap();
-        assert_eq!(&part[..count], b"GET / HTTP/1.1\r\n\r\n");
-        let misread = gate.verdict().next().unwrap();
-        assert_eq!(misread.status, StatusCode::REQUEST_TIMEOUT);
-        assert_eq!(misread.path.as_deref(), Some("/slow"));
-    }
-
-    proptest! {
-        #[test]
-        fn where_the_bytes_are_cut_does_not_matter(
-            bytes in "(GET / HTTP/1.1|POST /#|\r\n|\n|Content-Length: [0-9]{1,2}|Transfer-Encoding: chunked|[0-9a-f]|x|: ){1,30}",
-            step in 1..9_usize,
-        ) {
-            let (whole, bad) = gate(bytes.as_bytes(), 1 << 20);
-            let (parts, also_bad) = gate(bytes.as_bytes(), step);
-            prop_assert_eq!(parts, whole);
-            prop_assert_eq!(also_bad.map(|(number, bad)| (number, bad.status)), bad.map(|(number, bad)| (number, bad.status)));
-        }
-    }
-}
+mod tests;

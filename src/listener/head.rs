@@ -32,6 +32,14 @@ pub(super) enum Next {
     Anything,
 }
 
+/// A request that is refused, and what hyper gets in its place.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) misread: Misread,
+    /// A request that hyper can read: with what says who asks and what kind of answer they can use.
+    pub(super) stand_in: Vec<u8>,
+}
+
 /// How far a head has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scan {
@@ -62,7 +70,7 @@ pub(super) fn scan(bytes: &[u8], from: &mut usize) -> Scan {
 ///
 /// # Errors
 /// When hyper could not read it, or somebody could read it in another way.
-pub(super) fn judge(head: &[u8]) -> Result<Next, Misread> {
+pub(super) fn judge(head: &[u8]) -> Result<Next, Refused> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
     let mut request = Request::new(&mut []);
     let parsed = request.parse_with_uninit_headers(head, &mut fields);
@@ -71,16 +79,16 @@ pub(super) fn judge(head: &[u8]) -> Result<Next, Misread> {
         Ok(_) => Err(bad("its lines end in different ways")),
         Err(error) => Err(unreadable(error)),
     };
-    verdict.map_err(|(status, reason)| misread(status, reason, &request))
+    verdict.map_err(|(status, reason)| refused(status, reason, &request))
 }
 
 /// What is known of a request that is refused before its head was whole.
-pub(super) fn refuse(head: &[u8], status: StatusCode, reason: &'static str) -> Misread {
+pub(super) fn refuse(head: &[u8], status: StatusCode, reason: &'static str) -> Refused {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
     let mut request = Request::new(&mut []);
     // Whatever can be read of it is for the record.
     let _ = request.parse_with_uninit_headers(head, &mut fields);
-    misread(status, BadRequest(reason), &request)
+    refused(status, BadRequest(reason), &request)
 }
 
 type Trouble = (StatusCode, BadRequest);
@@ -173,14 +181,12 @@ fn number(value: &[u8]) -> Option<u64> {
     text?.parse().ok().filter(|length| *length < u64::MAX - 2)
 }
 
-fn misread(status: StatusCode, reason: BadRequest, request: &Request<'_, '_>) -> Misread {
+fn refused(status: StatusCode, reason: BadRequest, request: &Request<'_, '_>) -> Refused {
     let path = request.path.map(|target| target.split(['?', '#']).next().unwrap_or_default().to_owned());
     let method = request.method.and_then(|method| Method::from_bytes(method.as_bytes()).ok());
-    Misread { status, reason, method, path, stand_in: stand_in(request) }
+    Refused { misread: Misread { status, reason, method, path }, stand_in: stand_in(request) }
 }
 
-/// A request that hyper can read in place of one that is refused: with what says who asks and what kind of
-/// answer they can use.
 fn stand_in(request: &Request<'_, '_>) -> Vec<u8> {
     const KEPT: [&str; 9] = [
         "host",
@@ -213,7 +219,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn reason(head: &str) -> &'static str {
-        judge(head.as_bytes()).unwrap_err().reason.0
+        judge(head.as_bytes()).unwrap_err().misread.reason.0
     }
 
     #[test]
@@ -273,12 +279,12 @@ mod tests {
 
     #[test]
     fn a_refused_head_keeps_what_says_who_asks_and_no_query() {
-        let misread =
+        let refused =
             judge(b"GET /a?code=secret#x HTTP/1.1\r\nHost: a.test\r\nCookie: s=1\r\nAccept: */*\r\n\r\n")
                 .unwrap_err();
-        assert_eq!(misread.method, Some(Method::GET));
-        assert_eq!(misread.path.as_deref(), Some("/a"));
-        assert_eq!(misread.stand_in, b"GET / HTTP/1.1\r\nHost: a.test\r\nAccept: */*\r\n\r\n");
+        assert_eq!(refused.misread.method, Some(Method::GET));
+        assert_eq!(refused.misread.path.as_deref(), Some("/a"));
+        assert_eq!(refused.stand_in, b"GET / HTTP/1.1\r\nHost: a.test\r\nAccept: */*\r\n\r\n");
     }
 
     #[test]
