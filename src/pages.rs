@@ -15,7 +15,7 @@ use askama::Template;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use crate::authenticate::{Blame, Failure, Kind, Redirect, SignInError};
+use crate::authenticate::{Blame, Failure, Kind, Redirect};
 use crate::crypto;
 use crate::http::{Body, Client};
 
@@ -115,10 +115,9 @@ pub fn refuse(refusal: &Refusal, at: &Occasion<'_>) -> Response<Body> {
 /// A sign-in that did not succeed.
 pub fn sign_in_failed(failure: &Failure, kind: Kind, at: &Occasion<'_>, retried: bool) -> Response<Body> {
     let by_itself = failure.retry_by_itself && !retried;
-    let told = match &failure.error {
-        // The usual reason is that the code was too old; only when it happens again somebody has to mend it.
-        SignInError::InvalidGrant { .. } if by_itself => SignInError::Late.explain(kind),
-        error => error.explain(kind),
+    let told = match by_itself {
+        true => failure.error.explain_at_first(kind),
+        false => failure.error.explain(kind),
     };
     let status = match told.blame {
         Blame::Client => StatusCode::BAD_REQUEST,

@@ -122,6 +122,15 @@ impl SignInError {
         )
     }
 
+    /// What to show while the browser begins again by itself. A refused code is most often one that was too old;
+    /// only when it happens again somebody has to mend it.
+    pub fn explain_at_first(&self, kind: Kind) -> Explanation {
+        match self {
+            Self::InvalidGrant { .. } => Self::Late.explain(kind),
+            _ => self.explain(kind),
+        }
+    }
+
     /// What to show about it. `scope_setting` and the like are worded for the provider's kind.
     #[allow(clippy::too_many_lines, reason = "one table, one row an error")]
     pub fn explain(&self, kind: Kind) -> Explanation {

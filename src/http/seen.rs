@@ -29,10 +29,8 @@ impl Seen {
     pub const SET_COOKIE: Self = Self(1 << 7);
     /// `Alt-Svc`, or the assertion: what an upstream must not say to a client.
     pub const OURS: Self = Self(1 << 8);
-    /// `Cache-Control`.
-    pub const CACHE_CONTROL: Self = Self(1 << 9);
     /// `Content-Length`.
-    pub const LENGTH: Self = Self(1 << 10);
+    pub const LENGTH: Self = Self(1 << 9);
 
     /// Looks.
     pub fn of(headers: &HeaderMap) -> Self {
@@ -53,7 +51,6 @@ impl Seen {
                 "accept" | "content-type" | "sec-fetch-mode" | "x-requested-with" => Self::KIND,
                 "set-cookie" => Self::SET_COOKIE,
                 "alt-svc" | "x-pomerium-jwt-assertion" => Self::OURS,
-                "cache-control" => Self::CACHE_CONTROL,
                 "content-length" => Self::LENGTH,
                 _ => Self::default(),
             };
@@ -93,7 +90,6 @@ mod tests {
             ("Set-Cookie", Seen::SET_COOKIE),
             ("Alt-Svc", Seen::OURS),
             ("X-Pomerium-Jwt-Assertion", Seen::OURS),
-            ("Cache-Control", Seen::CACHE_CONTROL),
             ("Content-Length", Seen::LENGTH),
             ("X-Other", Seen::default()),
         ] {
