@@ -132,7 +132,7 @@ async fn answer(
     let body = Body::stream(body).with_rules(&snapshot.header_rules);
     let canonical = canonicalise(&parts, scheme, snapshot.path_rules)?;
     if seen.any(Seen::EXPECT) {
-        check_expectation(&parts.headers)?;
+        meet_expectation(&mut parts.headers)?;
     }
     record.about(&canonical);
     let found = snapshot.routes.find(&canonical);
@@ -155,8 +155,7 @@ async fn answer(
     };
     headers::remove_hop_by_hop(&mut parts.headers, seen);
 
-    let now = record.began();
-    let identified = identify(snapshot, downstream, &canonical.host, &parts.headers, now).await;
+    let identified = identify(snapshot, downstream, &canonical.host, &parts.headers, record.began()).await;
     let (caller, trouble) = match identified {
         Ok((caller, _)) => (caller, None),
         Err(Exit::Refuse(trouble @ (Refusal::Store(_) | Refusal::Provider(_)))) => {
@@ -167,12 +166,12 @@ async fn answer(
     let permit = match decide(route, &caller, &canonical, record.client(), &parts) {
         Decision::Allow(permit) => {
             let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, &parts.headers);
-            record.decided(cx, route, &caller, origin.is_ok(), permit.decided());
+            record.decided(route, &caller, origin.is_ok(), permit.decided());
             origin?;
             permit
         }
         Decision::SignIn(decided) => {
-            record.decided(cx, route, &caller, false, &decided);
+            record.decided(route, &caller, false, &decided);
             // Who is calling cannot be told now; what anybody may see is not held back for that.
             if let Some(trouble) = trouble {
                 return Err(trouble.into());
@@ -181,7 +180,7 @@ async fn answer(
             return Err(Box::pin(sign_in::needed(snapshot, route, &canonical, request)).await);
         }
         Decision::Deny(decided) => {
-            record.decided(cx, route, &caller, false, &decided);
+            record.decided(route, &caller, false, &decided);
             let denied = Denied { caller, decided, details: route.show_error_details };
             return Err(Refusal::Denied(Box::new(denied)).into());
         }
@@ -201,7 +200,7 @@ async fn answer(
     snapshot.forwarded_rules.write(fields, connection, &canonical, route.external);
     route.cluster.edit_request(fields);
     if let Some(form) = &route.identity {
-        form.attach(&snapshot.signer, permit.caller(), &canonical.host, fields, now)?;
+        form.attach(&snapshot.signer, permit.caller(), &canonical.host, fields, cx.clock.now())?;
     }
     fields.insert(&REQUEST_ID, record.id().clone());
     let is_personal = upgrade.is_none() && matches!(permit.caller(), Caller::Identified(_));
@@ -213,15 +212,15 @@ async fn answer(
         rules: snapshot.path_rules,
         upgrade,
         clock: &cx.clock,
-        now: record.started(),
     };
     let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
     Ok(route.cluster.forward(permit, errand, Request::from_parts(parts, body), rules).await?)
 }
 
-/// The one expectation that can be met is `100-continue` (RFC 9110 §10.1.1).
-fn check_expectation(headers: &HeaderMap) -> Result<(), Refusal> {
-    match headers.get(EXPECT) {
+/// The one expectation that can be met is `100-continue` (RFC 9110 §10.1.1): by us, when the body is first
+/// asked for. The upstream is not asked.
+fn meet_expectation(headers: &mut HeaderMap) -> Result<(), Refusal> {
+    match headers.remove(EXPECT) {
         Some(expected) if !expected.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
             let reason = BadRequest("it expects something other than `100-continue`");
             Err(Refusal::Unreadable(StatusCode::EXPECTATION_FAILED, reason))

@@ -18,6 +18,7 @@ use crate::authorize::Permit;
 
 mod cluster;
 mod connect;
+mod exchange;
 mod forward;
 mod pool;
 mod rewrite;

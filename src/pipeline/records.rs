@@ -8,7 +8,6 @@ use std::time::Instant;
 use ::http::header::{HOST, USER_AGENT};
 use ::http::uri::{Authority, PathAndQuery};
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response};
-
 use hyper::body::Incoming;
 
 use super::{Context, Downstream};
@@ -138,11 +137,6 @@ impl Record {
         self.began
     }
 
-    /// The same, for measuring from it.
-    pub(super) const fn started(&self) -> Instant {
-        self.started
-    }
-
     /// The address of whoever asked.
     pub(super) const fn client(&self) -> IpAddr {
         self.client
@@ -174,15 +168,8 @@ impl Record {
     }
 
     /// The decision record: one for every request that reached a route.
-    pub(super) fn decided(
-        &self,
-        cx: &Context,
-        route: &Route,
-        caller: &Caller,
-        allow: bool,
-        decided: &Decided,
-    ) {
-        let duration = cx.clock.instant().saturating_duration_since(self.started);
+    pub(super) fn decided(&self, route: &Route, caller: &Caller, allow: bool, decided: &Decided) {
+        let duration = self.clock.instant().saturating_duration_since(self.started);
         self.journal.record(self.began + duration, "authorize-check", |line| {
             line.bytes(key!("request-id"), self.id.as_bytes()).flag(key!("allow"), allow);
             match decided.rule {

@@ -118,6 +118,29 @@ fn short_lived(rotate: bool) -> Rig {
     rig
 }
 
+/// The route's timeout is the upstream's: it has not even been asked while the provider is.
+#[test]
+fn the_time_of_a_renewal_is_not_the_upstreams() {
+    let rig = Rig::routes(
+        "
+  - from: http://app.localhost
+    to: http://UPSTREAM
+    timeout: 300ms
+    allow_any_authenticated_user: true
+",
+    );
+    rig.provider.set(|state| state.lifetime = 2);
+    let mut browser = rig.browser();
+    assert_eq!(browser.open("http://app.localhost/").status, 200);
+    rig.provider.set(|state| {
+        state.change_answer = Some(Box::new(|_| std::thread::sleep(Duration::from_millis(500))));
+    });
+    std::thread::sleep(Duration::from_millis(2100));
+    let before = rig.provider.calls("/token").len();
+    assert_eq!(rig.server.get("app.localhost", "/", &browser.session("app.localhost")).status, 200);
+    assert_eq!(rig.provider.calls("/token").len(), before + 1);
+}
+
 #[test]
 fn expired_tokens_are_renewed_once_for_all_who_wait_and_new_claims_decide() {
     for rotate in [false, true] {
