@@ -9,7 +9,7 @@ use rcgen::{CertifiedKey, KeyPair};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::rig::{Rig, Setup, self_signed, write_certificate};
+use crate::rig::{HTTPS, Rig, Setup, self_signed, write_certificate};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -33,10 +33,7 @@ fn rig_with(settings: &str) -> Rig {
     let directory = tempfile::tempdir().unwrap();
     let (cert, key) = write_certificate(directory.path(), "open", &CERTIFICATE);
     Rig::with(Setup {
-        settings: format!(
-            "insecure_server: false\nauthenticate_service_url: https://authenticate.localhost\n\
-             certificate_file: {cert}\ncertificate_key_file: {key}\n{settings}"
-        ),
+        settings: format!("{HTTPS}\ncertificate_file: {cert}\ncertificate_key_file: {key}\n{settings}"),
         routes: "
   - from: https://open.localhost
     to: http://UPSTREAM
@@ -54,11 +51,15 @@ fn rig_with(settings: &str) -> Rig {
     })
 }
 
+/// The pseudo-header fields of a plain request.
+const fn get(path: &str) -> [(&str, &str); 4] {
+    [(":method", "GET"), (":scheme", "https"), (":authority", "open.localhost"), (":path", path)]
+}
+
 #[test]
 fn what_must_not_be_in_a_request_is_refused_before_anything_is_forwarded() {
     let rig = rig();
-    let usual =
-        [(":method", "GET"), (":scheme", "https"), (":authority", "open.localhost"), (":path", "/public/")];
+    let usual = get("/public/");
     let with = |more: &[(&'static str, &'static str)]| [&usual[..], more].concat();
     let instead = |name: &str, value: &'static str| -> Vec<(&'static str, &'static str)> {
         usual.iter().map(|field| if field.0 == name { (field.0, value) } else { *field }).collect()
@@ -140,15 +141,7 @@ fn what_must_not_be_in_a_request_is_refused_before_anything_is_forwarded() {
 fn a_fragment_does_not_choose_the_route() {
     let rig = rig();
     let mut client = Client::connect(&rig);
-    let outcome = client.ask(
-        &[
-            (":method", "GET"),
-            (":scheme", "https"),
-            (":authority", "open.localhost"),
-            (":path", "/secret#/public/"),
-        ],
-        None,
-    );
+    let outcome = client.ask(&get("/secret#/public/"), None);
     assert!(!matches!(outcome, Outcome::Answered(200..=299)), "{outcome:?}");
     assert_eq!(rig.upstream.seen(), "");
 }
@@ -158,12 +151,7 @@ fn a_head_that_is_too_large_is_answered_and_recorded() {
     let rig = rig();
     let mut client = Client::connect(&rig);
     let long = "x".repeat(10_000);
-    let mut fields = vec![
-        (":method", "GET"),
-        (":scheme", "https"),
-        (":authority", "open.localhost"),
-        (":path", "/public/wide"),
-    ];
+    let mut fields = get("/public/wide").to_vec();
     let names: Vec<String> = (0..7).map(|number| format!("x-{number}")).collect();
     fields.extend(names.iter().map(|name| (name.as_str(), long.as_str())));
     let block = head(&fields);
@@ -185,12 +173,7 @@ fn a_head_that_is_too_large_is_answered_and_recorded() {
 fn a_client_that_resets_every_stream_is_cut_off() {
     let rig = rig();
     let mut client = Client::connect(&rig);
-    let head = head(&[
-        (":method", "GET"),
-        (":scheme", "https"),
-        (":authority", "open.localhost"),
-        (":path", "/public/"),
-    ]);
+    let head = head(&get("/public/"));
     let begun = (0..20_000).take_while(|at| {
         let stream = 1 + 2 * at;
         client.write(HEADERS, END_STREAM | END_HEADERS, stream, &head)
@@ -256,12 +239,7 @@ fn more_streams_than_allowed_are_refused() {
         false
     });
     let mut client = Client::connect(&rig);
-    let head = head(&[
-        (":method", "GET"),
-        (":scheme", "https"),
-        (":authority", "open.localhost"),
-        (":path", "/public/"),
-    ]);
+    let head = head(&get("/public/"));
     for at in 0..400 {
         if !client.write(HEADERS, END_STREAM | END_HEADERS, 1 + 2 * at, &head) {
             break;
@@ -321,10 +299,7 @@ impl Client {
     }
 
     fn get(&mut self, path: &str) -> Outcome {
-        self.ask(
-            &[(":method", "GET"), (":scheme", "https"), (":authority", "open.localhost"), (":path", path)],
-            None,
-        )
+        self.ask(&get(path), None)
     }
 
     fn ask(&mut self, fields: &[(&str, &str)], body: Option<&[u8]>) -> Outcome {

@@ -16,6 +16,9 @@ use crate::upstream::Upstream;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_portcullis");
 
+/// The settings of a server that speaks TLS itself; certificates aside.
+pub const HTTPS: &str = "insecure_server: false\nauthenticate_service_url: https://authenticate.localhost";
+
 /// A running server with what it stands between.
 pub struct Rig {
     pub provider: Provider,

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::rig::{Rig, Setup, self_signed, write_certificate};
+use crate::rig::{HTTPS, Rig, Setup, self_signed, write_certificate};
 
 /// Asks with curl, which speaks TLS and HTTP/2 independently of us.
 fn curl(rig: &Rig, host: &str, path: &str, more: &[&str]) -> (String, String) {
@@ -19,7 +19,6 @@ fn curl(rig: &Rig, host: &str, path: &str, more: &[&str]) -> (String, String) {
     (String::from_utf8_lossy(&done.stdout).into_owned(), String::from_utf8_lossy(&done.stderr).into_owned())
 }
 
-const SETTINGS: &str = "insecure_server: false\nauthenticate_service_url: https://authenticate.localhost";
 const ROUTES: &str = "
   - from: https://open.localhost
     to: http://UPSTREAM
@@ -30,7 +29,7 @@ const ROUTES: &str = "
 ";
 
 fn rig(more: &str) -> Rig {
-    Rig::with(Setup { settings: format!("{SETTINGS}\n{more}"), routes: ROUTES.into(), ..Setup::default() })
+    Rig::with(Setup { settings: format!("{HTTPS}\n{more}"), routes: ROUTES.into(), ..Setup::default() })
 }
 
 #[test]
@@ -117,7 +116,7 @@ fn upstreams_are_verified_by_their_own_roots_and_name() {
     let directory = tempfile::tempdir().unwrap();
     let (ca, key) = write_certificate(directory.path(), "inner", &self_signed("inner.test"));
     let inner = Rig::with(Setup {
-        settings: format!("{SETTINGS}\ncertificate_file: {ca}\ncertificate_key_file: {key}"),
+        settings: format!("{HTTPS}\ncertificate_file: {ca}\ncertificate_key_file: {key}"),
         routes: "
   - from: https://inner.test
     to: http://UPSTREAM
