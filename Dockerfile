@@ -6,6 +6,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends musl-tools ca-c
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo ./.cargo
 COPY src ./src
 # `uname -m` is x86_64 or aarch64, as Rust spells them.
 RUN target="$(uname -m)-unknown-linux-musl" \
