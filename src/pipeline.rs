@@ -4,15 +4,16 @@
 //! then is anything forwarded. Every way out of here is a reply of `pages` or an upstream's answer, and every
 //! request that reached a route leaves a decision record, every request an access record.
 
+use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 
 use ::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderValue};
-use ::http::request::Parts;
 use ::http::{HeaderMap, Request, Response, StatusCode};
 use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 
-use crate::authenticate::Failure;
+use crate::authenticate::{Failure, RenewError};
 use crate::authorize::{Decision, Facts};
 use crate::clock::{Clock, Timestamp};
 use crate::connection::Protocol;
@@ -21,7 +22,7 @@ use crate::http::{BadRequest, Body, Canonical, Client, Misread, Scheme, Seen, ca
 use crate::identity::Caller;
 use crate::pages::{self, Denied, Occasion, Refusal};
 use crate::proxy::{Errand, ResponseRules, Upgrade};
-use crate::session::{Found, Freshness, Session};
+use crate::session::{Found, Freshness, Known, Session};
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Journal;
 
@@ -67,34 +68,41 @@ impl<T: Into<Refusal>> From<T> for Exit {
 }
 
 /// Serves one request. `misread`: what the listener found wrong with its bytes; the request is a stand-in then.
-pub async fn serve(
-    cx: &Context,
-    downstream: &Arc<Downstream>,
+///
+/// The request lies in one place of the future that is returned, and is lent from there until it is passed
+/// on: what is moved with every step would be copied with every step.
+pub fn serve(
+    cx: Arc<Context>,
+    downstream: Arc<Downstream>,
     request: Request<Incoming>,
     misread: Option<Misread>,
-) -> Response<Body> {
-    let snapshot = cx.snapshot.load_full();
+) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send {
     let seen = Seen::of(request.headers());
+    let request = request.map(Body::stream);
     let client = Client::of(&request, seen);
     let unreadable = misread.as_ref().map(|misread| (misread.status, misread.reason));
-    let mut record = Record::begin(cx, &snapshot, downstream, &request, misread);
-    let outcome = match unreadable {
-        Some((status, reason)) => Err(Refusal::Unreadable(status, reason).into()),
-        None => answer(cx, &snapshot, downstream, request, seen, &mut record).await,
-    };
-    let mut response = match outcome {
-        Ok(response) => response,
-        Err(exit) => refuse(&snapshot, &mut record, client, &exit),
-    };
-    response.headers_mut().insert(&REQUEST_ID, record.id().clone());
-    if downstream.connection.protocol == Protocol::Http2 {
-        response.headers_mut().remove(CONNECTION);
-    } else if seen.any(Seen::UPGRADE) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        // The listener does not look at what follows such a request.
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    let snapshot = cx.snapshot.load_full();
+    let mut record = Record::begin(&cx, &snapshot, &downstream, &request, misread);
+    let mut slot = Some(request);
+    async move {
+        let outcome = match unreadable {
+            Some((status, reason)) => Err(Refusal::Unreadable(status, reason).into()),
+            None => answer(&cx, &snapshot, &downstream, &mut slot, seen, &mut record).await,
+        };
+        let mut response = match outcome {
+            Ok(response) => response,
+            Err(exit) => refuse(&snapshot, &mut record, client, &exit),
+        };
+        response.headers_mut().insert(&REQUEST_ID, record.id().clone());
+        if downstream.connection.protocol == Protocol::Http2 {
+            response.headers_mut().remove(CONNECTION);
+        } else if seen.any(Seen::UPGRADE) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            // The listener does not look at what follows such a request.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        record.finish(&mut response);
+        Ok(response)
     }
-    record.finish(&mut response);
-    response
 }
 
 /// Turns a way off the road into a reply.
@@ -122,50 +130,49 @@ async fn answer(
     cx: &Context,
     snapshot: &Arc<Snapshot>,
     downstream: &Downstream,
-    request: Request<Incoming>,
+    slot: &mut Option<Request<Body>>,
     seen: Seen,
     record: &mut Record,
 ) -> Result<Response<Body>, Exit> {
     let connection = &downstream.connection;
     let scheme = if connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
-    let (mut parts, body) = request.into_parts();
-    let body = Body::stream(body).with_rules(&snapshot.header_rules);
-    let canonical = canonicalise(&parts, scheme, snapshot.path_rules)?;
+    let Some(request) = slot else { return Err(Refusal::Internal("there is no request".into()).into()) };
+    request.body_mut().set_rules(&snapshot.header_rules);
+    let canonical = canonicalise(request, scheme, snapshot.path_rules)?;
     if seen.any(Seen::EXPECT) {
-        meet_expectation(&mut parts.headers)?;
+        meet_expectation(request.headers_mut())?;
     }
     record.about(&canonical);
     let found = snapshot.routes.find(&canonical);
     if found.is_err() && !snapshot.serves(&canonical.host) {
         return Err(Refusal::NotFound.into());
     }
-    if let Some(endpoint) = own::endpoint(snapshot, &canonical, &parts, found.is_ok())? {
-        let request = Request::from_parts(parts, body);
+    if let Some(endpoint) = own::endpoint(snapshot, &canonical, request, found.is_ok())? {
         return Box::pin(own::answer(snapshot, downstream, endpoint, &canonical, request, record)).await;
     }
 
     let route = found?;
     record.routed(route);
     let trusted = snapshot.forwarded_rules.trusts(connection.peer_ip());
-    headers::scrub(&mut parts.headers, &snapshot.header_rules, trusted)?;
+    headers::scrub(request.headers_mut(), &snapshot.header_rules, trusted)?;
     let upgrade = if seen.any(Seen::UPGRADE) {
-        Upgrade::of(&parts)?.filter(|upgrade| route.cluster.settings().upgrades.allows(&upgrade.protocol()))
+        Upgrade::of(request)?.filter(|upgrade| route.cluster.settings().upgrades.allows(&upgrade.protocol()))
     } else {
         None
     };
-    headers::remove_hop_by_hop(&mut parts.headers, seen);
+    headers::remove_hop_by_hop(request.headers_mut(), seen);
 
-    let identified = identify(snapshot, downstream, &canonical.host, &parts.headers, record.began()).await;
-    let (caller, trouble) = match identified {
-        Ok((caller, _)) => (caller, None),
+    let identified = identify(snapshot, downstream, &canonical.host, request.headers(), record.began()).await;
+    let (caller, cookies_known, trouble) = match identified {
+        Ok(Identified { caller, known, .. }) => (caller, known, None),
         Err(Exit::Refuse(trouble @ (Refusal::Store(_) | Refusal::Provider(_)))) => {
-            (Caller::Anonymous, Some(trouble))
+            (Caller::Anonymous, None, Some(trouble))
         }
         Err(exit) => return Err(exit),
     };
-    let permit = match decide(route, &caller, &canonical, record.client(), &parts) {
+    let permit = match decide(route, &caller, &canonical, record.client(), request) {
         Decision::Allow(permit) => {
-            let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, &parts.headers);
+            let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, request.headers());
             record.decided(route, &caller, origin.is_ok(), permit.decided());
             origin?;
             permit
@@ -176,7 +183,6 @@ async fn answer(
             if let Some(trouble) = trouble {
                 return Err(trouble.into());
             }
-            let request = Request::from_parts(parts, body);
             return Err(Box::pin(sign_in::needed(snapshot, route, &canonical, request)).await);
         }
         Decision::Deny(decided) => {
@@ -187,10 +193,15 @@ async fn answer(
     };
 
     let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
-    let fields = &mut parts.headers;
+    let fields = request.headers_mut();
     if seen.any(Seen::COOKIE) {
-        cookies::remove(fields, is_ours);
-        cookies::join(fields);
+        match &cookies_known {
+            Some(known) => known.strip(fields),
+            None => {
+                cookies::remove(fields, is_ours);
+                cookies::join(fields);
+            }
+        }
     }
     if seen.any(Seen::AUTHORIZATION) {
         remove_own_authorization(fields);
@@ -214,7 +225,7 @@ async fn answer(
         clock: &cx.clock,
     };
     let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
-    Ok(route.cluster.forward(permit, errand, Request::from_parts(parts, body), rules).await?)
+    Ok(route.cluster.forward(permit, &errand, slot, &rules).await?)
 }
 
 /// The one expectation that can be met is `100-continue` (RFC 9110 §10.1.1): by us, when the body is first
@@ -229,6 +240,14 @@ fn meet_expectation(headers: &mut HeaderMap) -> Result<(), Refusal> {
     }
 }
 
+/// Who is calling, and how that was told.
+struct Identified {
+    caller: Caller,
+    session: Option<Arc<Session>>,
+    /// The request's cookies, when the connection brought the same ones before.
+    known: Option<Arc<Known>>,
+}
+
 /// Who is calling: the session that the cookie opens, renewed when its tokens have expired.
 async fn identify(
     snapshot: &Arc<Snapshot>,
@@ -236,20 +255,23 @@ async fn identify(
     host: &str,
     headers: &HeaderMap,
     now: Timestamp,
-) -> Result<(Caller, Option<Arc<Session>>), Exit> {
-    let found = snapshot.sessions.find_on(&downstream.recent, host, headers, now).await?;
-    let Found::Session(session) = found else { return Ok((Caller::Anonymous, None)) };
+) -> Result<Identified, Exit> {
+    let (found, known) = snapshot.sessions.find_on(&downstream.recent, host, headers, now).await?;
+    let Found::Session(session) = found else {
+        return Ok(Identified { caller: Caller::Anonymous, session: None, known });
+    };
     match session.freshness(now) {
         Freshness::Fresh => {}
         Freshness::Due => snapshot.authenticate.renew_soon(&session),
         Freshness::Stale => match Box::pin(snapshot.authenticate.renew(&session)).await {
-            Ok(()) if session.has_ended() => return Ok((Caller::Anonymous, None)),
-            Ok(()) => {}
-            Err(crate::authenticate::RenewError::Ended) => return Ok((Caller::Anonymous, None)),
+            Ok(()) if !session.has_ended() => {}
+            Ok(()) | Err(RenewError::Ended) => {
+                return Ok(Identified { caller: Caller::Anonymous, session: None, known });
+            }
             Err(error) => return Err(error.into()),
         },
     }
-    Ok((Caller::Identified(session.identity()), Some(session)))
+    Ok(Identified { caller: Caller::Identified(session.identity()), session: Some(session), known })
 }
 
 /// A tunnel that a session opens is for pages of this host alone: browsers send the cookie for any page.
@@ -281,11 +303,10 @@ fn decide(
     caller: &Caller,
     canonical: &Canonical,
     client: std::net::IpAddr,
-    parts: &Parts,
+    request: &Request<Body>,
 ) -> Decision {
-    let ask = |path: &str| {
-        route.policy.decide(&Facts { caller, method: &parts.method, path, client, headers: &parts.headers })
-    };
+    let (method, headers) = (request.method(), request.headers());
+    let ask = |path: &str| route.policy.decide(&Facts { caller, method, path, client, headers });
     let decision = ask(&canonical.path.canonical);
     if matches!(decision, Decision::Allow(_)) && route.policy.reads_path() {
         for other in &canonical.path.others {

@@ -22,6 +22,7 @@ mod exchange;
 mod forward;
 mod pool;
 mod rewrite;
+mod spare;
 mod upgrade;
 
 pub use cluster::Cluster;

@@ -28,7 +28,7 @@ pub use content::{Content, Tokens};
 pub use cookie::{CookieSettings, SameSite};
 use opened::Handle;
 pub use opened::{Freshness, Session};
-pub use recent::Recent;
+pub use recent::{Known, Recent};
 
 /// What a session is read with.
 #[derive(Clone, Debug, Default)]
@@ -152,10 +152,10 @@ impl Sessions {
     /// # Errors
     /// When the cookie occurs twice or the store fails.
     pub async fn find(&self, host: &str, headers: &HeaderMap) -> Result<Found, SessionError> {
-        self.find_on(&Recent::default(), host, headers, self.clock.now()).await
+        Ok(self.find_on(&Recent::default(), host, headers, self.clock.now()).await?.0)
     }
 
-    /// The same on a connection, which remembers what it found.
+    /// The same on a connection, which remembers what it found; with the cookies, when they were remembered.
     ///
     /// # Errors
     /// As for [`find`](Self::find).
@@ -165,31 +165,40 @@ impl Sessions {
         host: &str,
         headers: &HeaderMap,
         now: Timestamp,
-    ) -> Result<Found, SessionError> {
+    ) -> Result<(Found, Option<Arc<Known>>), SessionError> {
         let [host_only, domain_wide] = &self.names;
         let (name, scope) = match self.settings.cookie.covering(host) {
             None => (host_only, host),
             Some(domain) => (domain_wide, domain),
         };
-        let Some(value) = cookies::find(headers, name)? else { return Ok(Found::Nobody) };
-        if let Some(handle) = recent.handle(self, value, scope) {
-            return Ok(handle.admit(now));
+        let line = recent::only_line(headers);
+        if let Some(known) = line.and_then(|line| recent.known(self, line, scope)) {
+            return Ok((known.handle.admit(now), Some(known)));
         }
-        let Some((id, key)) = cookie::read(value) else { return Ok(Found::Nobody) };
+        let opened = match cookies::find(headers, name)?.and_then(cookie::read) {
+            Some((id, key)) => self.handle_of(id, &key, scope, now).await?,
+            None => None,
+        };
+        let Some(handle) = opened else { return Ok((Found::Nobody, None)) };
+        let known = line.and_then(|line| recent.remember(self, line, &handle));
+        Ok((handle.admit(now), known))
+    }
+
+    /// The handle that a key opens.
+    async fn handle_of(
+        &self,
+        id: Id,
+        key: &SealKey,
+        scope: &str,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Handle>>, StoreError> {
         let known = self.handles.pin().get(&id).cloned();
         let handle = match known {
-            Some(handle) => handle,
+            Some(handle) => Some(handle),
             // Seldom: the road does not carry what this needs.
-            None => match Box::pin(self.open_handle(id, &key, scope, now)).await? {
-                Some(handle) => handle,
-                None => return Ok(Found::Nobody),
-            },
+            None => Box::pin(self.open_handle(id, key, scope, now)).await?,
         };
-        if !handle.is_opened_by(&key, scope) {
-            return Ok(Found::Nobody);
-        }
-        recent.remember(self, value, &handle);
-        Ok(handle.admit(now))
+        Ok(handle.filter(|handle| handle.is_opened_by(key, scope)))
     }
 
     async fn open_handle(

@@ -100,21 +100,17 @@ impl Body {
     }
 
     /// Says which further headers tell who is calling: trailers must not hold them either.
-    #[must_use]
-    pub fn with_rules(mut self, rules: &Arc<HeaderRules>) -> Self {
+    pub fn set_rules(&mut self, rules: &Arc<HeaderRules>) {
         if matches!(self.source, Source::Stream(_)) {
             self.extras().rules = Some(rules.clone());
         }
-        self
     }
 
     /// Sets limits of time on a stream.
-    #[must_use]
-    pub fn with_limits(mut self, limits: Limits) -> Self {
+    pub fn set_limits(&mut self, limits: Limits) {
         if matches!(self.source, Source::Stream(_)) && (limits.idle.is_some() || limits.deadline.is_some()) {
             self.extras().limits = Some(limits);
         }
-        self
     }
 
     /// Adds a watcher. There is room for three: the pool's, the record's and the connection's.

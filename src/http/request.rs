@@ -4,8 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
-use http::request::Parts;
-use http::{Method, StatusCode, Version};
+use http::{Method, Request, StatusCode, Version};
 
 use super::headers::single;
 use super::{PathRules, Readings};
@@ -93,28 +92,32 @@ fn is_length(text: &[u8]) -> bool {
 /// # Errors
 /// When the method is not for proxies, the host is missing, repeated, malformed or contradicted, or the
 /// path could be read in two ways.
-pub fn canonicalise(parts: &Parts, scheme: Scheme, rules: PathRules) -> Result<Canonical, BadRequest> {
-    if parts.method == Method::CONNECT {
+pub fn canonicalise<B>(
+    request: &Request<B>,
+    scheme: Scheme,
+    rules: PathRules,
+) -> Result<Canonical, BadRequest> {
+    if *request.method() == Method::CONNECT {
         return Err(BadRequest("CONNECT is not served"));
     }
-    if parts.method == Method::TRACE {
+    if *request.method() == Method::TRACE {
         return Err(BadRequest("TRACE is not served"));
     }
-    if let Some(length) = single(&parts.headers, &CONTENT_LENGTH)?
+    if let Some(length) = single(request.headers(), &CONTENT_LENGTH)?
         && !is_length(length.as_bytes())
     {
         return Err(BadRequest("the length of the body is not a plain number"));
     }
-    let field = single(&parts.headers, &HOST)?;
+    let field = single(request.headers(), &HOST)?;
     let named = match field {
         Some(value) => Some(value.to_str().map_err(|_| BadRequest("the host is not text"))?),
         None => None,
     };
-    let authority = match (parts.uri.authority(), named) {
+    let authority = match (request.uri().authority(), named) {
         (Some(authority), Some(named)) if !authority.as_str().eq_ignore_ascii_case(named) => {
             return Err(BadRequest("the target and the `Host` header name different hosts"));
         }
-        (Some(authority), None) if parts.version < Version::HTTP_2 => {
+        (Some(authority), None) if request.version() < Version::HTTP_2 => {
             let _ = authority;
             return Err(BadRequest("the `Host` header is missing"));
         }
@@ -122,7 +125,7 @@ pub fn canonicalise(parts: &Parts, scheme: Scheme, rules: PathRules) -> Result<C
         (None, Some(named)) => named,
         (None, None) => return Err(BadRequest("the `Host` header is missing")),
     };
-    if let Some(stated) = parts.uri.scheme_str() {
+    if let Some(stated) = request.uri().scheme_str() {
         let fits = match scheme {
             Scheme::Https => stated == "https",
             Scheme::Http => matches!(stated, "http" | "https"),
@@ -132,7 +135,7 @@ pub fn canonicalise(parts: &Parts, scheme: Scheme, rules: PathRules) -> Result<C
         }
     }
     let (host, port) = split_host(authority).ok_or(BadRequest("the host is malformed"))?;
-    let path = Readings::of(parts.uri.path(), rules)?;
+    let path = Readings::of(request.uri().path(), rules)?;
     match field {
         // Written in the canonical way, as nearly always: it need not be written again.
         Some(field) if is_canonical(field.as_bytes(), &host, port) => {
@@ -200,7 +203,7 @@ mod tests {
         for host in hosts {
             request = request.header(HOST, *host);
         }
-        canonicalise(&request.body(()).unwrap().into_parts().0, Scheme::Https, PathRules::default())
+        canonicalise(&request.body(()).unwrap(), Scheme::Https, PathRules::default())
     }
 
     #[test]
@@ -241,7 +244,7 @@ mod tests {
         for method in [Method::CONNECT, Method::TRACE] {
             let request =
                 Request::builder().method(method).uri("a.test:1").header(HOST, "a.test:1").body(()).unwrap();
-            assert!(canonicalise(&request.into_parts().0, Scheme::Https, PathRules::default()).is_err());
+            assert!(canonicalise(&request, Scheme::Https, PathRules::default()).is_err());
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Driving HTTP on one connection.
 
-use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,12 +37,9 @@ pub(super) async fn http1<S>(
     let gate = Gate::new(stream, limits, downstream.clone(), context.clock.clone());
     let verdict = gate.verdict();
     let service = service_fn(move |request: Request<Incoming>| {
-        let (context, downstream) = (context.clone(), downstream.clone());
         let misread = verdict.about(downstream.begun() + 1);
         // On the heap only while there is a request: most connections wait for one.
-        Box::pin(async move {
-            Ok::<_, Infallible>(pipeline::serve(&context, &downstream, request, misread).await)
-        })
+        Box::pin(pipeline::serve(context.clone(), downstream.clone(), request, misread))
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http
@@ -76,12 +72,9 @@ pub(super) async fn http2<S>(
     let downstream = Arc::new(Downstream::new(connection, clock.instant()));
     let activity = downstream.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let (context, downstream) = (context.clone(), downstream.clone());
         let misread = (head_size(&request) > limits.head_size).then(|| too_large(&request));
         // hyper hands it on several times before it runs.
-        Box::pin(async move {
-            Ok::<_, Infallible>(pipeline::serve(&context, &downstream, request, misread).await)
-        })
+        Box::pin(pipeline::serve(context.clone(), downstream.clone(), request, misread))
     });
     let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use ::http::request::Parts;
 use ::http::{HeaderMap, Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::records::Record;
-use super::{Downstream, Exit, identify, sign_in as begin};
+use super::{Downstream, Exit, Identified, identify, sign_in as begin};
 use crate::authenticate::{Failure, Redirect};
 use crate::authorize::{Decision, Facts};
 use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_cross_site};
@@ -41,7 +40,7 @@ pub(super) enum Endpoint {
 pub(super) fn endpoint(
     snapshot: &Snapshot,
     canonical: &Canonical,
-    request: &Parts,
+    request: &Request<Body>,
     routed: bool,
 ) -> Result<Option<Endpoint>, BadRequest> {
     let path = canonical.path.canonical.as_str();
@@ -65,12 +64,12 @@ pub(super) fn endpoint(
         }
         path if authenticate.is_callback_path(&canonical.host, path) => {
             // `/` is an application's page too: it is ours only with a state that is ours.
-            if path == "/" && !authenticate.is_our_callback(request.uri.query(), &request.headers) {
+            if path == "/" && !authenticate.is_our_callback(request.uri().query(), request.headers()) {
                 if routed {
                     return Ok(None);
                 }
                 // A provider's error may come without a state, and its page has to be seen.
-                let says = |name| parameter(request.uri.query().unwrap_or_default(), name);
+                let says = |name| parameter(request.uri().query().unwrap_or_default(), name);
                 if matches!((says("error"), says("code")), (Ok(None), Ok(None))) {
                     Endpoint::Home
                 } else {
@@ -96,7 +95,7 @@ pub(super) async fn answer(
     downstream: &Downstream,
     endpoint: Endpoint,
     canonical: &Canonical,
-    request: Request<Body>,
+    request: &mut Request<Body>,
     record: &Record,
 ) -> Result<Response<Body>, Exit> {
     match *request.method() {
@@ -115,7 +114,7 @@ pub(super) async fn answer(
         _ => return Err(Refusal::Method.into()),
     }
     let at = Occasion {
-        client: Client::of(&request, Seen::of(request.headers())),
+        client: Client::of(request, Seen::of(request.headers())),
         request_id: record.name(),
         contact: snapshot.error_contact.as_deref(),
         host: &canonical.host,
@@ -143,7 +142,7 @@ pub(super) async fn answer(
         }
         Endpoint::SignedOut => Ok(signed_out(snapshot, &at)),
         Endpoint::User | Endpoint::Claims | Endpoint::Routes | Endpoint::RoutesApi => {
-            let (caller, session) =
+            let Identified { caller, session, .. } =
                 identify(snapshot, downstream, host, request.headers(), record.began()).await?;
             let (Caller::Identified(identity), Some(session)) = (&caller, session) else {
                 let target = format!("{origin}{}", canonical.path.canonical);

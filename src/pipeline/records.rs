@@ -8,7 +8,6 @@ use std::time::Instant;
 use ::http::header::{HOST, USER_AGENT};
 use ::http::uri::{Authority, PathAndQuery};
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
 
 use super::{Context, Downstream};
 use crate::authorize::{Decided, Reason};
@@ -92,7 +91,7 @@ impl Record {
         cx: &Context,
         snapshot: &Snapshot,
         downstream: &Arc<Downstream>,
-        request: &Request<Incoming>,
+        request: &Request<Body>,
         misread: Option<Misread>,
     ) -> Self {
         let headers = request.headers();
@@ -171,7 +170,7 @@ impl Record {
     pub(super) fn decided(&self, route: &Route, caller: &Caller, allow: bool, decided: &Decided) {
         let duration = self.clock.instant().saturating_duration_since(self.started);
         self.journal.record(self.began + duration, "authorize-check", |line| {
-            line.bytes(key!("request-id"), self.id.as_bytes()).flag(key!("allow"), allow);
+            line.token(key!("request-id"), self.id.as_bytes()).flag(key!("allow"), allow);
             match decided.rule {
                 Some(rule) => line.written(key!("rule"), |out| rule.write(out)),
                 None => line.text(key!("rule"), ""),
@@ -222,7 +221,7 @@ impl Record {
 
     fn address(&self, line: &mut Line<'_>, key: Key) {
         if self.client == self.downstream.connection.peer_ip() {
-            line.bytes(key, self.downstream.connection.peer_text.as_bytes());
+            line.token(key, self.downstream.connection.peer_text.as_bytes());
         } else {
             line.text(key, &self.client.to_string());
         }
@@ -243,7 +242,7 @@ impl Watcher for Access {
         record.ended = Some(now);
         let duration = now.saturating_duration_since(record.started);
         record.journal.record(record.began + duration, "http-request", |line| {
-            line.bytes(key!("request-id"), record.id.as_bytes());
+            line.token(key!("request-id"), record.id.as_bytes());
             line.text(key!("method"), record.method())
                 .bytes(key!("authority"), record.authority())
                 .text(key!("path"), record.path());
@@ -252,7 +251,7 @@ impl Watcher for Access {
                 .duration(key!("duration"), duration);
             record.address(line, key!("ip"));
             let http2 = record.downstream.connection.protocol == Protocol::Http2;
-            line.text(key!("protocol"), if http2 { "HTTP/2" } else { "HTTP/1.1" });
+            line.token(key!("protocol"), if http2 { b"HTTP/2" } else { b"HTTP/1.1" });
             if let Some(agent) = &record.agent {
                 line.bytes(key!("user-agent"), agent.as_bytes());
             }

@@ -26,18 +26,18 @@ pub(super) async fn needed(
     snapshot: &Snapshot,
     route: &Route,
     canonical: &Canonical,
-    request: Request<Body>,
+    request: &mut Request<Body>,
 ) -> Exit {
     let origin = external_origin(route, canonical);
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let authenticate = &snapshot.authenticate;
     let idempotent = matches!(*request.method(), Method::GET | Method::HEAD);
     // A program cannot repeat what it sent; its person comes back to the page that sent it.
-    let back = if idempotent { format!("{origin}{path}") } else { referring_page(&request, &origin) };
+    let back = if idempotent { format!("{origin}{path}") } else { referring_page(request, &origin) };
     let fits = length(&back) <= LONGEST_TARGET;
     let sign_in_url = authenticate.sign_in_url(&origin, if fits { &back } else { &origin });
     let needed = |begin| Exit::Refuse(Refusal::SignInNeeded { begin, sign_in_url: sign_in_url.clone() });
-    if Client::of(&request, Seen::of(request.headers())) != Client::Navigation {
+    if Client::of(request, Seen::of(request.headers())) != Client::Navigation {
         return needed(None);
     }
     let host = canonical.host.to_string();
@@ -45,34 +45,34 @@ pub(super) async fn needed(
         return needed(Some(authenticate.begin(&back, &host, request.headers())));
     }
     let form = authenticate.settings().preserve_post
-        && is_same_site_form(&request, |sent| sent.eq_ignore_ascii_case(&origin));
+        && is_same_site_form(request, |sent| sent.eq_ignore_ascii_case(&origin));
     if !idempotent && !form {
         return needed(None);
     }
     if path.len() > LARGEST_FORM {
         return needed(None);
     }
-    let (parts, body) = request.into_parts();
     let fields = if idempotent {
         None
     } else {
         // A form that is too large, too slow or broke off is not kept.
-        let read = tokio::time::timeout(SLOWEST_FORM, Limited::new(body, LARGEST_FORM).collect());
+        let body = Limited::new(request.body_mut(), LARGEST_FORM);
+        let read = tokio::time::timeout(SLOWEST_FORM, body.collect());
         let Ok(Ok(body)) = read.await else { return needed(None) };
         let pairs = url::form_urlencoded::parse(&body.to_bytes())
             .map(|(name, value)| (name.into_owned(), value.into_owned()))
             .collect();
         Some(pairs)
     };
-    match authenticate.keep(Kept { target: path, fields }, &origin, &parts.headers).await {
+    match authenticate.keep(Kept { target: path, fields }, &origin, request.headers()).await {
         Ok((target, cookies)) => {
-            let mut begin = authenticate.begin(&target, &host, &parts.headers);
+            let mut begin = authenticate.begin(&target, &host, request.headers());
             begin.cookies.extend(cookies);
             needed(Some(begin))
         }
         // Too many wait already: the person begins at the front door.
         Err(crate::store::StoreError::Full) if idempotent => {
-            needed(Some(authenticate.begin(&format!("{origin}/"), &host, &parts.headers)))
+            needed(Some(authenticate.begin(&format!("{origin}/"), &host, request.headers())))
         }
         Err(crate::store::StoreError::Full) => needed(None),
         Err(error) => error.into(),

@@ -1,19 +1,19 @@
 //! One exchange with an upstream: on a connection that waits, or on a new one.
 
-use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use ::http::header::{HOST, HeaderMap, TRANSFER_ENCODING};
+use ::http::header::{HOST, TRANSFER_ENCODING};
 use ::http::uri::PathAndQuery;
-use ::http::{Method, Request, Response, Uri, Version};
+use ::http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 
 use super::cluster::{Cluster, Endpoint};
 use super::forward::Errand;
 use super::pool::{Retired, Return, Sender, Taken};
+use super::spare::Spare;
 use super::{HostHeader, ProxyError, UpstreamScheme};
 use crate::http::{Body, BodyError, Watcher};
 
@@ -67,10 +67,10 @@ impl Cluster {
         self.address(endpoint, errand, request);
         // It may have been closed by the other side just now.
         let may_repeat = matches!(taken, Taken::Http1(..));
-        let spare = request.as_ref().filter(|request| may_repeat && is_repeatable(request)).map(Spare::of);
+        let spare = request.as_ref().filter(|_| may_repeat).and_then(Spare::of);
         let exchanged = exchange_on(taken, endpoint, request, errand, in_use).await;
         if let (Err(ProxyError::Broken(_)), None, Some(spare)) = (&exchanged, &request, spare) {
-            *request = Some(spare.into_request());
+            *request = spare.into_request();
         }
         exchanged
     }
@@ -132,12 +132,12 @@ async fn exchange_on(
     errand: &Errand<'_>,
     in_use: &InUse,
 ) -> Result<Response<Body>, ProxyError> {
-    let Some(request) = slot else { return Err(ProxyError::Broken("there is no request".into())) };
+    let Some(request) = slot else { return Err(nothing_to_send()) };
     match taken {
         Taken::Http1(mut sender) => {
             to_http1(request);
-            let sent = slot.take().map(|request| sender.try_send_request(request));
-            let response = answered(sent, slot).await?;
+            let Some(request) = slot.take() else { return Err(nothing_to_send()) };
+            let response = answered(sender.try_send_request(request).await, slot)?;
             let pool = endpoint.pool(errand.worker).clone();
             let give_back = Return { pool, sender, clock: errand.clock.clone() };
             Ok(watched(response, Box::new(give_back)))
@@ -148,22 +148,25 @@ async fn exchange_on(
                 return Err(ProxyError::Broken("it closed the connection".into()));
             }
             to_http2(request, &endpoint.upstream.scheme);
-            let sent = slot.take().map(|request| sender.try_send_request(request));
-            let response = answered(sent, slot).await?;
+            let Some(request) = slot.take() else { return Err(nothing_to_send()) };
+            let response = answered(sender.try_send_request(request).await, slot)?;
             Ok(watched(response, Box::new(stream)))
         }
     }
 }
 
-async fn answered(
-    sent: Option<impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Body>>>>>,
+fn answered(
+    sent: Result<Response<Incoming>, TrySendError<Request<Body>>>,
     slot: &mut Option<Request<Body>>,
 ) -> Result<Response<Incoming>, ProxyError> {
-    let Some(sent) = sent else { return Err(ProxyError::Broken("there is no request".into())) };
-    sent.await.map_err(|mut error| {
+    sent.map_err(|mut error| {
         *slot = error.take_message();
         blame(&error.into_error())
     })
+}
+
+fn nothing_to_send() -> ProxyError {
+    ProxyError::Broken("there is no request".into())
 }
 
 fn watched(response: Response<Incoming>, watcher: Box<dyn Watcher>) -> Response<Body> {
@@ -193,35 +196,6 @@ fn to_http2(request: &mut Request<Body>, scheme: &UpstreamScheme) {
     let scheme = if *scheme == UpstreamScheme::Https { "https" } else { "http" };
     if let Ok(uri) = Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build() {
         *request.uri_mut() = uri;
-    }
-}
-
-fn is_repeatable(request: &Request<Body>) -> bool {
-    matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && request.body().is_empty()
-}
-
-/// What it takes to send a request without a body again.
-struct Spare {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-}
-
-impl Spare {
-    fn of(request: &Request<Body>) -> Self {
-        Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            headers: request.headers().clone(),
-        }
-    }
-
-    fn into_request(self) -> Request<Body> {
-        let mut request = Request::new(Body::empty());
-        *request.method_mut() = self.method;
-        *request.uri_mut() = self.uri;
-        *request.headers_mut() = self.headers;
-        request
     }
 }
 

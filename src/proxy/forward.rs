@@ -59,30 +59,27 @@ impl Cluster {
     pub async fn forward(
         &self,
         permit: Permit,
-        errand: Errand<'_>,
-        mut request: Request<Body>,
-        rules: ResponseRules<'_>,
+        errand: &Errand<'_>,
+        slot: &mut Option<Request<Body>>,
+        rules: &ResponseRules<'_>,
     ) -> Result<Response<Body>, ProxyError> {
         spend(permit);
+        let Some(request) = slot else { return Err(ProxyError::Broken("there is no request".into())) };
         if *request.method() == Method::OPTIONS && !may_go_on(request.headers_mut()) {
             let mut reply = Response::new(Body::empty());
             *reply.status_mut() = StatusCode::NO_CONTENT;
             return Ok(reply);
         }
-        let client = errand.upgrade.as_ref().map(|_| hyper::upgrade::on(&mut request));
-        self.prepare(&errand, &mut request)?;
+        let client = errand.upgrade.as_ref().map(|_| hyper::upgrade::on(&mut *request));
+        self.prepare(errand, request)?;
         let limit =
             self.settings.timeout.filter(|_| errand.upgrade.is_none() || self.settings.timeout_bounds_answer);
         let is_upload = !request.body().is_empty();
-        // In its place it is passed on without being moved.
-        let mut slot = Some(request);
         let now = errand.clock.instant();
         let (mut response, started) = match limit {
-            Some(limit) if is_upload => {
-                Box::pin(self.answer_to_upload(limit, &errand, &mut slot, now)).await?
-            }
-            Some(limit) => (self.answer_within(limit, &errand, &mut slot, now).await?, now),
-            None => (self.exchange(&errand, &mut slot, now, &InUse::default()).await?, now),
+            Some(limit) if is_upload => Box::pin(self.answer_to_upload(limit, errand, slot, now)).await?,
+            Some(limit) => (self.answer_within(limit, errand, slot, now).await?, now),
+            None => (self.exchange(errand, slot, now, &InUse::default()).await?, now),
         };
         let seen = Seen::of(response.headers());
         if seen.any(Seen::LENGTH) && is_framed_twice(response.headers()) {
@@ -103,10 +100,11 @@ impl Cluster {
         } else {
             headers::remove_hop_by_hop(response.headers_mut(), seen);
         }
-        self.edit_response(response.headers_mut(), seen, &rules);
+        self.edit_response(response.headers_mut(), seen, rules);
         let bounded = self.settings.timeout_bounds_answer && !switched;
         let deadline = limit.filter(|_| bounded).map(|limit| (started + limit).into());
-        Ok(response.map(|body| body.with_limits(Limits::new(self.settings.idle_timeout, deadline))))
+        response.body_mut().set_limits(Limits::new(self.settings.idle_timeout, deadline));
+        Ok(response)
     }
 
     /// The answer, in time.
@@ -119,7 +117,9 @@ impl Cluster {
     ) -> Result<Response<Body>, ProxyError> {
         let in_use = InUse::default();
         let deadline = (now + limit).into();
-        match tokio::time::timeout_at(deadline, self.exchange(errand, request, now, &in_use)).await {
+        // Pinned here: it is too large to be handed over.
+        let exchange = pin!(self.exchange(errand, request, now, &in_use));
+        match tokio::time::timeout_at(deadline, exchange).await {
             Ok(response) => response,
             Err(_) => {
                 in_use.retire();
@@ -178,8 +178,7 @@ impl Cluster {
             request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         if let Some(limit) = self.settings.read_timeout {
-            let body = std::mem::replace(request.body_mut(), Body::empty());
-            *request.body_mut() = body.with_limits(Limits::new(Some(limit), None));
+            request.body_mut().set_limits(Limits::new(Some(limit), None));
         }
         Ok(())
     }

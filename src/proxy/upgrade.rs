@@ -1,8 +1,7 @@
 //! Requests that become tunnels: WebSocket and others (RFC 9110 §7.8, RFC 6455).
 
 use ::http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, ORIGIN, TRANSFER_ENCODING, UPGRADE};
-use ::http::request::Parts;
-use ::http::{HeaderValue, Method, Version};
+use ::http::{HeaderValue, Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
@@ -40,9 +39,9 @@ impl Upgrade {
     ///
     /// # Errors
     /// When it is a malformed WebSocket handshake.
-    pub fn of(parts: &Parts) -> Result<Option<Self>, UpgradeError> {
-        let headers = &parts.headers;
-        if parts.version != Version::HTTP_11
+    pub fn of<B>(request: &Request<B>) -> Result<Option<Self>, UpgradeError> {
+        let headers = request.headers();
+        if request.version() != Version::HTTP_11
             || !headers.contains_key(UPGRADE)
             || !has_token(headers, &CONNECTION, "upgrade")
         {
@@ -71,7 +70,7 @@ impl Upgrade {
             }
             // Sixteen bytes in base64.
             let sound = key.is_some_and(|key| key.len() == 24 && key.as_bytes().ends_with(b"=="));
-            if parts.method != Method::GET || !sound || version.is_none() {
+            if *request.method() != Method::GET || !sound || version.is_none() {
                 return Err(UpgradeError::Malformed);
             }
         }
@@ -211,7 +210,7 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        Upgrade::of(&request.body(()).unwrap().into_parts().0)
+        Upgrade::of(&request.body(()).unwrap())
     }
 
     const SOUND: [(&str, &str); 4] = [

@@ -53,7 +53,7 @@ async fn begun() -> (Sessions, Clock, Arc<dyn Store>, String) {
 async fn found(sessions: &Sessions, host: &str, cookie: &str) -> bool {
     let (request, now, recent) = (request(&[cookie]), sessions.clock.now(), Recent::default());
     let is_found =
-        async || matches!(sessions.find_on(&recent, host, &request, now).await.unwrap(), Found::Session(_));
+        async || matches!(sessions.find_on(&recent, host, &request, now).await.unwrap().0, Found::Session(_));
     let first = is_found().await;
     assert_eq!(is_found().await, first, "the second request on a connection finds what the first one did");
     first
@@ -95,7 +95,7 @@ async fn what_a_connection_remembers_opens_nothing_else() {
     let on = async |sessions: &Sessions, host: &str, cookie: &str| {
         let request = request(&[cookie]);
         let found = sessions.find_on(&recent, host, &request, sessions.clock.now()).await;
-        matches!(found.unwrap(), Found::Session(_))
+        matches!(found.unwrap().0, Found::Session(_))
     };
     assert!(on(&sessions, "a.test", &cookie).await);
     assert!(!on(&sessions, "b.test", &cookie).await, "another host");
@@ -117,6 +117,39 @@ async fn what_a_connection_remembers_opens_nothing_else() {
     assert!(on(&sessions, "a.test", &cookie).await);
     clock.advance(Duration::from_secs(3600));
     assert!(!on(&sessions, "a.test", &cookie).await, "a session that is over");
+}
+
+#[tokio::test]
+async fn what_a_connection_remembers_strips_as_what_is_read_anew() {
+    let (sessions, clock, _, cookie) = begun().await;
+    let ours = cookie.split(';').next().unwrap();
+    for line in [
+        ours.to_owned(),
+        format!("a=1; {ours}"),
+        format!("{ours}; a=1;  b=\"x y\" "),
+        format!(";a==;; {ours};__Host-_pomerium_csrf=2; c"),
+        format!("_pomerium_old=1; {ours}"),
+    ] {
+        let recent = Recent::default();
+        let mut anew = HeaderMap::from_iter([(COOKIE, line.parse().unwrap())]);
+        let brought = anew.clone();
+        cookies::remove(&mut anew, |name| sessions.cookie().is_ours(name));
+        for round in ["first", "again"] {
+            let mut headers = brought.clone();
+            let (_, known) = sessions.find_on(&recent, "a.test", &headers, clock.now()).await.unwrap();
+            known.unwrap().strip(&mut headers);
+            assert_eq!(headers, anew, "{round} {line}");
+        }
+    }
+    // Two lines are not one, and what is long is not kept.
+    let recent = Recent::default();
+    let mut two = HeaderMap::from_iter([(COOKIE, ours.parse().unwrap())]);
+    two.append(COOKIE, "a=1".parse().unwrap());
+    let long = HeaderMap::from_iter([(COOKIE, format!("{ours}; a={}", "x".repeat(2048)).parse().unwrap())]);
+    for headers in [two, long] {
+        let (found, known) = sessions.find_on(&recent, "a.test", &headers, clock.now()).await.unwrap();
+        assert!(matches!(found, Found::Session(_)) && known.is_none());
+    }
 }
 
 #[tokio::test]
