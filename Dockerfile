@@ -2,18 +2,18 @@
 #   docker build -t portcullis .
 #   docker run -p 8443:443 -v ./portcullis.yaml:/etc/portcullis/config.yaml:ro portcullis
 FROM rust:1.95-bookworm AS build
-RUN apt-get update && apt-get install -y --no-install-recommends musl-tools ca-certificates \
- && rm -rf /var/lib/apt/lists/*
+# What `deploy/release` puts the binary under load with.
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates nghttp2-client nginx-light openssl python3 wrk \
+ && rm -rf /var/lib/apt/lists/* \
+ && rustup component add llvm-tools
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY .cargo ./.cargo
 COPY src ./src
-# `uname -m` is x86_64 or aarch64, as Rust spells them.
-RUN target="$(uname -m)-unknown-linux-musl" \
- && rustup target add "$target" \
- && cargo build --release --locked --target "$target" \
- && mkdir -p /image/usr/bin /image/etc/ssl/certs /image/var/lib/portcullis /image/tmp \
- && cp "target/$target/release/portcullis" /image/usr/bin/portcullis \
+COPY deploy/release ./deploy/release
+COPY tests/bench ./tests/bench
+RUN mkdir -p /image/etc/ssl/certs /image/var/lib/portcullis /image/tmp \
+ && deploy/release /image/usr/bin/portcullis \
  && cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ \
  && chown -R 65532:65532 /image/var/lib/portcullis
 
