@@ -19,9 +19,13 @@ const FULL: usize = 256 * 1024;
 /// counted: whoever reads the log does not hold up requests.
 const BACKLOG: usize = 16;
 
+/// A buffer that was written and can be filled again: a new one of this size is a call to the system each time.
+type Spare = Arc<Mutex<Option<Vec<u8>>>>;
+
 /// The thread that writes to standard error.
 pub struct Sink {
     chunks: SyncSender<Vec<u8>>,
+    spare: Spare,
     thread: JoinHandle<()>,
 }
 
@@ -34,6 +38,7 @@ struct Inner {
     buffer: Mutex<Buffer>,
     armed: AtomicBool,
     chunks: SyncSender<Vec<u8>>,
+    spare: Spare,
 }
 
 #[derive(Default)]
@@ -53,9 +58,11 @@ impl Sink {
     /// When the system gives no thread.
     pub fn start() -> std::io::Result<Self> {
         let (chunks, incoming) = sync_channel(BACKLOG);
+        let spare = Spare::default();
+        let back = spare.clone();
         let thread =
-            std::thread::Builder::new().name("journal".into()).spawn(move || write_all(&incoming))?;
-        Ok(Self { chunks, thread })
+            std::thread::Builder::new().name("journal".into()).spawn(move || write_all(&incoming, &back))?;
+        Ok(Self { chunks, spare, thread })
     }
 
     /// A buffer for one worker. It flushes itself on the runtime that it is used on.
@@ -65,6 +72,7 @@ impl Sink {
             buffer: Mutex::default(),
             armed: AtomicBool::new(false),
             chunks: self.chunks.clone(),
+            spare: self.spare.clone(),
         }))
     }
 
@@ -76,10 +84,12 @@ impl Sink {
     }
 }
 
-fn write_all(incoming: &Receiver<Vec<u8>>) {
-    while let Ok(chunk) = incoming.recv() {
+fn write_all(incoming: &Receiver<Vec<u8>>, spare: &Spare) {
+    while let Ok(mut chunk) = incoming.recv() {
         // Standard error may be closed; then there is nobody to tell.
         let _ = std::io::stderr().lock().write_all(&chunk);
+        chunk.clear();
+        *spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(chunk);
     }
 }
 
@@ -139,8 +149,10 @@ impl Inner {
         if buffer.bytes.is_empty() {
             return;
         }
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
         // The next one will be about as large.
-        let next = Vec::with_capacity(buffer.bytes.len().next_power_of_two().min(2 * FULL));
+        let next =
+            spare.unwrap_or_else(|| Vec::with_capacity(buffer.bytes.len().next_power_of_two().min(2 * FULL)));
         let chunk = std::mem::replace(&mut buffer.bytes, next);
         let records = std::mem::take(&mut buffer.records);
         match self.chunks.try_send(chunk) {
@@ -173,6 +185,7 @@ mod tests {
             buffer: Mutex::default(),
             armed: AtomicBool::new(true),
             chunks,
+            spare: Spare::default(),
         }));
         let now = Timestamp::from_unix_seconds(1_790_000_000);
         for name in ["first", "second", "third"] {
