@@ -170,12 +170,12 @@ async fn answer(
         }
         Err(exit) => return Err(exit),
     };
-    let permit = match decide(route, &caller, &canonical, record.client(), request) {
+    let (permit, now) = match decide(route, &caller, &canonical, record.client(), request) {
         Decision::Allow(permit) => {
             let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, request.headers());
-            record.decided(route, &caller, origin.is_ok(), permit.decided());
+            let now = record.decided(route, &caller, origin.is_ok(), permit.decided());
             origin?;
-            permit
+            (permit, now)
         }
         Decision::SignIn(decided) => {
             record.decided(route, &caller, false, &decided);
@@ -211,7 +211,7 @@ async fn answer(
     snapshot.forwarded_rules.write(fields, connection, &canonical, route.external);
     route.cluster.edit_request(fields);
     if let Some(form) = &route.identity {
-        form.attach(&snapshot.signer, permit.caller(), &canonical.host, fields, cx.clock.now())?;
+        form.attach(&snapshot.signer, permit.caller(), &canonical.host, fields, record.time_at(now))?;
     }
     fields.insert(&REQUEST_ID, record.id().clone());
     let is_personal = upgrade.is_none() && matches!(permit.caller(), Caller::Identified(_));
@@ -223,6 +223,7 @@ async fn answer(
         rules: snapshot.path_rules,
         upgrade,
         clock: &cx.clock,
+        now,
     };
     let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
     Ok(route.cluster.forward(permit, &errand, slot, &rules).await?)

@@ -63,6 +63,8 @@ pub enum NoRoute {
 struct Paths {
     exact: FxHashMap<Box<str>, Vec<Entry>>,
     prefix: FxHashMap<Box<str>, Vec<Entry>>,
+    /// Which lengths prefixes have: a bit a length, the last one for all that are longer.
+    lengths: u64,
     regex: Vec<(Regex, Entry)>,
 }
 
@@ -95,7 +97,10 @@ impl<T> Table<T> {
             let entry = Entry { port: matched.port, at };
             match matched.path {
                 PathMatch::Exact(path) => paths.exact.entry(path).or_default().push(entry),
-                PathMatch::Prefix(prefix) => paths.prefix.entry(prefix).or_default().push(entry),
+                PathMatch::Prefix(prefix) => {
+                    paths.lengths |= length_bit(prefix.len());
+                    paths.prefix.entry(prefix).or_default().push(entry);
+                }
                 PathMatch::Regex(regex) => paths.regex.push((regex, entry)),
             }
             table.targets.push(target);
@@ -162,15 +167,18 @@ impl Paths {
             };
         };
         consider(self.exact.get(path));
-        if !self.prefix.is_empty() {
-            consider(self.prefix.get(path));
-            for (slash, _) in path.match_indices('/') {
-                // `/admin/` and `/admin` both begin `/admin/x`.
-                consider(path.get(..=slash).and_then(|prefix| self.prefix.get(prefix)));
-                if slash > 0 {
-                    consider(path.get(..slash).and_then(|prefix| self.prefix.get(prefix)));
-                }
+        let mut consider_prefix = |length: usize| {
+            if self.lengths & length_bit(length) != 0 {
+                consider(path.get(..length).and_then(|prefix| self.prefix.get(prefix)));
             }
+        };
+        for slash in memchr::memchr_iter(b'/', path.as_bytes()) {
+            // `/admin/` and `/admin` both begin `/admin/x`.
+            consider_prefix(slash + 1);
+            consider_prefix(slash);
+        }
+        if !path.ends_with('/') {
+            consider_prefix(path.len());
         }
         for (regex, entry) in &self.regex {
             if best.is_some_and(|best| best < entry.at) {
@@ -182,6 +190,10 @@ impl Paths {
         }
         best
     }
+}
+
+fn length_bit(length: usize) -> u64 {
+    1 << length.min(63)
 }
 
 impl Entry {

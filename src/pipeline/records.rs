@@ -166,9 +166,10 @@ impl Record {
         };
     }
 
-    /// The decision record: one for every request that reached a route.
-    pub(super) fn decided(&self, route: &Route, caller: &Caller, allow: bool, decided: &Decided) {
-        let duration = self.clock.instant().saturating_duration_since(self.started);
+    /// The decision record: one for every request that reached a route. When that was.
+    pub(super) fn decided(&self, route: &Route, caller: &Caller, allow: bool, decided: &Decided) -> Instant {
+        let now = self.clock.instant();
+        let duration = now.saturating_duration_since(self.started);
         self.journal.record(self.began + duration, "authorize-check", |line| {
             line.token(key!("request-id"), self.id.as_bytes()).flag(key!("allow"), allow);
             match decided.rule {
@@ -190,6 +191,12 @@ impl Record {
             }
             line.duration(key!("duration"), duration);
         });
+        now
+    }
+
+    /// What the time was then.
+    pub(super) fn time_at(&self, instant: Instant) -> Timestamp {
+        self.began + instant.saturating_duration_since(self.started)
     }
 
     /// Writes the access record once the answer has been sent, however that ends.

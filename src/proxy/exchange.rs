@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
 use ::http::header::{HOST, TRANSFER_ENCODING};
 use ::http::uri::PathAndQuery;
@@ -39,14 +38,13 @@ impl Cluster {
         &self,
         errand: &Errand<'_>,
         request: &mut Option<Request<Body>>,
-        now: Instant,
         in_use: &InUse,
     ) -> Result<Response<Body>, ProxyError> {
         let turn = self.turn();
         let Some(endpoint) = self.endpoint(turn) else {
             return Err(ProxyError::Connect("the route has no upstream".into()));
         };
-        if let Some(taken) = endpoint.pool(errand.worker).take(errand.upgrade.is_some(), now) {
+        if let Some(taken) = endpoint.pool(errand.worker).take(errand.upgrade.is_some(), errand.now) {
             match self.exchange_on_waiting(taken, endpoint, errand, request, in_use).await {
                 Err(_) if request.is_some() => {}
                 exchanged => return exchanged,

@@ -28,6 +28,8 @@ pub struct Errand<'a> {
     pub upgrade: Option<Upgrade>,
     /// The time.
     pub clock: &'a Clock,
+    /// When the request was decided on; the upstream's time begins.
+    pub now: Instant,
     /// Held by a tunnel while it lasts.
     pub alive: Option<tokio::sync::mpsc::Sender<()>>,
 }
@@ -75,11 +77,10 @@ impl Cluster {
         let limit =
             self.settings.timeout.filter(|_| errand.upgrade.is_none() || self.settings.timeout_bounds_answer);
         let is_upload = !request.body().is_empty();
-        let now = errand.clock.instant();
         let (mut response, started) = match limit {
-            Some(limit) if is_upload => Box::pin(self.answer_to_upload(limit, errand, slot, now)).await?,
-            Some(limit) => (self.answer_within(limit, errand, slot, now).await?, now),
-            None => (self.exchange(errand, slot, now, &InUse::default()).await?, now),
+            Some(limit) if is_upload => Box::pin(self.answer_to_upload(limit, errand, slot)).await?,
+            Some(limit) => (self.answer_within(limit, errand, slot).await?, errand.now),
+            None => (self.exchange(errand, slot, &InUse::default()).await?, errand.now),
         };
         let seen = Seen::of(response.headers());
         if seen.any(Seen::LENGTH) && is_framed_twice(response.headers()) {
@@ -113,12 +114,11 @@ impl Cluster {
         limit: Duration,
         errand: &Errand<'_>,
         request: &mut Option<Request<Body>>,
-        now: Instant,
     ) -> Result<Response<Body>, ProxyError> {
         let in_use = InUse::default();
-        let deadline = (now + limit).into();
+        let deadline = (errand.now + limit).into();
         // Pinned here: it is too large to be handed over.
-        let exchange = pin!(self.exchange(errand, request, now, &in_use));
+        let exchange = pin!(self.exchange(errand, request, &in_use));
         match tokio::time::timeout_at(deadline, exchange).await {
             Ok(response) => response,
             Err(_) => {
@@ -135,14 +135,13 @@ impl Cluster {
         limit: Duration,
         errand: &Errand<'_>,
         request: &mut Option<Request<Body>>,
-        now: Instant,
     ) -> Result<(Response<Body>, Instant), ProxyError> {
         let in_use = InUse::default();
         let (tell, told) = tokio::sync::oneshot::channel();
         if let Some(request) = request {
             request.body_mut().watch(Box::new(Sent(tell)));
         }
-        let mut exchange = pin!(self.exchange(errand, request, now, &in_use));
+        let mut exchange = pin!(self.exchange(errand, request, &in_use));
         tokio::select! {
             response = exchange.as_mut() => return Ok((response?, errand.clock.instant())),
             // An error means that the body was dropped, which ends it too.
