@@ -228,7 +228,52 @@ def p8():
                 lib.stop(s.proc)
 
 
-ALL = {"p01": p01, "p01big": p01big, "p3": p3, "p3hs": p3hs, "p4": p4, "p5": p5, "p6": p6, "p7": p7, "p8": p8}
+def p9():
+    r = up(pick("plain", extra=("ours_auth",)), "p9")
+    r.pop("direct", None)
+    for v, size, conns in (("64k", 65536, 64), ("10m", 10 << 20, 8)):
+        load = lambda s, h, secs: lib.wrk(s.base, secs, conns, 2, h, script=os.path.join(lib.HERE, "upload.lua"), script_args=(size,))
+        interleave("p9", r, load, v, dur=SHORT)
+    down(r)
+
+
+def p10():
+    port = peers.free_port()
+    script = os.path.join(lib.HERE, "echo.py")
+    echo = peers.spawn([sys.executable, script, "serve", str(port)], os.path.join(lib.WORK, "echo.log"), cpu=lib.CPU_LOAD)
+    time.sleep(0.5)
+    r = {n: peers.start(n, Opt(socket=port)) for n in pick("sockets")}
+
+    def load(s, cookie, secs):
+        args = lib.pin_args(lib.CPU_LOAD) + [sys.executable, script, "load", str(s.port), "16", str(secs)]
+        return json.loads(subprocess.run(args + ([cookie] if cookie else []), capture_output=True, text=True, check=True).stdout)
+    interleave("p10", r, lambda s, h, secs: load(s, h[0].removeprefix("Cookie: ") if h else "", secs), "1k", dur=SHORT)
+    down(r)
+    lib.stop(echo)
+
+
+def p11():
+    from login import login
+    from memory import growth
+    s = peers.start("ours_auth", Opt())
+    count = 300
+    login(s.base)
+    for rnd in range(ROUNDS):
+        record(timed(s, lambda: {"requests": len([login(s.base) for _ in range(count)])}, 0,
+                     {"scenario": "p11", "variant": "sign-in", "peer": "ours_auth", "round": rnd}))
+    lib.stop(s.proc)
+    record({"scenario": "p11", "variant": "sessions", "peer": "ours_auth", **growth(2000)})
+
+
+def p12():
+    for workers in (1, 2):
+        r = {n: peers.start(n, Opt(workers=workers, cpu=None)) for n in pick("workers")}
+        interleave("p12", r, wrk_load(), f"{workers} workers", dur=SHORT)
+        down(r)
+
+
+ALL = {"p01": p01, "p01big": p01big, "p3": p3, "p3hs": p3hs, "p4": p4, "p5": p5, "p6": p6, "p7": p7, "p8": p8,
+       "p9": p9, "p10": p10, "p11": p11, "p12": p12}
 if __name__ == "__main__":
     for a in (list(ALL) if sys.argv[1:] == ["all"] else sys.argv[1:]):
         t = time.time()

@@ -12,6 +12,7 @@ own = f"{scheme}://127.0.0.1:{port}"
 
 if kind == "auth":
     rule = """
+    allow_websockets: true
     pass_identity_headers: true
     policy:
       - allow:
@@ -22,6 +23,7 @@ if kind == "auth":
                 has: ops"""
 else:
     rule = """
+    allow_websockets: true
     allow_public_unauthenticated_access: true"""
 
 

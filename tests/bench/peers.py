@@ -16,6 +16,7 @@ class Opt:
     workers: int = WORKERS
     hosts: int = 0            # this many extra virtual hosts r0.localhost..r(N-1).localhost
     paths: int = 0            # this many extra path routes /r0/..
+    socket: int = 0           # the port of an upstream that changes to WebSocket, in the place of the usual one
     wrap: Optional[list] = None   # e.g. valgrind
     cpu: Optional[str] = lib.CPU_PROXY
 
@@ -79,6 +80,9 @@ client_body_temp_path {d}/t1; proxy_temp_path {d}/t2; fastcgi_temp_path {d}/t3; 
 server {{ listen 127.0.0.1:{up} backlog=4096; root {d}/www; default_type text/plain;
   location / {{ return 200 "{'x' * 1024}"; }}
   location = /64k {{ }}
+  # Read to its end before it is answered: wrk takes an early answer for the end of its own request.
+  client_max_body_size 0;
+  location = /upload {{ client_body_buffer_size 16m; proxy_pass http://127.0.0.1:{up}/; }}
   location = /1m {{ }}
   location = /authz {{ if ($cookie_sid != ok) {{ return 401; }} add_header X-User alice@example.com; return 200 ""; }}
   location = /echo {{ return 200 "user=$http_x_user email=$http_x_user_email oidc=$http_oidc_claim_email auth=$http_authorization\\n"; }}
@@ -117,7 +121,8 @@ def _nginx(name, o, auth=False):
     b, d, port = backend(), peer_dir(name), free_port()
     ssl = f"ssl_certificate {b.cert}; ssl_certificate_key {b.key}; ssl_protocols TLSv1.3; ssl_session_tickets off;" if o.tls else ""
     listen = f"127.0.0.1:{port}" + (" ssl http2" if o.tls else "")
-    keep = 'proxy_set_header Connection ""; proxy_set_header Host $host; '   # a location with its own headers does not inherit these
+    change = '$http_connection' if o.socket else '""'
+    keep = f'proxy_set_header Connection {change}; proxy_set_header Upgrade $http_upgrade; proxy_set_header Host $host; '   # a location with its own headers does not inherit these
     pp = (f"auth_request /_authz; auth_request_set $u $upstream_http_x_user; {keep} proxy_set_header X-User $u; " if auth else "") + \
         "proxy_pass http://up;"
     loc = f"location / {{ {pp} }}"
@@ -130,8 +135,9 @@ worker_rlimit_nofile 60000;
 events {{ worker_connections 30000; }}
 http {{ access_log off; keepalive_timeout 600s; keepalive_requests 1000000000; server_names_hash_max_size 8192; server_names_hash_bucket_size 128;
 client_body_temp_path {d}/t1; proxy_temp_path {d}/t2; fastcgi_temp_path {d}/t3; uwsgi_temp_path {d}/t4; scgi_temp_path {d}/t5;
-proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host; proxy_max_temp_file_size 0;
-upstream up {{ server 127.0.0.1:{b.up}; keepalive 256; keepalive_requests 1000000000; }}
+proxy_http_version 1.1; {keep if o.socket else 'proxy_set_header Connection ""; proxy_set_header Host $host;'} proxy_max_temp_file_size 0;
+proxy_request_buffering off; client_max_body_size 0;
+upstream up {{ server 127.0.0.1:{o.socket or b.up}; keepalive 256; keepalive_requests 1000000000; }}
 server {{ listen {listen} default_server backlog=4096; server_name bench.test; {ssl}
 {loc}
 {ploc} }}
@@ -141,7 +147,7 @@ server {{ listen {listen} default_server backlog=4096; server_name bench.test; {
     return fin(d, p, port, o, cookie="sid=ok" if auth else None)
 
 
-@peer("nginx", "plain", "tls", "h2", "hosts", "paths")
+@peer("nginx", "plain", "tls", "h2", "hosts", "paths", "sockets", "workers")
 def nginx(o):
     return _nginx("nginx", o)
 
@@ -293,7 +299,7 @@ def _ours(kind, o):
     """OURS_CMD: command line, with @CONFIG@ where the config file goes; the configuration is what `configuration.py` prints.
     Logs (access and decision records) go to a file, as in production: they are part of what is measured."""
     b, d, port = backend(), peer_dir("ours_" + kind), free_port()
-    made = subprocess.run([sys.executable, os.path.join(lib.HERE, "configuration.py"), kind, str(port), f"127.0.0.1:{b.up}",
+    made = subprocess.run([sys.executable, os.path.join(lib.HERE, "configuration.py"), kind, str(port), f"127.0.0.1:{o.socket or b.up}",
                            f"http://127.0.0.1:{b.idp}", b.cert, b.key, d, str(o.workers), "https" if o.tls else "http",
                            str(o.hosts or 0), str(o.paths or 0)], capture_output=True, text=True, check=True).stdout
     conf = write(f"{d}/config.yaml", made)
@@ -303,8 +309,8 @@ def _ours(kind, o):
     return fin(d, p, port, o, cookie="login" if kind == "auth" else None)
 
 
-peer("ours", "plain", "tls", "h2", "hosts", "paths")(lambda o: _ours("plain", o))
-peer("ours_auth", "auth", "tls", "h2", "paths")(lambda o: _ours("auth", o))
+peer("ours", "plain", "tls", "h2", "hosts", "paths", "sockets", "workers")(lambda o: _ours("plain", o))
+peer("ours_auth", "auth", "tls", "h2", "hosts", "paths", "sockets", "workers")(lambda o: _ours("auth", o))
 
 
 def start(name, o=None):
