@@ -1,12 +1,12 @@
 //! The claims of a person, kept whole.
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Every claim that a provider sent, with its type.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Claims(Map<String, Value>);
+///
+/// By name, and close together: there are few, they are looked at with every request, and many people's are kept.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Claims(Box<[(Box<str>, Value)]>);
 
 /// Where a rule looks: `a`, or `a/b`, which names the claim `a/b`, the claim `a.b` or the `b` within `a`.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,18 +19,19 @@ pub struct ClaimPath {
 impl Claims {
     /// The claim with exactly this name.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.0.get(name)
+        let at = self.0.binary_search_by(|(own, _)| (**own).cmp(name)).ok()?;
+        self.0.get(at).map(|(_, value)| value)
     }
 
     /// The claim, when it is a text.
     pub fn text(&self, name: &str) -> Option<&str> {
-        self.0.get(name).and_then(Value::as_str)
+        self.get(name).and_then(Value::as_str)
     }
 
     /// The claim as a list of texts: one text is a list of one, numbers and booleans are written out,
     /// anything else in it is passed over.
     pub fn texts(&self, name: &str) -> Vec<Box<str>> {
-        match self.0.get(name) {
+        match self.get(name) {
             Some(Value::Array(values)) => values.iter().filter_map(plain_text).collect(),
             Some(value) => plain_text(value).into_iter().collect(),
             None => Vec::new(),
@@ -39,30 +40,27 @@ impl Claims {
 
     /// The value that a path names.
     pub fn find(&self, path: &ClaimPath) -> Option<&Value> {
-        if let Some(value) = self.0.get(&*path.whole).or_else(|| self.0.get(&*path.dotted)) {
+        if let Some(value) = self.get(&path.whole).or_else(|| self.get(&path.dotted)) {
             return Some(value);
         }
         let (first, rest) = path.steps.split_first()?;
-        let mut value = self.0.get(&**first)?;
+        let mut value = self.get(first)?;
         for step in rest {
             value = value.as_object()?.get(&**step)?;
         }
         Some(value)
     }
 
-    /// Names and values, in the provider's order.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Value)> {
-        self.0.iter()
-    }
-
-    /// The claims as JSON's own type.
-    pub const fn as_map(&self) -> &Map<String, Value> {
-        &self.0
+    /// Names and values, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().map(|(name, value)| (&**name, value))
     }
 }
 
 impl From<Map<String, Value>> for Claims {
     fn from(claims: Map<String, Value>) -> Self {
+        let mut claims: Box<[_]> = claims.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        claims.sort_unstable_by(|(a, _): &(Box<str>, Value), (b, _)| a.cmp(b));
         Self(claims)
     }
 }

@@ -349,8 +349,8 @@ fn parameter(query: &str, name: &str) -> Result<Option<String>, BadRequest> {
 /// The claims about the person; those about the token are left out, as in Pomerium.
 fn claims(identity: &Identity) -> Value {
     let hidden = ["iss", "aud", "exp", "iat", "jti", "nonce", "at_hash"];
-    let shown = identity.claims.iter().filter(|(name, _)| !hidden.contains(&name.as_str()));
-    Value::Object(shown.map(|(name, value)| (name.clone(), value.clone())).collect())
+    let shown = identity.claims.iter().filter(|(name, _)| !hidden.contains(name));
+    Value::Object(shown.map(|(name, value)| (name.to_owned(), value.clone())).collect())
 }
 
 fn shown_claims(identity: &Identity) -> Vec<Fact> {

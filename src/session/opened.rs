@@ -35,7 +35,7 @@ pub struct Session {
     /// Until then the provider is not asked again, because it just failed.
     failed_until: AtomicU64,
     /// What was bought and could not be stored yet.
-    unsaved: Mutex<Option<Content>>,
+    unsaved: Mutex<Option<Box<Content>>>,
     ended: AtomicBool,
     /// Held while it is being renewed, so that one renewal serves all who wait.
     pub renewing: tokio::sync::Mutex<()>,
@@ -111,12 +111,12 @@ impl Session {
 
     /// Keeps what was bought while the store cannot.
     pub fn hold_unsaved(&self, content: Option<Content>) {
-        *self.unsaved.lock().unwrap_or_else(PoisonError::into_inner) = content;
+        *self.unsaved.lock().unwrap_or_else(PoisonError::into_inner) = content.map(Box::new);
     }
 
     /// What was bought and could not be stored.
     pub fn unsaved(&self) -> Option<Content> {
-        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).as_deref().cloned()
     }
 
     /// It was renewed.

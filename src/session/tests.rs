@@ -266,3 +266,38 @@ async fn a_host_outside_the_cookie_domain_has_a_cookie_of_its_own() {
     assert!(outside.starts_with("__Host-_pomerium=") && !outside.contains("Domain"), "{outside}");
     assert!(found(&sessions, "other.org", &outside).await);
 }
+
+/// What stays in memory for each session that is in use, with the claims of `tests/bench`'s provider; the tokens
+/// stay in the store.
+#[tokio::test]
+async fn a_session_in_use_takes_little_memory() {
+    const SESSIONS: u64 = 100;
+    let (store, clock) = (Arc::new(MemoryStore::new()), Clock::system());
+    let first = Sessions::new(settings("f"), store.clone(), clock.clone());
+    let serde_json::Value::Object(claims) = json!({
+        "iss": "http://127.0.0.1:40000", "aud": "bench", "iat": 1_790_000_000, "exp": 1_790_086_400,
+        "nonce": "0123456789abcdef0123456789abcdef", "sub": "user-1", "email": "alice@example.com",
+        "email_verified": true, "name": "Alice Example", "groups": ["eng", "ops", "oncall"]
+    }) else {
+        unreachable!()
+    };
+    let mut cookies = Vec::new();
+    for number in 0..SESSIONS {
+        let content = Content { name: format!("{number:032}"), claims: claims.clone(), ..content(None) };
+        let (_, cookie) = first.begin(&content, TAGS, "a.test").await.unwrap();
+        cookies.push(request(&[&cookie]));
+    }
+    let sessions = Sessions::new(settings("f"), store, clock);
+    let open = async |range: &[HeaderMap]| {
+        for cookie in range {
+            assert!(matches!(sessions.find("a.test", cookie).await.unwrap(), Found::Session(_)));
+        }
+    };
+    let used = allocation_counter::measure(|| {
+        let mut opened = std::pin::pin!(open(&cookies));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(opened.as_mut().poll(&mut cx).is_ready(), "a store in memory answers at once");
+    });
+    let each = used.bytes_current / i64::try_from(SESSIONS).unwrap();
+    assert!(each <= 1600, "{each} bytes");
+}
