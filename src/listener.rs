@@ -21,6 +21,7 @@ mod body;
 mod drive;
 mod gate;
 mod head;
+mod loan;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;

@@ -1,17 +1,21 @@
 //! Driving HTTP on one connection.
 
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use ::http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
+use tokio::task::unconstrained;
 
 use super::gate::Gate;
+use super::loan::Home;
 use super::{Limits, stopped};
 use crate::connection::Connection;
 use crate::http::{BadRequest, Misread};
@@ -21,6 +25,15 @@ use crate::pipeline::{self, Context, Downstream};
 const STREAMS: u32 = 100;
 /// Resets of ours that a client may provoke before it is cut off (rapid reset, CVE-2023-44487).
 const RESETS: usize = 256;
+
+/// What becomes of an HTTP/1 connection.
+enum Next {
+    Ended(hyper::Result<()>),
+    /// It waits, and may wait for long.
+    Idle,
+    /// The server stops.
+    Stop,
+}
 
 /// Serves HTTP/1 until the client goes, the connection is idle for too long, or the server stops.
 pub(super) async fn http1<S>(
@@ -36,24 +49,60 @@ pub(super) async fn http1<S>(
     let downstream = Arc::new(Downstream::new(connection, context.clock.instant()));
     let gate = Gate::new(stream, limits, downstream.clone(), context.clock.clone());
     let verdict = gate.verdict();
-    let service = service_fn(move |request: Request<Incoming>| {
-        let misread = verdict.about(downstream.begun() + 1);
-        // On the heap only while there is a request: most connections wait for one.
-        Box::pin(pipeline::serve(context.clone(), downstream.clone(), request, misread))
-    });
+    let home = Home::of(gate);
+    let news = stopping.clone();
+    // Unconstrained: out of budget, it would be asked in vain, and it is asked only once.
+    let (mut stop, mut asked) = (pin!(unconstrained(stopped(&mut stopping))), false);
     let mut http = hyper::server::conn::http1::Builder::new();
     http
         // The gate times heads, and the waiting for them.
         .header_read_timeout(None)
         .max_buf_size(2 * limits.head_size)
         .max_header_size(limits.head_size);
-    let mut served = pin!(http.serve_connection(TokioIo::new(gate), service).with_upgrades());
-    tokio::select! {
-        ended = served.as_mut() => log_end(&peer, ended),
-        () = stopped(&mut stopping) => {
-            served.as_mut().graceful_shutdown();
-            log_end(&peer, served.await);
+    loop {
+        let service = {
+            let (context, downstream, verdict) = (context.clone(), downstream.clone(), verdict.clone());
+            service_fn(move |request: Request<Incoming>| {
+                let misread = verdict.about(downstream.begun() + 1);
+                // On the heap only while there is a request: most connections wait for one.
+                Box::pin(pipeline::serve(context.clone(), downstream.clone(), request, misread))
+            })
+        };
+        // In a box of its own, so that nothing of it is left while the connection waits.
+        let mut served = Box::pin(http.serve_connection(TokioIo::new(home.lend()), service).with_upgrades());
+        let next = poll_fn(|cx| {
+            if let Poll::Ready(ended) = served.as_mut().poll(cx) {
+                return Poll::Ready(Next::Ended(ended));
+            }
+            if verdict.is_idle() {
+                return Poll::Ready(Next::Idle);
+            }
+            // Asked once it wakes this task, whose waker stays the same; until then a look is enough.
+            if !asked || news.has_changed().unwrap_or(true) {
+                asked = true;
+                return stop.as_mut().poll(cx).map(|()| Next::Stop);
+            }
+            Poll::Pending
+        });
+        match next.await {
+            Next::Ended(ended) => return log_end(&peer, ended),
+            Next::Idle => drop(served),
+            Next::Stop => {
+                served.as_mut().graceful_shutdown();
+                return log_end(&peer, served.await);
+            }
         }
+        let Some(mut gate) = home.take() else { return };
+        let more = tokio::select! {
+            more = gate.wait() => matches!(more, Ok(true)),
+            () = stop.as_mut() => false,
+        };
+        if !more {
+            // Whatever comes of it, the connection is over.
+            let _ = gate.shutdown().await;
+            return;
+        }
+        home.put(Some(gate));
     }
 }
 

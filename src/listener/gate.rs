@@ -13,6 +13,7 @@ use std::future::Future;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -30,6 +31,9 @@ use crate::pipeline::Downstream;
 
 /// How long a closed connection is read on, so that its client sees the answer.
 const LINGER: Duration = Duration::from_secs(5);
+/// A connection that has waited for so long for its next request is taken from hyper, with the buffers that
+/// hyper holds for it: most connections of browsers wait for minutes, most others for milliseconds.
+const PARK: Duration = Duration::from_secs(1);
 
 /// A stream whose requests are looked at.
 pub(super) struct Gate<S> {
@@ -50,6 +54,10 @@ pub(super) struct Gate<S> {
     patience: Option<Pin<Box<Sleep>>>,
     downstream: Arc<Downstream>,
     clock: Clock,
+    /// Something was written that may not have left hyper's buffer yet.
+    unflushed: bool,
+    /// hyper does not have it.
+    parked: bool,
     shut: bool,
 }
 
@@ -58,6 +66,8 @@ pub(super) struct Gate<S> {
 pub(super) struct Verdict {
     /// The first bad request, and its number, counted from 1.
     bad: OnceLock<(u64, Misread)>,
+    /// Nothing is under way, and has not been for a while.
+    idle: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -73,6 +83,11 @@ enum State {
 }
 
 impl Verdict {
+    /// Whether the connection can be taken from hyper without losing anything.
+    pub(super) fn is_idle(&self) -> bool {
+        self.idle.load(Ordering::Relaxed)
+    }
+
     /// What is wrong with the request of this number, counted from 1.
     pub(super) fn about(&self, number: u64) -> Option<Misread> {
         self.bad.get().filter(|(bad, _)| number >= *bad).map(|(_, misread)| misread.clone())
@@ -94,6 +109,8 @@ impl<S> Gate<S> {
             patience: None,
             downstream,
             clock,
+            unflushed: false,
+            parked: false,
             shut: false,
         }
     }
@@ -222,13 +239,38 @@ impl<S: AsyncRead + Unpin> Gate<S> {
         }
         loop {
             let idle = self.limits.idle;
-            let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(idle)));
+            let next = if self.parked { idle } else { idle.min(PARK) };
+            let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(next)));
             ready!(patience.as_mut().poll(cx));
-            let left = idle.saturating_sub(self.downstream.idle_for(self.clock.instant()));
-            if left.is_zero() {
+            let waited = self.downstream.idle_for(self.clock.instant());
+            if waited >= idle {
                 return Poll::Ready(());
             }
+            if waited >= PARK && !self.parked && !self.unflushed {
+                self.verdict.idle.store(true, Ordering::Relaxed);
+                self.patience = None;
+                return Poll::Pending;
+            }
+            let left = if waited < PARK { (idle - waited).min(PARK - waited) } else { idle - waited };
             self.patience = Some(Box::pin(sleep(left)));
+        }
+    }
+
+    /// Waits, without hyper, for the first bytes of the next request; `false` when there will be none.
+    pub(super) async fn wait(&mut self) -> io::Result<bool> {
+        self.parked = true;
+        let woken = std::future::poll_fn(|cx| self.poll_woken(cx)).await;
+        self.parked = false;
+        self.patience = None;
+        self.verdict.idle.store(false, Ordering::Relaxed);
+        woken
+    }
+
+    fn poll_woken(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        match self.read_on(cx)? {
+            Poll::Ready(more) => Poll::Ready(Ok(more)),
+            // Too long.
+            Poll::Pending => self.poll_idle(cx).map(|()| Ok(false)),
         }
     }
 
@@ -256,7 +298,10 @@ impl<S: AsyncRead + Unpin> Gate<S> {
         let mut bytes = std::mem::take(&mut self.held);
         bytes.extend_from_slice(part.filled());
         match self.pass(&bytes) {
-            Ok(0) => self.held = bytes,
+            Ok(0) => {
+                self.held = bytes;
+                self.deadline.get_or_insert_with(|| Box::pin(sleep(self.limits.head)));
+            }
             Ok(passed) => {
                 self.held = bytes.split_off(passed);
                 self.ready = bytes;
@@ -324,6 +369,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.unflushed = true;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -332,6 +378,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<S> {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.unflushed = true;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
     }
 
@@ -340,7 +387,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // hyper asks for this when it has written all it has.
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

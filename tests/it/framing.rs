@@ -1,6 +1,8 @@
 //! One meaning or none: framing, hosts and paths that could be read in two ways reach no upstream.
 
 use std::io::Write;
+use std::net::TcpStream;
+use std::time::Duration;
 
 use crate::rig::{Answer, Rig, read_to_close};
 
@@ -308,4 +310,66 @@ fn an_idle_connection_is_closed_and_a_busy_one_serves_many_requests() {
         assert!(String::from_utf8_lossy(&part[..count]).starts_with("HTTP/1.1 200"));
     }
     assert_eq!(read_to_close(&mut stream), "");
+}
+
+/// A connection that waits is taken from hyper after a second, and given back with the next request.
+#[test]
+fn a_connection_that_waited_is_served_as_before() {
+    let mut rig = Rig::settings("timeout_idle: 3s");
+    let request = |stream: &mut TcpStream, head: &str| {
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut part = [0; 4096];
+        let count = std::io::Read::read(stream, &mut part).unwrap();
+        String::from_utf8_lossy(&part[..count]).into_owned()
+    };
+    let good = "GET / HTTP/1.1\r\nHost: open.localhost\r\n\r\n";
+    let (mut stream, mut other) = (rig.server.connect(), rig.server.connect());
+    for wait in [0, 1300, 1300] {
+        std::thread::sleep(Duration::from_millis(wait));
+        assert!(request(&mut stream, good).starts_with("HTTP/1.1 200"), "after {wait}");
+    }
+    std::thread::sleep(Duration::from_millis(1300));
+    // Two at once, of which the second cannot be read.
+    let bad = "GET / HTTP/1.1\r\nHost: open.localhost\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx";
+    stream.write_all(format!("{good}{bad}").as_bytes()).unwrap();
+    let answers = read_to_close(&mut stream);
+    assert_eq!(answers.matches("HTTP/1.1 ").count(), 2, "{answers}");
+    assert!(answers.starts_with("HTTP/1.1 200") && answers.contains("HTTP/1.1 400"), "{answers}");
+    // It is read on as long as its client does not close it.
+    drop(stream);
+    // One that never said anything is closed after `timeout_idle`, and all when the server stops.
+    other.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
+    assert_eq!(read_to_close(&mut other), "");
+    let mut waiting = rig.server.connect();
+    assert!(request(&mut waiting, good).starts_with("HTTP/1.1 200"));
+    std::thread::sleep(Duration::from_millis(1300));
+    rig.server.signal("TERM");
+    assert_eq!(rig.server.wait(Duration::from_secs(2)), Some(0));
+    assert_eq!(read_to_close(&mut waiting), "");
+}
+
+/// Nobody may lose the end of an answer by reading slowly.
+#[test]
+fn an_answer_that_is_read_slowly_arrives_whole() {
+    const SIZE: usize = 8_000_000;
+    let rig = Rig::start();
+    rig.upstream.script(|stream, _| {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n");
+        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&vec![b'x'; SIZE])).is_ok()
+    });
+    let mut stream = rig.server.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: open.localhost\r\n\r\n").unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let (mut part, mut got, mut pauses) = (vec![0; 1_000_000], 0, 0);
+    while got < SIZE {
+        if got >= pauses * SIZE / 2 {
+            // Longer than a connection may wait before it is taken from hyper.
+            std::thread::sleep(Duration::from_millis(1500));
+            pauses += 1;
+        }
+        let count = std::io::Read::read(&mut stream, &mut part).unwrap();
+        assert!(count > 0, "it ended after {got}");
+        got += count;
+    }
+    assert!(got - SIZE < 1000, "{got}");
 }

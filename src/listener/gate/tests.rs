@@ -98,6 +98,72 @@ async fn a_head_that_takes_too_long_is_refused() {
     assert_eq!(misread.path.as_deref(), Some("/slow"));
 }
 
+/// What hyper asks for when it has nothing to do.
+async fn read_some<S: tokio::io::AsyncRead + Unpin>(gate: &mut Gate<S>) -> Vec<u8> {
+    let mut part = [0; 100];
+    let count = gate.read(&mut part).await.unwrap();
+    part[..count].to_vec()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_waits_is_given_up_by_hyper_and_loses_nothing() {
+    let (mut client, server) = tokio::io::duplex(1000);
+    let mut gate = of(server);
+    let verdict = gate.verdict();
+    client.write_all(b"GET /a HTTP/1.1\r\n\r\n").await.unwrap();
+    assert_eq!(read_some(&mut gate).await, b"GET /a HTTP/1.1\r\n\r\n");
+    for round in 0..2 {
+        assert!(!verdict.is_idle(), "{round}");
+        let waits = async {
+            tokio::select! {
+                _ = read_some(&mut gate) => panic!("there is nothing to read"),
+                () = sleep(Duration::from_millis(100)) => {}
+            }
+        };
+        waits.await;
+        std::thread::sleep(PARK);
+        tokio::select! {
+            _ = read_some(&mut gate) => panic!("there is nothing to read"),
+            () = sleep(PARK) => {}
+        }
+        assert!(verdict.is_idle(), "{round}");
+        // In two parts, so that the first does not hold a whole head.
+        client.write_all(b"GET /b HT").await.unwrap();
+        assert!(gate.wait().await.unwrap());
+        client.write_all(b"TP/1.1\r\n\r\n").await.unwrap();
+        assert_eq!(read_some(&mut gate).await, b"GET /b HTTP/1.1\r\n\r\n");
+    }
+    drop(client);
+    assert!(!gate.wait().await.unwrap(), "the client has gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_begins_after_a_wait_is_timed_too() {
+    let (mut client, server) = tokio::io::duplex(100);
+    let mut gate = of(server);
+    client.write_all(b"GET /slow HT").await.unwrap();
+    assert!(gate.wait().await.unwrap());
+    assert_eq!(read_some(&mut gate).await, b"GET / HTTP/1.1\r\n\r\n");
+    assert_eq!(gate.verdict().about(1).unwrap().status, StatusCode::REQUEST_TIMEOUT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_not_left_yet_keeps_a_connection_with_hyper() {
+    let (client, server) = tokio::io::duplex(4);
+    let mut gate = of(server);
+    let verdict = gate.verdict();
+    // Nobody reads it.
+    let written = tokio::time::timeout(Duration::from_millis(1), gate.write_all(b"an answer")).await;
+    assert!(written.is_err());
+    std::thread::sleep(PARK);
+    tokio::select! {
+        _ = read_some(&mut gate) => panic!("there is nothing to read"),
+        () = sleep(3 * PARK) => {}
+    }
+    assert!(!verdict.is_idle());
+    drop(client);
+}
+
 proptest! {
     #[test]
     fn where_the_bytes_are_cut_does_not_matter(
