@@ -155,6 +155,31 @@ fn is_canonical(written: &[u8], host: &str, port: Option<u16>) -> bool {
     }
 }
 
+/// In [`HOST_BYTES`]: a capital letter.
+const UPPER: u8 = 1;
+/// In [`HOST_BYTES`]: not a letter, a digit, or one of `-._`.
+const OTHER: u8 = 2;
+/// What is odd about each byte of a host name.
+const HOST_BYTES: [u8; 256] = {
+    let mut table = [OTHER; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        let odd = if byte.is_ascii_uppercase() {
+            UPPER
+        } else if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_') {
+            0
+        } else {
+            OTHER
+        };
+        #[allow(clippy::indexing_slicing, reason = "a byte is an index into 256")]
+        {
+            table[byte as usize] = odd;
+        }
+        byte += 1;
+    }
+    table
+};
+
 /// `host[:port]`, with the host in lower case and without a trailing dot; `None` when it is malformed.
 pub fn split_host(authority: &str) -> Option<(Cow<'_, str>, Option<u16>)> {
     if authority.is_empty() || authority.len() > 261 {
@@ -166,7 +191,7 @@ pub fn split_host(authority: &str) -> Option<(Cow<'_, str>, Option<u16>)> {
             address.parse::<std::net::Ipv6Addr>().ok()?;
             (authority.get(..address.len() + 2)?, rest)
         }
-        None => match authority.bytes().position(|byte| byte == b':') {
+        None => match memchr::memchr(b':', authority.as_bytes()) {
             Some(at) => authority.split_at_checked(at)?,
             None => (authority, ""),
         },
@@ -183,13 +208,10 @@ pub fn split_host(authority: &str) -> Option<(Cow<'_, str>, Option<u16>)> {
         _ => return None,
     };
     let host = host.strip_suffix('.').unwrap_or(host);
-    let (mut plain, mut upper) = (true, false);
-    for byte in host.bytes() {
-        plain &= byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-        upper |= byte.is_ascii_uppercase();
-    }
+    let odd = host.bytes().fold(0, |odd, byte| odd | HOST_BYTES.get(usize::from(byte)).unwrap_or(&OTHER));
+    let plain = odd & OTHER == 0;
     let valid = host.starts_with('[') || (plain && !host.is_empty() && !host.ends_with('.'));
-    let host = if upper { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) };
+    let host = if odd & UPPER != 0 { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) };
     valid.then_some((host, port))
 }
 

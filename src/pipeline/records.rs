@@ -181,7 +181,9 @@ impl Record {
                 line.flag(key!("email-unverified"), true);
             }
             line.text(key!("route"), &route.name);
-            line.text(key!("method"), self.method()).text(key!("host"), self.host());
+            // Both are tokens: what reached a route was read, and its host is canonical.
+            line.token(key!("method"), self.method.as_str().as_bytes());
+            line.token(key!("host"), self.host().as_bytes());
             line.text(key!("path"), self.path());
             self.address(line, key!("ip"));
             if let Caller::Identified(identity) = caller {
