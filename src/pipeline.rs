@@ -138,7 +138,7 @@ async fn answer(
     let scheme = if connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
     let Some(request) = slot else { return Err(Refusal::Internal("there is no request".into()).into()) };
     request.body_mut().set_rules(&snapshot.header_rules);
-    let canonical = canonicalise(request, scheme, snapshot.path_rules)?;
+    let canonical = canonicalise(request, seen, scheme, snapshot.path_rules)?;
     if seen.any(Seen::EXPECT) {
         meet_expectation(request.headers_mut())?;
     }

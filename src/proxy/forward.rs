@@ -83,7 +83,7 @@ impl Cluster {
             None => (self.exchange(errand, slot, &InUse::default()).await?, errand.now),
         };
         let seen = Seen::of(response.headers());
-        if seen.any(Seen::LENGTH) && is_framed_twice(response.headers()) {
+        if seen.any(Seen::LENGTH) && is_framed_twice(response.headers(), seen) {
             return Err(ProxyError::Broken("its answer is framed in two ways".into()));
         }
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -231,13 +231,14 @@ fn may_go_on(headers: &mut HeaderMap) -> bool {
 }
 
 /// Whether somebody else could find another end of this answer.
-fn is_framed_twice(headers: &HeaderMap) -> bool {
+fn is_framed_twice(headers: &HeaderMap, seen: Seen) -> bool {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     match lengths.next() {
         None => false,
         Some(length) => {
             let plain = !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
-            !plain || lengths.next().is_some() || headers.contains_key(TRANSFER_ENCODING)
+            let chunked = seen.any(Seen::HOP_BY_HOP) && headers.contains_key(TRANSFER_ENCODING);
+            !plain || lengths.next().is_some() || chunked
         }
     }
 }

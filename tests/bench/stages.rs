@@ -97,7 +97,10 @@ fn canonical_request(bench: &mut Criterion) {
     let mut request = Request::builder().uri("/items/1?x=2").body(()).expect("a request");
     *request.headers_mut() = fields();
     bench.bench_function("http: canonical request", |bench| {
-        bench.iter(|| canonicalise(black_box(&request), Scheme::Https, PathRules::default()));
+        bench.iter(|| {
+            let seen = Seen::of(request.headers());
+            canonicalise(black_box(&request), seen, Scheme::Https, PathRules::default())
+        });
     });
 }
 
