@@ -56,8 +56,6 @@ pub(super) struct Gate<S> {
     clock: Clock,
     /// Something was written that may not have left hyper's buffer yet.
     unflushed: bool,
-    /// hyper does not have it.
-    parked: bool,
     shut: bool,
 }
 
@@ -110,7 +108,6 @@ impl<S> Gate<S> {
             downstream,
             clock,
             unflushed: false,
-            parked: false,
             shut: false,
         }
     }
@@ -239,28 +236,27 @@ impl<S: AsyncRead + Unpin> Gate<S> {
         }
         loop {
             let idle = self.limits.idle;
-            let next = if self.parked { idle } else { idle.min(PARK) };
-            let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(next)));
+            let first = if self.verdict.is_idle() { idle } else { idle.min(PARK) };
+            let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(first)));
             ready!(patience.as_mut().poll(cx));
             let waited = self.downstream.idle_for(self.clock.instant());
             if waited >= idle {
                 return Poll::Ready(());
             }
-            if waited >= PARK && !self.parked && !self.unflushed {
+            if waited >= PARK && !self.verdict.is_idle() && !self.unflushed {
                 self.verdict.idle.store(true, Ordering::Relaxed);
                 self.patience = None;
                 return Poll::Pending;
             }
-            let left = if waited < PARK { (idle - waited).min(PARK - waited) } else { idle - waited };
-            self.patience = Some(Box::pin(sleep(left)));
+            let next = if waited < PARK { idle.min(PARK) } else { idle };
+            self.patience = Some(Box::pin(sleep(next - waited)));
         }
     }
 
     /// Waits, without hyper, for the first bytes of the next request; `false` when there will be none.
     pub(super) async fn wait(&mut self) -> io::Result<bool> {
-        self.parked = true;
+        self.verdict.idle.store(true, Ordering::Relaxed);
         let woken = std::future::poll_fn(|cx| self.poll_woken(cx)).await;
-        self.parked = false;
         self.patience = None;
         self.verdict.idle.store(false, Ordering::Relaxed);
         woken
