@@ -130,11 +130,10 @@ async fn exchange_on(
     errand: &Errand<'_>,
     in_use: &InUse,
 ) -> Result<Response<Body>, ProxyError> {
-    let Some(request) = slot else { return Err(nothing_to_send()) };
     match taken {
         Taken::Http1(mut sender) => {
-            to_http1(request);
-            let Some(request) = slot.take() else { return Err(nothing_to_send()) };
+            let Some(mut request) = slot.take() else { return Err(nothing_to_send()) };
+            to_http1(&mut request);
             let response = answered(sender.try_send_request(request).await, slot)?;
             let pool = endpoint.pool(errand.worker).clone();
             let give_back = Return { pool, sender, clock: errand.clock.clone() };
@@ -145,8 +144,8 @@ async fn exchange_on(
             if sender.ready().await.is_err() {
                 return Err(ProxyError::Broken("it closed the connection".into()));
             }
-            to_http2(request, &endpoint.upstream.scheme);
-            let Some(request) = slot.take() else { return Err(nothing_to_send()) };
+            let Some(mut request) = slot.take() else { return Err(nothing_to_send()) };
+            to_http2(&mut request, &endpoint.upstream.scheme);
             let response = answered(sender.try_send_request(request).await, slot)?;
             Ok(watched(response, Box::new(stream)))
         }

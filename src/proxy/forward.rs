@@ -7,6 +7,7 @@ use ::http::header::{
     ALT_SVC, CACHE_CONTROL, CONTENT_LENGTH, HeaderMap, MAX_FORWARDS, SET_COOKIE, TRANSFER_ENCODING,
 };
 use ::http::{HeaderValue, Method, Request, Response, StatusCode};
+use hyper::upgrade::OnUpgrade;
 
 use super::cluster::Cluster;
 use super::exchange::InUse;
@@ -86,26 +87,37 @@ impl Cluster {
         if seen.any(Seen::LENGTH) && is_framed_twice(response.headers(), seen) {
             return Err(ProxyError::Broken("its answer is framed in two ways".into()));
         }
-        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        if switched {
-            let (Some(client), Some(upgrade)) = (client, &errand.upgrade) else {
-                return Err(ProxyError::Broken("it changed the protocol unasked".into()));
-            };
-            if !upgrade.is_answered_by(response.headers()) {
-                return Err(ProxyError::Broken("it changed to another protocol than was asked for".into()));
-            }
-            let upstream = hyper::upgrade::on(&mut response);
-            tokio::spawn(tunnel(client, upstream, self.settings.idle_timeout, errand.alive.clone()));
-            headers::remove_hop_by_hop(response.headers_mut(), seen);
+        let switched = match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS => Some(self.open_tunnel(client, errand, &mut response)?),
+            _ => None,
+        };
+        headers::remove_hop_by_hop(response.headers_mut(), seen);
+        if let Some(upgrade) = switched {
             upgrade.restore(response.headers_mut());
-        } else {
-            headers::remove_hop_by_hop(response.headers_mut(), seen);
         }
         self.edit_response(response.headers_mut(), seen, rules);
-        let bounded = self.settings.timeout_bounds_answer && !switched;
+        let bounded = self.settings.timeout_bounds_answer && switched.is_none();
         let deadline = limit.filter(|_| bounded).map(|limit| (started + limit).into());
         response.body_mut().set_limits(Limits::new(self.settings.idle_timeout, deadline));
         Ok(response)
+    }
+
+    /// Joins client and upstream, when the answer changes to the protocol that was asked for.
+    fn open_tunnel<'e>(
+        &self,
+        client: Option<OnUpgrade>,
+        errand: &'e Errand<'_>,
+        response: &mut Response<Body>,
+    ) -> Result<&'e Upgrade, ProxyError> {
+        let (Some(client), Some(upgrade)) = (client, &errand.upgrade) else {
+            return Err(ProxyError::Broken("it changed the protocol unasked".into()));
+        };
+        if !upgrade.is_answered_by(response.headers()) {
+            return Err(ProxyError::Broken("it changed to another protocol than was asked for".into()));
+        }
+        let upstream = hyper::upgrade::on(response);
+        tokio::spawn(tunnel(client, upstream, self.settings.idle_timeout, errand.alive.clone()));
+        Ok(upgrade)
     }
 
     /// The answer, in time.
