@@ -157,30 +157,19 @@ fn is_canonical(written: &[u8], host: &str, port: Option<u16>) -> bool {
     }
 }
 
-/// In [`HOST_BYTES`]: a capital letter.
+/// In [`oddness`]: a capital letter.
 const UPPER: u8 = 1;
-/// In [`HOST_BYTES`]: not a letter, a digit, or one of `-._`.
+/// In [`oddness`]: not a letter, a digit, or one of `-._`.
 const OTHER: u8 = 2;
-/// What is odd about each byte of a host name.
-const HOST_BYTES: [u8; 256] = {
-    let mut table = [OTHER; 256];
-    let mut byte = 0_u8;
-    while byte < 128 {
-        let odd = if byte.is_ascii_uppercase() {
-            UPPER
-        } else if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_') {
-            0
-        } else {
-            OTHER
-        };
-        #[allow(clippy::indexing_slicing, reason = "a byte is an index into 256")]
-        {
-            table[byte as usize] = odd;
-        }
-        byte += 1;
+
+/// What is odd about a byte of a host name.
+const fn oddness(byte: u8) -> u8 {
+    match byte {
+        b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' => 0,
+        b'A'..=b'Z' => UPPER,
+        _ => OTHER,
     }
-    table
-};
+}
 
 /// `host[:port]`, with the host in lower case and without a trailing dot; `None` when it is malformed.
 pub fn split_host(authority: &str) -> Option<(Cow<'_, str>, Option<u16>)> {
@@ -210,7 +199,7 @@ pub fn split_host(authority: &str) -> Option<(Cow<'_, str>, Option<u16>)> {
         _ => return None,
     };
     let host = host.strip_suffix('.').unwrap_or(host);
-    let odd = host.bytes().fold(0, |odd, byte| odd | HOST_BYTES.get(usize::from(byte)).unwrap_or(&OTHER));
+    let odd = host.bytes().fold(0, |odd, byte| odd | oddness(byte));
     let plain = odd & OTHER == 0;
     let valid = host.starts_with('[') || (plain && !host.is_empty() && !host.ends_with('.'));
     let host = if odd & UPPER != 0 { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) };

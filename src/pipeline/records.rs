@@ -170,7 +170,7 @@ impl Record {
     pub(super) fn decided(&self, route: &Route, caller: &Caller, allow: bool, decided: &Decided) -> Instant {
         let now = self.clock.instant();
         let duration = now.saturating_duration_since(self.started);
-        self.journal.record(self.began + duration, "authorize-check", |line| {
+        self.journal.record(self.time_at(now), "authorize-check", |line| {
             line.token(key!("request-id"), self.id.as_bytes()).flag(key!("allow"), allow);
             match decided.rule {
                 Some(rule) => line.written(key!("rule"), |out| rule.write(out)),
@@ -250,7 +250,7 @@ impl Watcher for Access {
         let now = record.clock.instant();
         record.ended = Some(now);
         let duration = now.saturating_duration_since(record.started);
-        record.journal.record(record.began + duration, "http-request", |line| {
+        record.journal.record(record.time_at(now), "http-request", |line| {
             line.token(key!("request-id"), record.id.as_bytes());
             line.text(key!("method"), record.method())
                 .bytes(key!("authority"), record.authority())
