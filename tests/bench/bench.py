@@ -254,7 +254,6 @@ def p10():
 
 def p11():
     from login import login
-    from memory import growth
     s = peers.start("ours_auth", Opt())
     count = 300
     login(s.base)
@@ -262,7 +261,6 @@ def p11():
         record(timed(s, lambda: {"requests": len([login(s.base) for _ in range(count)])}, 0,
                      {"scenario": "p11", "variant": "sign-in", "peer": "ours_auth", "round": rnd}))
     lib.stop(s.proc)
-    record({"scenario": "p11", "variant": "sessions", "peer": "ours_auth", **growth(2000)})
 
 
 def p12():
