@@ -7,6 +7,7 @@
 //! caller can use.
 
 mod body;
+mod chunks;
 mod client;
 pub mod cookies;
 pub mod folded;
@@ -17,6 +18,7 @@ mod request;
 mod seen;
 
 pub use body::{Body, BodyError, End, Limits, Watcher};
+pub use chunks::{Chunks, Piece};
 pub use client::{Client, is_cross_site, is_same_site_form};
 pub use path::{EscapedSlashes, PathRules, Readings};
 pub use request::{BadRequest, Canonical, Misread, Scheme, canonicalise, split_host};
