@@ -4,11 +4,12 @@
 //! session and kept until shortly before the assertion in them expires. A header that is configured is
 //! always set, empty when there is nothing to say, so that nothing a client sent can stand in its place.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ::http::{HeaderMap, HeaderName, HeaderValue};
+use ::http::{HeaderName, HeaderValue};
 use serde_json::{Map, Value, json};
 
 use crate::clock::Timestamp;
@@ -27,6 +28,28 @@ pub struct Form {
     id: u64,
     format: IssuerFormat,
     claims: Vec<ClaimHeader>,
+    /// The headers for a caller who is nobody.
+    nobody: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// Headers that state who is calling; each name once.
+#[derive(Debug)]
+pub enum Statement<'a> {
+    /// Nobody: every header is there, and empty.
+    Nobody(&'a [(HeaderName, HeaderValue)]),
+    /// The caller.
+    Somebody(Arc<Rendered>),
+}
+
+impl Deref for Statement<'_> {
+    type Target = [(HeaderName, HeaderValue)];
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Nobody(headers) => headers,
+            Self::Somebody(rendered) => &rendered.headers,
+        }
+    }
 }
 
 /// A claim that is sent as a header.
@@ -53,43 +76,37 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 impl Form {
     /// A form with these claims. Routes with the same settings can share it.
     pub fn new(format: IssuerFormat, claims: Vec<ClaimHeader>) -> Self {
-        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), format, claims }
+        // A name can be configured in two spellings; the last one holds.
+        let claims = claims.into_iter().fold(Vec::new(), |mut unique: Vec<ClaimHeader>, claim| {
+            unique.retain(|known| known.header != claim.header);
+            unique.push(claim);
+            unique
+        });
+        let empty = |claim: &ClaimHeader| (claim.header.clone(), HeaderValue::from_static(""));
+        let nobody = claims.iter().map(empty).collect();
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), format, claims, nobody }
     }
 
-    /// Sets the headers on a request to the upstream.
+    /// The headers that state who is calling.
     ///
     /// # Errors
     /// When the assertion cannot be signed.
-    pub fn attach(
+    pub fn state(
         &self,
         signer: &Signer,
         caller: &Caller,
         host: &str,
-        headers: &mut HeaderMap,
         now: Timestamp,
-    ) -> Result<(), SigningKeyError> {
-        let Caller::Identified(identity) = caller else {
-            for claim in &self.claims {
-                headers.insert(claim.header.clone(), HeaderValue::from_static(""));
-            }
-            return Ok(());
-        };
+    ) -> Result<Statement<'_>, SigningKeyError> {
+        let Caller::Identified(identity) = caller else { return Ok(Statement::Nobody(&self.nobody)) };
         let rendered = identity.rendered.load();
         let kept = rendered.iter().find(|rendered| {
             rendered.form == self.id && *rendered.host == *host && rendered.fresh_until > now
         });
-        let fresh;
-        let rendered = match kept {
-            Some(rendered) => rendered,
-            None => {
-                fresh = self.render(signer, identity, host, now)?;
-                &fresh
-            }
-        };
-        for (name, value) in &rendered.headers {
-            headers.insert(name.clone(), value.clone());
-        }
-        Ok(())
+        Ok(Statement::Somebody(match kept {
+            Some(rendered) => rendered.clone(),
+            None => self.render(signer, identity, host, now)?,
+        }))
     }
 
     fn render(
@@ -217,11 +234,14 @@ mod tests {
     fn every_configured_header_is_set_and_a_claim_cannot_break_out_of_it() {
         crypto::install().unwrap();
         let signer = Signer::from_secret(&[3; 32]).unwrap();
-        let mut headers = HeaderMap::new();
-        form()
-            .attach(&signer, &caller(), "app.test", &mut headers, Timestamp::from_unix_seconds(1000))
-            .unwrap();
-        let text = |name: &str| headers.get(name).unwrap().to_str().unwrap().to_owned();
+        let form = form();
+        let headers = form.state(&signer, &caller(), "app.test", Timestamp::from_unix_seconds(1000)).unwrap();
+        let text = |name: &str| {
+            let mut found = headers.iter().filter(|(known, _)| known == name);
+            let value = found.next().unwrap().1.to_str().unwrap().to_owned();
+            assert!(found.next().is_none(), "{name}");
+            value
+        };
         assert_eq!(text("x-pomerium-claim-email"), "jane@example.com");
         assert_eq!(text("x-pomerium-claim-groups"), "admins,dev");
         assert_eq!(text("x-pomerium-claim-cognito-groups"), "admins,dev");
@@ -242,13 +262,25 @@ mod tests {
     }
 
     #[test]
+    fn a_header_that_is_configured_twice_is_set_once() {
+        let header = HeaderName::from_static("x-who");
+        let claims =
+            ["sub", "email"].map(|claim| ClaimHeader { header: header.clone(), claim: claim.into() });
+        let form = Form::new(IssuerFormat::HostOnly, claims.into());
+        let signer = Signer::from_secret(&[3; 32]).unwrap();
+        let stated = form.state(&signer, &caller(), "app.test", Timestamp::default()).unwrap();
+        let who: Vec<_> = stated.iter().filter(|(name, _)| *name == header).map(|(_, value)| value).collect();
+        assert_eq!(who, ["jane@example.com"]);
+    }
+
+    #[test]
     fn an_anonymous_caller_is_told_as_empty_headers_without_an_assertion() {
         crypto::install().unwrap();
         let signer = Signer::from_secret(&[3; 32]).unwrap();
-        let mut headers = HeaderMap::new();
-        form().attach(&signer, &Caller::Anonymous, "app.test", &mut headers, Timestamp::default()).unwrap();
-        assert_eq!(headers.get("x-pomerium-claim-email").unwrap(), "");
-        assert!(!headers.contains_key("x-pomerium-jwt-assertion"));
+        let form = form();
+        let headers = form.state(&signer, &Caller::Anonymous, "app.test", Timestamp::default()).unwrap();
+        assert_eq!(headers.len(), 5);
+        assert!(headers.iter().all(|(name, value)| *name != ASSERTION && value.is_empty()), "{headers:?}");
     }
 
     #[test]
@@ -257,10 +289,9 @@ mod tests {
         let signer = Signer::from_secret(&[3; 32]).unwrap();
         let (caller, one, two) = (caller(), form(), Form::new(IssuerFormat::Uri, Vec::new()));
         let at = |form: &Form, seconds| {
-            let mut headers = HeaderMap::new();
-            form.attach(&signer, &caller, "app.test", &mut headers, Timestamp::from_unix_seconds(seconds))
-                .unwrap();
-            headers.get(&ASSERTION).unwrap().clone()
+            let headers =
+                form.state(&signer, &caller, "app.test", Timestamp::from_unix_seconds(seconds)).unwrap();
+            headers.iter().find(|(name, _)| *name == ASSERTION).unwrap().1.clone()
         };
         let first = at(&one, 1000);
         assert_ne!(first, at(&two, 1000));

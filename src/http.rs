@@ -17,9 +17,10 @@ mod path;
 mod request;
 mod seen;
 
-pub use body::{Body, BodyError, End, Limits, Watcher};
+pub use body::{Body, BodyError, End, Limits, Stream, Watcher};
 pub use chunks::{Chunks, Piece};
 pub use client::{Client, is_cross_site, is_same_site_form};
+pub use forwarded::Forwarded;
 pub use path::{EscapedSlashes, PathRules, Readings};
 pub use request::{BadRequest, Canonical, Misread, Scheme, canonicalise, split_host};
 pub use seen::Seen;

@@ -21,7 +21,7 @@ use crate::http::headers::{self, REQUEST_ID};
 use crate::http::{BadRequest, Body, Canonical, Client, Misread, Scheme, Seen, canonicalise, cookies};
 use crate::identity::Caller;
 use crate::pages::{self, Denied, Occasion, Refusal};
-use crate::proxy::{Errand, ResponseRules, Upgrade};
+use crate::proxy::{Added, Errand, ResponseRules, Upgrade};
 use crate::session::{Found, Freshness, Known, Session};
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Journal;
@@ -78,7 +78,7 @@ pub fn serve(
     misread: Option<Misread>,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send {
     let seen = Seen::of(request.headers());
-    let request = request.map(Body::stream);
+    let request = request.map(Body::incoming);
     let client = Client::of(&request, seen);
     let unreadable = misread.as_ref().map(|misread| (misread.status, misread.reason));
     let snapshot = cx.snapshot.load_full();
@@ -170,7 +170,7 @@ async fn answer(
         }
         Err(exit) => return Err(exit),
     };
-    let (permit, now) = match decide(route, &caller, &canonical, record.client(), request) {
+    let (permit, (now, time)) = match decide(route, &caller, &canonical, record.client(), request) {
         Decision::Allow(permit) => {
             let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, request.headers());
             let now = record.decided(route, &caller, origin.is_ok(), permit.decided());
@@ -206,17 +206,20 @@ async fn answer(
     if seen.any(Seen::AUTHORIZATION) {
         remove_own_authorization(fields);
     }
-    // For what is added here and by the route, at once.
-    fields.reserve(12);
-    snapshot.forwarded_rules.write(fields, connection, &canonical, route.external);
+    let forwarded = snapshot.forwarded_rules.chain(fields, connection, &canonical, route.external);
     route.cluster.edit_request(fields);
-    if let Some(form) = &route.identity {
-        form.attach(&snapshot.signer, permit.caller(), &canonical.host, fields, record.time_at(now))?;
-    }
-    fields.insert(&REQUEST_ID, record.id().clone());
+    let statement = match &route.identity {
+        Some(form) => Some(form.state(&snapshot.signer, permit.caller(), &canonical.host, time)?),
+        None => None,
+    };
     let is_personal = upgrade.is_none() && matches!(permit.caller(), Caller::Identified(_));
     let alive = upgrade.is_some().then(|| cx.alive.upgrade()).flatten();
     let errand = Errand {
+        added: Added {
+            request_id: record.id(),
+            statement: statement.as_deref().unwrap_or_default(),
+            forwarded,
+        },
         alive,
         worker: cx.worker,
         request: &canonical,

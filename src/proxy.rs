@@ -16,15 +16,17 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::authorize::Permit;
 
+mod added;
 mod cluster;
 mod connect;
 mod exchange;
 mod forward;
+mod http1;
 mod pool;
 mod rewrite;
-mod spare;
 mod upgrade;
 
+pub use added::Added;
 pub use cluster::Cluster;
 pub use connect::{SharedTls, UpstreamTlsError};
 pub use forward::{Errand, ResponseRules};

@@ -33,7 +33,19 @@ struct Extras {
 enum Source {
     Empty,
     Full(Bytes),
-    Stream(Incoming),
+    /// From a connection that hyper reads.
+    Incoming(Incoming),
+    /// From a connection of our own.
+    Stream(Box<dyn Stream>),
+}
+
+/// A body that is read from elsewhere than hyper.
+pub trait Stream: Send {
+    /// The next piece, like [`http_body::Body::poll_frame`]. It is not asked again after the end or an error.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+
+    /// How much is to come.
+    fn size_hint(&self) -> SizeHint;
 }
 
 /// Told once when a body has ended, however it ended.
@@ -65,7 +77,13 @@ pub struct Limits {
 pub enum BodyError {
     /// The connection that it came in on failed.
     #[error(transparent)]
-    Stream(#[from] hyper::Error),
+    Incoming(#[from] hyper::Error),
+    /// The upstream's connection failed.
+    #[error(transparent)]
+    Connection(#[from] std::io::Error),
+    /// The upstream broke the protocol.
+    #[error("{0}")]
+    Malformed(&'static str),
     /// Nothing came for too long.
     #[error("nothing was sent for {0:?}")]
     Idle(Duration),
@@ -86,13 +104,18 @@ impl Body {
         Self::of(if bytes.is_empty() { Source::Empty } else { Source::Full(bytes) })
     }
 
-    /// A body that streams in from a connection.
-    pub fn stream(incoming: Incoming) -> Self {
+    /// A body that streams in from a connection of hyper's.
+    pub fn incoming(incoming: Incoming) -> Self {
         Self::of(if http_body::Body::is_end_stream(&incoming) {
             Source::Empty
         } else {
-            Source::Stream(incoming)
+            Source::Incoming(incoming)
         })
+    }
+
+    /// A body that streams in from elsewhere.
+    pub fn stream(stream: Box<dyn Stream>) -> Self {
+        Self::of(Source::Stream(stream))
     }
 
     const fn of(source: Source) -> Self {
@@ -101,14 +124,14 @@ impl Body {
 
     /// Says which further headers tell who is calling: trailers must not hold them either.
     pub fn set_rules(&mut self, rules: &Arc<HeaderRules>) {
-        if matches!(self.source, Source::Stream(_)) {
+        if self.is_stream() {
             self.extras().rules = Some(rules.clone());
         }
     }
 
     /// Sets limits of time on a stream.
     pub fn set_limits(&mut self, limits: Limits) {
-        if matches!(self.source, Source::Stream(_)) && (limits.idle.is_some() || limits.deadline.is_some()) {
+        if self.is_stream() && (limits.idle.is_some() || limits.deadline.is_some()) {
             self.extras().limits = Some(limits);
         }
     }
@@ -124,6 +147,10 @@ impl Body {
     /// Whether there is nothing to send at all.
     pub const fn is_empty(&self) -> bool {
         matches!(self.source, Source::Empty)
+    }
+
+    const fn is_stream(&self) -> bool {
+        matches!(self.source, Source::Incoming(_) | Source::Stream(_))
     }
 
     fn extras(&mut self) -> &mut Extras {
@@ -192,7 +219,7 @@ impl http_body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let incoming = match &mut this.source {
+        let frame = match &mut this.source {
             Source::Empty => {
                 this.finish(End::Complete);
                 return Poll::Ready(None);
@@ -206,9 +233,12 @@ impl http_body::Body for Body {
                 this.finish(End::Complete);
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
-            Source::Stream(incoming) => incoming,
+            Source::Incoming(incoming) => {
+                Pin::new(incoming).poll_frame(cx).map(|next| next.map(|frame| Ok(frame?)))
+            }
+            Source::Stream(stream) => stream.poll_frame(cx),
         };
-        match Pin::new(incoming).poll_frame(cx) {
+        match frame {
             Poll::Ready(Some(Ok(mut frame))) => {
                 this.pass(&mut frame);
                 Poll::Ready(Some(Ok(frame)))
@@ -216,7 +246,7 @@ impl http_body::Body for Body {
             Poll::Ready(Some(Err(error))) => {
                 this.source = Source::Empty;
                 this.finish(End::Failed);
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {
                 this.source = Source::Empty;
@@ -238,7 +268,8 @@ impl http_body::Body for Body {
         match &self.source {
             Source::Empty => true,
             Source::Full(_) => false,
-            Source::Stream(incoming) => http_body::Body::is_end_stream(incoming),
+            Source::Incoming(incoming) => http_body::Body::is_end_stream(incoming),
+            Source::Stream(stream) => stream.size_hint().exact() == Some(0),
         }
     }
 
@@ -246,7 +277,8 @@ impl http_body::Body for Body {
         match &self.source {
             Source::Empty => SizeHint::with_exact(0),
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Stream(incoming) => http_body::Body::size_hint(incoming),
+            Source::Incoming(incoming) => http_body::Body::size_hint(incoming),
+            Source::Stream(stream) => stream.size_hint(),
         }
     }
 }
@@ -266,7 +298,7 @@ impl std::fmt::Debug for Body {
         f.write_str(match self.source {
             Source::Empty => "Body(empty)",
             Source::Full(_) => "Body(full)",
-            Source::Stream(_) => "Body(stream)",
+            Source::Incoming(_) | Source::Stream(_) => "Body(stream)",
         })
     }
 }

@@ -1,8 +1,9 @@
 //! Whom to believe about the client, and the one chain that upstreams see.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use super::headers::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PORT, FORWARDED_PROTO};
@@ -20,6 +21,15 @@ pub struct ForwardedRules {
     pub skip_append: bool,
 }
 
+/// What an upstream is told about where a request came from.
+#[derive(Clone, Debug)]
+pub struct Forwarded<'a>([(&'static HeaderName, Option<Cow<'a, HeaderValue>>); 4]);
+
+static HTTP: HeaderValue = HeaderValue::from_static("http");
+static HTTPS: HeaderValue = HeaderValue::from_static("https");
+static HTTP_PORT: HeaderValue = HeaderValue::from_static("80");
+static HTTPS_PORT: HeaderValue = HeaderValue::from_static("443");
+
 impl ForwardedRules {
     /// Whether what this peer says about the client is believed.
     pub fn trusts(&self, peer: IpAddr) -> bool {
@@ -33,7 +43,7 @@ impl ForwardedRules {
         if !self.trusts(peer) {
             return peer;
         }
-        let chain = chain(headers);
+        let chain = hops(headers);
         if self.trusted_hops > 0 {
             return chain.iter().rev().nth(self.trusted_hops - 1).copied().flatten().unwrap_or(peer);
         }
@@ -48,18 +58,19 @@ impl ForwardedRules {
         client
     }
 
-    /// Writes the chain for the upstream: one `X-Forwarded-For`, `-Proto`, `-Host` and `-Port`.
-    pub fn write(
+    /// The chain for the upstream: one `X-Forwarded-For`, `-Proto`, `-Host` and `-Port`.
+    pub fn chain<'a>(
         &self,
-        headers: &mut HeaderMap,
-        connection: &Connection,
-        request: &Canonical,
+        headers: &HeaderMap,
+        connection: &'a Connection,
+        request: &'a Canonical,
         external: Scheme,
-    ) {
+    ) -> Forwarded<'a> {
         let believed = self.trusts(connection.peer_ip());
-        let hops = if believed { chain(headers) } else { Vec::new() };
-        if hops.is_empty() {
-            headers.insert(&FORWARDED_FOR, connection.peer_text.clone());
+        let says = |name| believed && one_word(headers, name);
+        let hops = if believed { hops(headers) } else { Vec::new() };
+        let client = if hops.is_empty() {
+            Cow::Borrowed(&connection.peer_text)
         } else {
             let mut hops: Vec<String> = hops
                 .into_iter()
@@ -68,27 +79,38 @@ impl ForwardedRules {
             if !self.skip_append {
                 hops.push(connection.peer_ip().to_string());
             }
-            set(headers, &FORWARDED_FOR, &hops.join(", "));
-        }
-        if !(believed && one_word(headers, &FORWARDED_PROTO)) {
-            headers.insert(&FORWARDED_PROTO, HeaderValue::from_static(external.as_str()));
-        }
-        if !(believed && one_word(headers, &FORWARDED_HOST)) {
-            headers.insert(&FORWARDED_HOST, request.authority.clone());
-        }
-        if !(believed && one_word(headers, &FORWARDED_PORT)) {
-            let port = match request.port.unwrap_or_else(|| external.default_port()) {
-                443 => HeaderValue::from_static("443"),
-                80 => HeaderValue::from_static("80"),
-                other => HeaderValue::from(other),
-            };
-            headers.insert(&FORWARDED_PORT, port);
-        }
+            // Addresses and commas are what a field may hold.
+            Cow::Owned(
+                HeaderValue::from_str(&hops.join(", ")).unwrap_or_else(|_| connection.peer_text.clone()),
+            )
+        };
+        let port = || match request.port.unwrap_or_else(|| external.default_port()) {
+            443 => Cow::Borrowed(&HTTPS_PORT),
+            80 => Cow::Borrowed(&HTTP_PORT),
+            other => Cow::Owned(HeaderValue::from(other)),
+        };
+        let proto = match external {
+            Scheme::Http => &HTTP,
+            Scheme::Https => &HTTPS,
+        };
+        Forwarded([
+            (&FORWARDED_FOR, Some(client)),
+            (&FORWARDED_PROTO, (!says(&FORWARDED_PROTO)).then_some(Cow::Borrowed(proto))),
+            (&FORWARDED_HOST, (!says(&FORWARDED_HOST)).then_some(Cow::Borrowed(&request.authority))),
+            (&FORWARDED_PORT, (!says(&FORWARDED_PORT)).then(port)),
+        ])
+    }
+}
+
+impl Forwarded<'_> {
+    /// The fields that are to be set; what a trusted proxy said already stays.
+    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.0.iter().filter_map(|(name, value)| Some((*name, &**value.as_ref()?)))
     }
 }
 
 /// The addresses of `X-Forwarded-For`, left to right; `None` for what is no address.
-fn chain(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+fn hops(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
     headers
         .get_all(&FORWARDED_FOR)
         .iter()
@@ -110,12 +132,6 @@ fn one_word(headers: &HeaderMap, name: &http::HeaderName) -> bool {
     values.next().is_some_and(|value| {
         value.to_str().is_ok_and(|value| !value.is_empty() && !value.contains([',', ' ']))
     }) && values.next().is_none()
-}
-
-fn set(headers: &mut HeaderMap, name: &http::HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(name, value);
-    }
 }
 
 #[cfg(test)]
@@ -161,11 +177,15 @@ mod tests {
     }
 
     #[test]
-    fn one_chain_is_written() {
+    fn there_is_one_chain() {
         let path = Readings { canonical: "/".into(), others: Vec::new() };
         let request = Canonical::new(Scheme::Https, "app.test", None, path);
-        let mut map = HeaderMap::new();
-        ForwardedRules::default().write(&mut map, &connection("203.0.113.9"), &request, Scheme::Https);
+        let written = |rules: &ForwardedRules, map: &HeaderMap, peer: &str| -> HeaderMap {
+            let connection = connection(peer);
+            let chain = rules.chain(map, &connection, &request, Scheme::Https);
+            chain.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+        };
+        let map = written(&ForwardedRules::default(), &HeaderMap::new(), "203.0.113.9");
         assert_eq!(map.get(&FORWARDED_FOR).unwrap(), "203.0.113.9");
         assert_eq!(map.get(&FORWARDED_PROTO).unwrap(), "https");
         assert_eq!(map.get(&FORWARDED_HOST).unwrap(), "app.test");
@@ -175,7 +195,9 @@ mod tests {
             ForwardedRules { trusted: vec!["10.0.0.0/8".parse().unwrap()], ..ForwardedRules::default() };
         let mut map = headers("203.0.113.9");
         map.append(FORWARDED_FOR.clone(), HeaderValue::from_static("10.0.0.2"));
-        rules.write(&mut map, &connection("10.0.0.1"), &request, Scheme::Https);
+        map.insert(FORWARDED_PROTO.clone(), HeaderValue::from_static("http"));
+        let map = written(&rules, &map, "10.0.0.1");
+        assert!(!map.contains_key(&FORWARDED_PROTO) && map.contains_key(&FORWARDED_PORT));
         assert_eq!(map.get_all(&FORWARDED_FOR).iter().count(), 1);
         assert_eq!(map.get(&FORWARDED_FOR).unwrap(), "203.0.113.9, 10.0.0.2, 10.0.0.1");
     }

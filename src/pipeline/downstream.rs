@@ -18,7 +18,7 @@ pub struct Downstream {
     under_way: AtomicUsize,
     /// Requests that have begun.
     begun: AtomicU64,
-    /// When a request last began or ended: milliseconds after it was made.
+    /// When a request last ended: milliseconds after it was made.
     last: AtomicU64,
 }
 
@@ -49,19 +49,14 @@ impl Downstream {
         now.saturating_duration_since(last)
     }
 
-    pub(super) fn begin(&self, now: Instant) {
+    pub(super) fn begin(&self) {
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.under_way.fetch_add(1, Ordering::Relaxed);
-        self.touch(now);
     }
 
     pub(super) fn end(&self, now: Instant) {
-        self.under_way.fetch_sub(1, Ordering::Relaxed);
-        self.touch(now);
-    }
-
-    fn touch(&self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.since).as_millis();
         self.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -97,7 +97,7 @@ impl Record {
         let headers = request.headers();
         let connection = &downstream.connection;
         let started = cx.clock.instant();
-        downstream.begin(started);
+        downstream.begin();
         let believed = snapshot.forwarded_rules.trusts(connection.peer_ip());
         let id = believed.then(|| given_id(headers)).flatten().unwrap_or_else(|| cx.ids.next());
         Self {
@@ -166,11 +166,18 @@ impl Record {
         };
     }
 
-    /// The decision record: one for every request that reached a route. When that was.
-    pub(super) fn decided(&self, route: &Route, caller: &Caller, allow: bool, decided: &Decided) -> Instant {
+    /// The decision record: one for every request that reached a route. When that was, and what time it was.
+    pub(super) fn decided(
+        &self,
+        route: &Route,
+        caller: &Caller,
+        allow: bool,
+        decided: &Decided,
+    ) -> (Instant, Timestamp) {
         let now = self.clock.instant();
         let duration = now.saturating_duration_since(self.started);
-        self.journal.record(self.time_at(now), "authorize-check", |line| {
+        let time = self.began + duration;
+        self.journal.record(time, "authorize-check", |line| {
             line.token(key!("request-id"), self.id.as_bytes()).flag(key!("allow"), allow);
             match decided.rule {
                 Some(rule) => line.written(key!("rule"), |out| rule.write(out)),
@@ -193,12 +200,7 @@ impl Record {
             }
             line.duration(key!("duration"), duration);
         });
-        now
-    }
-
-    /// What the time was then.
-    pub(super) fn time_at(&self, instant: Instant) -> Timestamp {
-        self.began + instant.saturating_duration_since(self.started)
+        (now, time)
     }
 
     /// Writes the access record once the answer has been sent, however that ends.
@@ -250,7 +252,7 @@ impl Watcher for Access {
         let now = record.clock.instant();
         record.ended = Some(now);
         let duration = now.saturating_duration_since(record.started);
-        record.journal.record(record.time_at(now), "http-request", |line| {
+        record.journal.record(record.began + duration, "http-request", |line| {
             line.token(key!("request-id"), record.id.as_bytes());
             line.text(key!("method"), record.method())
                 .bytes(key!("authority"), record.authority())

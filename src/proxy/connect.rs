@@ -12,6 +12,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
+use super::http1::{Connection, Socket};
 use super::pool::Sender;
 use super::{ProxyError, Settings, Upstream, UpstreamScheme, UpstreamTls};
 use crate::client::Names;
@@ -69,13 +70,17 @@ impl Connector {
         Ok(Self { names, tls: connectors, server_name: tls.name()? })
     }
 
-    /// A new connection. `http1`: it has to become a tunnel, which HTTP/2 does not do here.
-    pub(super) async fn connect(&self, upstream: &Upstream, http1: bool) -> Result<Sender, ProxyError> {
+    /// A new connection. `must_be_http1`: it has to become a tunnel, which HTTP/2 does not do here.
+    pub(super) async fn connect(
+        &self,
+        upstream: &Upstream,
+        must_be_http1: bool,
+    ) -> Result<Sender, ProxyError> {
         let stream = self.names.dial(&upstream.host, upstream.port).await;
         let stream = stream.map_err(|error| ProxyError::Connect(error.to_string()))?;
         match upstream.scheme {
-            UpstreamScheme::Http => handshake1(stream).await,
-            UpstreamScheme::H2c if http1 => handshake1(stream).await,
+            UpstreamScheme::Http => Ok(http1(Socket::Plain(stream))),
+            UpstreamScheme::H2c if must_be_http1 => Ok(http1(Socket::Plain(stream))),
             UpstreamScheme::H2c => handshake2(stream).await,
             UpstreamScheme::Https => {
                 let name = match &self.server_name {
@@ -87,7 +92,7 @@ impl Connector {
                 let Some(tls) = &self.tls else {
                     return Err(ProxyError::Tls("the cluster was made without TLS".into()));
                 };
-                let connector = if http1 { &tls.http1 } else { &tls.auto };
+                let connector = if must_be_http1 { &tls.http1 } else { &tls.auto };
                 let connecting = connector.connect(name, stream);
                 let stream = tokio::time::timeout(std::time::Duration::from_secs(10), connecting)
                     .await
@@ -96,7 +101,7 @@ impl Connector {
                 if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
                     handshake2(stream).await
                 } else {
-                    handshake1(stream).await
+                    Ok(http1(Socket::Tls(Box::new(stream))))
                 }
             }
         }
@@ -153,17 +158,8 @@ fn name_of(host: &str) -> Option<ServerName<'static>> {
     ServerName::try_from(host.trim_start_matches('[').trim_end_matches(']').to_owned()).ok()
 }
 
-async fn handshake1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    stream: S,
-) -> Result<Sender, ProxyError> {
-    let (sender, connection) = hyper::client::conn::http1::Builder::new()
-        .max_buf_size(256 * 1024)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| ProxyError::Connect(error.to_string()))?;
-    // How it ends is reported to whoever waits for an answer on it.
-    tokio::spawn(async move { drop(connection.with_upgrades().await) });
-    Ok(Sender::Http1(sender))
+fn http1(socket: Socket) -> Sender {
+    Sender::Http1(Box::new(Connection::new(socket)))
 }
 
 async fn handshake2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(

@@ -1,34 +1,72 @@
 //! One exchange with an upstream: on a connection that waits, or on a new one.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use ::http::header::{HOST, TRANSFER_ENCODING};
+use ::http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use ::http::uri::PathAndQuery;
-use ::http::{Request, Response, Uri, Version};
+use ::http::{HeaderValue, Request, Response, Uri, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
+use hyper::client::conn::http2;
+use tokio::time::{Instant, timeout_at};
 
+use super::added::Added;
 use super::cluster::{Cluster, Endpoint};
 use super::forward::Errand;
-use super::pool::{Retired, Return, Sender, Taken};
-use super::spare::Spare;
+use super::http1::{Exchanged, Outgoing, Tunnel, Unanswered};
+use super::pool::{Retired, Sender, Taken};
 use super::{HostHeader, ProxyError, UpstreamScheme};
-use crate::http::{Body, BodyError, Watcher};
+use crate::http::{Body, BodyError};
 
-/// The shared connection that a request is on, so that it can be given up when it does not answer.
+/// What an exchange leaves besides its answer.
 #[derive(Default)]
-pub(super) struct InUse(Mutex<Option<Retired>>);
+pub(super) struct Leavings(Mutex<Left>);
 
-impl InUse {
-    fn set(&self, retired: Retired) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(retired);
+#[derive(Default)]
+struct Left {
+    /// The shared connection that the request is on.
+    shared: Option<Retired>,
+    /// The connection, when it became a tunnel.
+    tunnel: Option<Tunnel>,
+}
+
+/// By when an answer has to begin.
+#[derive(Clone, Copy)]
+pub(super) struct Until {
+    /// How long that is.
+    pub(super) limit: Duration,
+    pub(super) deadline: Instant,
+}
+
+impl Until {
+    pub(super) const fn missed(self) -> ProxyError {
+        ProxyError::Timeout(self.limit)
     }
+}
 
+/// What happens, if it happens in time.
+async fn within<T>(until: Option<Until>, what: impl Future<Output = T>) -> Result<T, ProxyError> {
+    match until {
+        None => Ok(what.await),
+        Some(until) => timeout_at(until.deadline, what).await.map_err(|_| until.missed()),
+    }
+}
+
+impl Leavings {
+    /// The request is given up: a shared connection on which nothing answers is not used again.
     pub(super) fn retire(&self) {
-        if let Some(retired) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(retired) = &self.left().shared {
             retired.store(true, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn tunnel(&self) -> Option<Tunnel> {
+        self.left().tunnel.take()
+    }
+
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -38,39 +76,20 @@ impl Cluster {
         &self,
         errand: &Errand<'_>,
         request: &mut Option<Request<Body>>,
-        in_use: &InUse,
+        leavings: &Leavings,
+        until: Option<Until>,
     ) -> Result<Response<Body>, ProxyError> {
         let turn = self.turn();
         let Some(endpoint) = self.endpoint(turn) else {
             return Err(ProxyError::Connect("the route has no upstream".into()));
         };
         if let Some(taken) = endpoint.pool(errand.worker).take(errand.upgrade.is_some(), errand.now) {
-            match self.exchange_on_waiting(taken, endpoint, errand, request, in_use).await {
-                Err(_) if request.is_some() => {}
-                exchanged => return exchanged,
+            match self.exchange_on(taken, endpoint, request, errand, leavings, until).await {
+                Err(unanswered) if unanswered.again => {}
+                exchanged => return exchanged.map_err(|unanswered| unanswered.error),
             }
         }
-        Box::pin(self.exchange_on_new(turn, errand, request, in_use)).await
-    }
-
-    /// Sends on a connection that waited. When it turns out to be closed, the request is in its place again.
-    async fn exchange_on_waiting(
-        &self,
-        taken: Taken,
-        endpoint: &Endpoint,
-        errand: &Errand<'_>,
-        request: &mut Option<Request<Body>>,
-        in_use: &InUse,
-    ) -> Result<Response<Body>, ProxyError> {
-        self.address(endpoint, errand, request);
-        // It may have been closed by the other side just now.
-        let may_repeat = matches!(taken, Taken::Http1(..));
-        let spare = request.as_ref().filter(|_| may_repeat).and_then(Spare::of);
-        let exchanged = exchange_on(taken, endpoint, request, errand, in_use).await;
-        if let (Err(ProxyError::Broken(_)), None, Some(spare)) = (&exchanged, &request, spare) {
-            *request = spare.into_request();
-        }
-        exchanged
+        Box::pin(self.exchange_on_new(turn, errand, request, leavings, until)).await
     }
 
     /// Sends on a new connection; to the next endpoint when one accepts none.
@@ -79,24 +98,25 @@ impl Cluster {
         turn: usize,
         errand: &Errand<'_>,
         request: &mut Option<Request<Body>>,
-        in_use: &InUse,
+        leavings: &Leavings,
+        until: Option<Until>,
     ) -> Result<Response<Body>, ProxyError> {
-        let http1 = errand.upgrade.is_some();
+        let must_be_http1 = errand.upgrade.is_some();
         let mut failure = ProxyError::Connect("the route has no upstream".into());
         for step in 0..self.endpoints.len() {
             let Some(endpoint) = self.endpoint(turn + step) else { break };
             let pool = endpoint.pool(errand.worker);
             // The first one was asked before.
-            let waiting = if step > 0 { pool.take(http1, errand.clock.instant()) } else { None };
+            let waiting = if step > 0 { pool.take(must_be_http1, errand.clock.instant()) } else { None };
             if let Some(taken) = waiting {
-                match self.exchange_on_waiting(taken, endpoint, errand, request, in_use).await {
-                    Err(_) if request.is_some() => {}
-                    exchanged => return exchanged,
+                match self.exchange_on(taken, endpoint, request, errand, leavings, until).await {
+                    Err(unanswered) if unanswered.again => {}
+                    exchanged => return exchanged.map_err(|unanswered| unanswered.error),
                 }
             }
-            self.address(endpoint, errand, request);
-            let taken = match self.connector.connect(&endpoint.upstream, http1).await {
-                Ok(Sender::Http1(sender)) => Taken::Http1(sender),
+            let connecting = self.connector.connect(&endpoint.upstream, must_be_http1);
+            let taken = match within(until, connecting).await? {
+                Ok(Sender::Http1(connection)) => Taken::Http1(connection),
                 Ok(Sender::Http2(sender, allowed)) => pool.share(sender, allowed),
                 Err(error) => {
                     failure = error;
@@ -104,91 +124,99 @@ impl Cluster {
                 }
             };
             // Sent once; what fails from here on is reported.
-            return exchange_on(taken, endpoint, request, errand, in_use).await;
+            let exchanged = self.exchange_on(taken, endpoint, request, errand, leavings, until).await;
+            return exchanged.map_err(|unanswered| unanswered.error);
         }
         Err(failure)
     }
 
-    fn address(&self, endpoint: &Endpoint, errand: &Errand<'_>, request: &mut Option<Request<Body>>) {
-        let Some(request) = request else { return };
+    /// Sends a request, which is in its place again when it may be sent again.
+    async fn exchange_on(
+        &self,
+        taken: Taken,
+        endpoint: &Endpoint,
+        slot: &mut Option<Request<Body>>,
+        errand: &Errand<'_>,
+        leavings: &Leavings,
+        until: Option<Until>,
+    ) -> Result<Response<Body>, Unanswered> {
         let host = match &self.settings.host {
-            HostHeader::Upstream => Some(endpoint.authority.clone()),
-            HostHeader::Preserve => Some(errand.request.authority.clone()),
-            HostHeader::Rewrite(host) => Some(host.clone()),
+            HostHeader::Upstream => &endpoint.authority,
+            HostHeader::Preserve => &errand.request.authority,
+            HostHeader::Rewrite(host) => host,
         };
-        if let Some(host) = host {
-            request.headers_mut().insert(HOST, host);
-        }
-    }
-}
-
-/// Sends a request, which is put back into its place when it was not sent.
-async fn exchange_on(
-    taken: Taken,
-    endpoint: &Endpoint,
-    slot: &mut Option<Request<Body>>,
-    errand: &Errand<'_>,
-    in_use: &InUse,
-) -> Result<Response<Body>, ProxyError> {
-    match taken {
-        Taken::Http1(mut sender) => {
-            let Some(mut request) = slot.take() else { return Err(nothing_to_send()) };
-            to_http1(&mut request);
-            let response = answered(sender.try_send_request(request).await, slot)?;
-            let pool = endpoint.pool(errand.worker).clone();
-            let give_back = Return { pool, sender, clock: errand.clock.clone() };
-            Ok(watched(response, Box::new(give_back)))
-        }
-        Taken::Http2(mut sender, stream, retired) => {
-            in_use.set(retired);
-            if sender.ready().await.is_err() {
-                return Err(ProxyError::Broken("it closed the connection".into()));
+        match taken {
+            Taken::Http1(connection) => {
+                let Some(request) = slot else { return Err(nothing_to_send()) };
+                let sent = Outgoing { request, host, added: &errand.added };
+                let home = (endpoint.pool(errand.worker), errand.clock);
+                match connection.exchange(sent, home, until).await? {
+                    Exchanged::Answer(response) => Ok(response),
+                    Exchanged::Switched(response, tunnel) => {
+                        leavings.left().tunnel = Some(tunnel);
+                        Ok(response)
+                    }
+                }
             }
-            let Some(mut request) = slot.take() else { return Err(nothing_to_send()) };
-            to_http2(&mut request, &endpoint.upstream.scheme);
-            let response = answered(sender.try_send_request(request).await, slot)?;
-            Ok(watched(response, Box::new(stream)))
+            Taken::Http2(sender, stream, retired) => {
+                leavings.left().shared = Some(retired);
+                let exchanging =
+                    exchange_on_http2(sender, slot, host, &endpoint.upstream.scheme, &errand.added);
+                let response = match within(until, Box::pin(exchanging)).await {
+                    Ok(response) => response?,
+                    Err(error) => {
+                        leavings.retire();
+                        return Err(Unanswered { error, again: false });
+                    }
+                };
+                Ok(response.map(|incoming| {
+                    let mut body = Body::incoming(incoming);
+                    body.watch(Box::new(stream));
+                    body
+                }))
+            }
         }
     }
 }
 
-fn answered(
-    sent: Result<Response<Incoming>, TrySendError<Request<Body>>>,
+async fn exchange_on_http2(
+    mut sender: http2::SendRequest<Body>,
     slot: &mut Option<Request<Body>>,
-) -> Result<Response<Incoming>, ProxyError> {
-    sent.map_err(|mut error| {
-        *slot = error.take_message();
-        blame(&error.into_error())
-    })
-}
-
-fn nothing_to_send() -> ProxyError {
-    ProxyError::Broken("there is no request".into())
-}
-
-fn watched(response: Response<Incoming>, watcher: Box<dyn Watcher>) -> Response<Body> {
-    response.map(|incoming| {
-        let mut body = Body::stream(incoming);
-        body.watch(watcher);
-        body
-    })
-}
-
-fn to_http1(request: &mut Request<Body>) {
-    *request.version_mut() = Version::HTTP_11;
-    if request.uri().authority().is_none() && request.uri().scheme().is_none() {
-        return;
+    host: &HeaderValue,
+    scheme: &UpstreamScheme,
+    added: &Added<'_>,
+) -> Result<Response<Incoming>, Unanswered> {
+    if sender.ready().await.is_err() {
+        return Err(Unanswered { error: ProxyError::Broken("it closed the connection".into()), again: true });
     }
-    let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    *request.uri_mut() = Uri::from(target);
+    let Some(mut request) = slot.take() else { return Err(nothing_to_send()) };
+    to_http2(&mut request, host, scheme);
+    added.insert_into(request.headers_mut());
+    let response = sender.try_send_request(request).await.map_err(|mut error| {
+        *slot = error.take_message();
+        Unanswered { again: slot.is_some(), error: blame(&error.into_error()) }
+    })?;
+    // Somebody behind us who reads HTTP/1.1 could find another end of it.
+    let mut lengths = response.headers().get_all(CONTENT_LENGTH).iter();
+    let is_number =
+        |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+    if lengths.next().is_some_and(|length| !is_number(length)) || lengths.next().is_some() {
+        let error = ProxyError::Broken("its answer's length is not one number".into());
+        return Err(Unanswered { error, again: false });
+    }
+    Ok(response)
+}
+
+fn nothing_to_send() -> Unanswered {
+    Unanswered { error: ProxyError::Broken("there is no request".into()), again: false }
 }
 
 /// HTTP/2 wants the scheme and the authority in the target, and no field that concerns one connection.
-fn to_http2(request: &mut Request<Body>, scheme: &UpstreamScheme) {
+fn to_http2(request: &mut Request<Body>, host: &HeaderValue, scheme: &UpstreamScheme) {
     *request.version_mut() = Version::HTTP_2;
-    let host = request.headers_mut().remove(HOST);
+    request.headers_mut().remove(HOST);
     request.headers_mut().remove(TRANSFER_ENCODING);
-    let authority = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let authority = host.to_str().unwrap_or_default();
     let target = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let scheme = if *scheme == UpstreamScheme::Https { "https" } else { "http" };
     if let Ok(uri) = Uri::builder().scheme(scheme).authority(authority).path_and_query(target).build() {

@@ -9,8 +9,10 @@ use ::http::header::{
 use ::http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::upgrade::OnUpgrade;
 
+use super::added::Added;
 use super::cluster::Cluster;
-use super::exchange::InUse;
+use super::exchange::{Leavings, Until};
+use super::http1::Tunnel;
 use super::upgrade::{Upgrade, tunnel};
 use super::{ProxyError, spend};
 use crate::authorize::Permit;
@@ -23,6 +25,8 @@ pub struct Errand<'a> {
     pub worker: usize,
     /// What the request is about.
     pub request: &'a Canonical,
+    /// What is set on it.
+    pub added: Added<'a>,
     /// How paths are read.
     pub rules: PathRules,
     /// The change of protocol that was asked for and is allowed.
@@ -45,7 +49,7 @@ pub struct ResponseRules<'a> {
 }
 
 impl Cluster {
-    /// Applies the route's own header rules; the identity headers are set after that.
+    /// Applies the route's own header rules; what is [`Added`] comes after that.
     pub fn edit_request(&self, headers: &mut HeaderMap) {
         for name in &self.settings.remove_request_headers {
             headers.remove(name);
@@ -78,17 +82,21 @@ impl Cluster {
         let limit =
             self.settings.timeout.filter(|_| errand.upgrade.is_none() || self.settings.timeout_bounds_answer);
         let is_upload = !request.body().is_empty();
+        let leavings = Leavings::default();
         let (mut response, started) = match limit {
-            Some(limit) if is_upload => Box::pin(self.answer_to_upload(limit, errand, slot)).await?,
-            Some(limit) => (self.answer_within(limit, errand, slot).await?, errand.now),
-            None => (self.exchange(errand, slot, &InUse::default()).await?, errand.now),
+            Some(limit) if is_upload => {
+                Box::pin(self.answer_to_upload(limit, errand, slot, &leavings)).await?
+            }
+            limit => {
+                let until = limit.map(|limit| Until { limit, deadline: (errand.now + limit).into() });
+                (self.exchange(errand, slot, &leavings, until).await?, errand.now)
+            }
         };
         let seen = Seen::of(response.headers());
-        if seen.any(Seen::LENGTH) && is_framed_twice(response.headers(), seen) {
-            return Err(ProxyError::Broken("its answer is framed in two ways".into()));
-        }
         let switched = match response.status() {
-            StatusCode::SWITCHING_PROTOCOLS => Some(self.open_tunnel(client, errand, &mut response)?),
+            StatusCode::SWITCHING_PROTOCOLS => {
+                Some(self.open_tunnel(client, leavings.tunnel(), errand, response.headers())?)
+            }
             _ => None,
         };
         headers::remove_hop_by_hop(response.headers_mut(), seen);
@@ -106,38 +114,18 @@ impl Cluster {
     fn open_tunnel<'e>(
         &self,
         client: Option<OnUpgrade>,
+        upstream: Option<Tunnel>,
         errand: &'e Errand<'_>,
-        response: &mut Response<Body>,
+        answered: &HeaderMap,
     ) -> Result<&'e Upgrade, ProxyError> {
-        let (Some(client), Some(upgrade)) = (client, &errand.upgrade) else {
+        let (Some(client), Some(upstream), Some(upgrade)) = (client, upstream, &errand.upgrade) else {
             return Err(ProxyError::Broken("it changed the protocol unasked".into()));
         };
-        if !upgrade.is_answered_by(response.headers()) {
+        if !upgrade.is_answered_by(answered) {
             return Err(ProxyError::Broken("it changed to another protocol than was asked for".into()));
         }
-        let upstream = hyper::upgrade::on(response);
         tokio::spawn(tunnel(client, upstream, self.settings.idle_timeout, errand.alive.clone()));
         Ok(upgrade)
-    }
-
-    /// The answer, in time.
-    async fn answer_within(
-        &self,
-        limit: Duration,
-        errand: &Errand<'_>,
-        request: &mut Option<Request<Body>>,
-    ) -> Result<Response<Body>, ProxyError> {
-        let in_use = InUse::default();
-        let deadline = (errand.now + limit).into();
-        // Pinned here: it is too large to be handed over.
-        let exchange = pin!(self.exchange(errand, request, &in_use));
-        match tokio::time::timeout_at(deadline, exchange).await {
-            Ok(response) => response,
-            Err(_) => {
-                in_use.retire();
-                Err(ProxyError::Timeout(limit))
-            }
-        }
     }
 
     /// The time runs from the end of the request's body: a long upload is not the upstream's fault. The answer,
@@ -147,13 +135,13 @@ impl Cluster {
         limit: Duration,
         errand: &Errand<'_>,
         request: &mut Option<Request<Body>>,
+        leavings: &Leavings,
     ) -> Result<(Response<Body>, Instant), ProxyError> {
-        let in_use = InUse::default();
         let (tell, told) = tokio::sync::oneshot::channel();
         if let Some(request) = request {
             request.body_mut().watch(Box::new(Sent(tell)));
         }
-        let mut exchange = pin!(self.exchange(errand, request, &in_use));
+        let mut exchange = pin!(self.exchange(errand, request, leavings, None));
         tokio::select! {
             response = exchange.as_mut() => return Ok((response?, errand.clock.instant())),
             // An error means that the body was dropped, which ends it too.
@@ -163,7 +151,7 @@ impl Cluster {
         match tokio::time::timeout_at((started + limit).into(), exchange).await {
             Ok(response) => Ok((response?, started)),
             Err(_) => {
-                in_use.retire();
+                leavings.retire();
                 Err(ProxyError::Timeout(limit))
             }
         }
@@ -238,19 +226,6 @@ fn may_go_on(headers: &mut HeaderMap) -> bool {
         Some(left) => {
             headers.insert(MAX_FORWARDS, HeaderValue::from(left - 1));
             true
-        }
-    }
-}
-
-/// Whether somebody else could find another end of this answer.
-fn is_framed_twice(headers: &HeaderMap, seen: Seen) -> bool {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    match lengths.next() {
-        None => false,
-        Some(length) => {
-            let plain = !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
-            let chunked = seen.any(Seen::HOP_BY_HOP) && headers.contains_key(TRANSFER_ENCODING);
-            !plain || lengths.next().is_some() || chunked
         }
     }
 }

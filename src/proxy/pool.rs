@@ -1,16 +1,19 @@
 //! Connections that wait for the next request: for each worker and endpoint its own.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 
+use super::http1::Connection;
 use crate::clock::Clock;
 use crate::http::{Body, End, Watcher};
 
 /// A connection that waited longer is not used again; most origins close theirs after 60 s.
 const IDLE: Duration = Duration::from_secs(50);
+/// How often connections that wait are looked after.
+const LOOK: Duration = Duration::from_secs(5);
 /// So many connections may wait.
 const MOST_IDLE: usize = 1024;
 /// So many requests share an HTTP/2 connection before another is opened; most origins allow 100 or more.
@@ -18,7 +21,7 @@ const STREAMS: usize = 100;
 
 /// A connection that can take a request.
 pub(super) enum Sender {
-    Http1(http1::SendRequest<Body>),
+    Http1(Box<Connection>),
     /// With how many streams the other side allows.
     Http2(http2::SendRequest<Body>, Arc<AtomicUsize>),
 }
@@ -26,12 +29,19 @@ pub(super) enum Sender {
 /// The connections of one worker to one endpoint.
 #[derive(Default)]
 pub(super) struct Pool {
-    http1: Mutex<Vec<Waiting>>,
+    http1: Mutex<Idle>,
     http2: Mutex<Vec<Shared>>,
 }
 
+#[derive(Default)]
+struct Idle {
+    waiting: Vec<Waiting>,
+    /// Whether somebody looks after them.
+    is_watched: bool,
+}
+
 struct Waiting {
-    sender: http1::SendRequest<Body>,
+    connection: Box<Connection>,
     since: Instant,
 }
 
@@ -48,7 +58,7 @@ pub(super) type Retired = Arc<AtomicBool>;
 /// A connection that was taken from the pool.
 pub(super) enum Taken {
     /// HTTP/1.1.
-    Http1(http1::SendRequest<Body>),
+    Http1(Box<Connection>),
     /// HTTP/2, with the count of its streams, this one included.
     Http2(http2::SendRequest<Body>, Stream, Retired),
 }
@@ -56,10 +66,9 @@ pub(super) enum Taken {
 /// One stream of a shared connection; counted until it is dropped.
 pub(super) struct Stream(Arc<AtomicUsize>);
 
-/// Gives an HTTP/1.1 connection back when the answer on it has been read to its end.
-pub(super) struct Return {
+/// Where an HTTP/1.1 connection goes when the answer on it has been read to its end.
+pub(super) struct Home {
     pub(super) pool: Arc<Pool>,
-    pub(super) sender: http1::SendRequest<Body>,
     pub(super) clock: Clock,
 }
 
@@ -80,20 +89,37 @@ impl Pool {
                 ));
             }
         }
-        let mut waiting = self.http1.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(Waiting { sender, since }) = waiting.pop() {
+        let waiting = &mut self.idle().waiting;
+        while let Some(Waiting { mut connection, since }) = waiting.pop() {
             let waited = now.saturating_duration_since(since);
             if waited > IDLE {
                 // The ones below it have waited longer still.
                 waiting.clear();
                 break;
             }
-            if sender.is_ready() {
-                return Some(Taken::Http1(sender));
+            // Closed, or it says what nobody asked for: not to be used again.
+            if connection.is_quiet() {
+                return Some(Taken::Http1(connection));
             }
-            // Closed, or the upstream answered before it had read the whole request: not to be used again.
         }
         None
+    }
+
+    /// Lets an HTTP/1.1 connection wait for the next request.
+    pub(super) fn keep(self: &Arc<Self>, mut connection: Box<Connection>, clock: &Clock) {
+        connection.rest();
+        let mut idle = self.idle();
+        if idle.waiting.len() >= MOST_IDLE {
+            return;
+        }
+        idle.waiting.push(Waiting { connection, since: clock.instant() });
+        if !std::mem::replace(&mut idle.is_watched, true) {
+            tokio::spawn(look_after(Arc::downgrade(self), clock.clone()));
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.http1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a new HTTP/2 connection for others to share, and takes a stream on it.
@@ -127,14 +153,30 @@ impl Watcher for Stream {
     fn ended(self: Box<Self>, _: End, _: u64) {}
 }
 
-impl Watcher for Return {
-    fn ended(self: Box<Self>, end: End, _: u64) {
-        // After anything but a whole answer, dropping the sender closes the connection.
-        if end == End::Complete && !self.sender.is_closed() {
-            let mut waiting = self.pool.http1.lock().unwrap_or_else(PoisonError::into_inner);
-            if waiting.len() < MOST_IDLE {
-                waiting.push(Waiting { sender: self.sender, since: self.clock.instant() });
+impl Home {
+    pub(super) fn give(self, connection: Box<Connection>) {
+        self.pool.keep(connection, &self.clock);
+    }
+}
+
+/// Closes connections that have waited for too long or that the upstream has closed, as long as any wait.
+async fn look_after(pool: Weak<Pool>, clock: Clock) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let now = clock.instant();
+        let mut idle = pool.idle();
+        idle.waiting.retain_mut(|one| {
+            let waited = now.saturating_duration_since(one.since);
+            if waited > LOOK {
+                one.connection.shrink();
             }
+            waited <= IDLE && one.connection.is_quiet()
+        });
+        if idle.waiting.is_empty() {
+            idle.waiting.shrink_to_fit();
+            idle.is_watched = false;
+            return;
         }
     }
 }

@@ -5,6 +5,7 @@ use ::http::{HeaderValue, Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
+use super::http1::Tunnel;
 use crate::http::headers::{has_token, single};
 
 /// How much is read at once from either side of a tunnel.
@@ -120,12 +121,16 @@ impl Upgrade {
 /// `alive` is held meanwhile, so that a stopping server waits for it.
 pub(super) async fn tunnel(
     client: OnUpgrade,
-    upstream: OnUpgrade,
+    upstream: Tunnel,
     idle: Option<std::time::Duration>,
     _alive: Option<tokio::sync::mpsc::Sender<()>>,
 ) {
-    let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) else { return };
-    let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+    let Ok(client) = client.await else { return };
+    let (mut client, mut before, mut upstream) = (TokioIo::new(client), &*upstream.before, upstream.socket);
+    // What the upstream said at once.
+    if tokio::io::copy_buf(&mut before, &mut client).await.is_err() {
+        return;
+    }
     match idle {
         None => {
             drop(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await)

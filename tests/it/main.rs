@@ -12,6 +12,7 @@
 )]
 #![allow(missing_docs, reason = "tests are sentences")]
 
+mod answers;
 mod browser;
 mod check;
 mod framing;

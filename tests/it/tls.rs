@@ -2,6 +2,8 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::rig::{HTTPS, Rig, Setup, self_signed, write_certificate};
 
@@ -226,5 +228,72 @@ fn a_route_shows_its_client_certificate_to_the_upstream() {
     );
     for (host, status) in [("right", 200), ("wrong", 502), ("none", 502)] {
         assert_eq!(rig.server.get(&format!("{host}.localhost"), "/", "").status, status, "{host}");
+    }
+}
+
+/// A TLS server that answers any request with an answer of so many bytes, head included, and in the same record
+/// with one that nobody asked for.
+fn overtalkative(made: &rcgen::CertifiedKey<rcgen::KeyPair>, length: Arc<AtomicUsize>) -> u16 {
+    use rustls::pki_types::PrivateKeyDer;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (connection, length) =
+                (rustls::ServerConnection::new(config.clone()).unwrap(), length.clone());
+            std::thread::spawn(move || {
+                let mut stream = rustls::StreamOwned::new(connection, stream);
+                let mut part = [0; 4096];
+                while std::io::Read::read(&mut stream, &mut part).is_ok_and(|count| count > 0) {
+                    let length = length.load(Ordering::Relaxed);
+                    let head = |body: usize| format!("HTTP/1.1 200 OK\r\nContent-Length: {body:06}\r\n\r\n");
+                    let body = length - head(0).len();
+                    let answer = format!("{}{}{}strange", head(body), "x".repeat(body), head(7));
+                    if stream.write_all(answer.as_bytes()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+/// TLS hands over what it has decrypted piece by piece: what is left inside it is as strange as what is read.
+#[test]
+fn what_tls_holds_back_is_nobodys_answer() {
+    let server = self_signed("inner.test");
+    let directory = tempfile::tempdir().unwrap();
+    let (ca, _) = write_certificate(directory.path(), "inner", &server);
+    let length = Arc::new(AtomicUsize::new(0));
+    let port = overtalkative(&server, length.clone());
+    let rig = Rig::routes(&format!(
+        "
+  - from: http://open.localhost
+    to: https://127.0.0.1:{port}
+    tls_custom_ca_file: {ca}
+    tls_server_name: inner.test
+    allow_public_unauthenticated_access: true
+"
+    ));
+    // Around every size of which room could be made.
+    for room in [1024, 2048, 4096, 8192, 8192 + 4096, 16384 - 80] {
+        for size in room - 3..=room + 3 {
+            length.store(size, Ordering::Relaxed);
+            for _ in 0..2 {
+                let answer = rig.server.get("open.localhost", "/", "");
+                assert_eq!(answer.status, 200, "{size}");
+                assert!(answer.body.bytes().all(|byte| byte == b'x'), "{size}");
+            }
+        }
     }
 }

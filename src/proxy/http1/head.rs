@@ -1,0 +1,185 @@
+//! The head of a request, written, and the head of an answer, read.
+
+use std::mem::MaybeUninit;
+
+use ::http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING};
+use ::http::{HeaderValue, Response, StatusCode};
+use bytes::BytesMut;
+use hyper::ext::ReasonPhrase;
+
+use super::Outgoing;
+use crate::http::headers::has_token;
+
+/// The most fields in a head.
+const MOST_FIELDS: usize = 100;
+
+/// There is room for so many fields from the start: more are added on the way, and hyper keeps the map for the
+/// next request, to which more still are added. Growing it costs more than both.
+const USUAL_FIELDS: usize = 20;
+
+/// An answer without its body.
+pub(super) struct Head {
+    pub(super) response: Response<()>,
+    pub(super) framing: Framing,
+    /// Whether the connection stays open after this answer.
+    pub(super) keep: bool,
+}
+
+/// Where an answer's body ends (RFC 9112 §6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    Length(u64),
+    Chunked,
+    /// With the connection.
+    Close,
+}
+
+impl Head {
+    /// Another head follows (RFC 9110 §15.2).
+    pub(super) fn is_interim(&self) -> bool {
+        self.response.status().is_informational() && self.response.status() != StatusCode::SWITCHING_PROTOCOLS
+    }
+}
+
+/// Writes a request's head. `Transfer-Encoding` is left out of it unless the body is in chunks.
+pub(super) fn write(out: &mut Vec<u8>, outgoing: &Outgoing<'_>, is_chunked: bool) {
+    let Outgoing { request, host, added } = outgoing;
+    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    out.extend_from_slice(request.method().as_str().as_bytes());
+    out.extend_from_slice(if target.starts_with('?') { b" /" } else { b" " });
+    out.extend_from_slice(target.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    write_field(out, &HOST, host);
+    for (name, value) in request.headers() {
+        let is_left_out = *name == HOST || (!is_chunked && *name == TRANSFER_ENCODING) || added.has(name);
+        if !is_left_out {
+            write_field(out, name, value);
+        }
+    }
+    for (name, value) in added.iter() {
+        write_field(out, name, value);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+pub(super) fn write_field(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+    out.extend_from_slice(name.as_str().as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Where a field lies in the bytes of a head: from and to of its name, from and to of its value.
+pub(super) type Span = [usize; 4];
+
+/// Takes a head from what was read; `None` when it is not all there. `is_head`: the request's method was HEAD.
+/// `spans` is room that is used meanwhile.
+///
+/// # Errors
+/// When it is no head, or somebody else could read another one in it.
+pub(super) fn read(
+    bytes: &mut BytesMut,
+    is_head: bool,
+    spans: &mut Vec<Span>,
+) -> Result<Option<Head>, String> {
+    let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let length = match config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut fields) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => {
+            return Err(format!("its answer has more than {MOST_FIELDS} fields"));
+        }
+        Err(error) => return Err(format!("its answer's head is malformed: {error}")),
+    };
+    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.ok_or("its answer's status is out of range")?;
+    let is_http11 = parsed.version == Some(1);
+    let reason = parsed.reason.filter(|reason| Some(*reason) != status.canonical_reason());
+    let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
+    // What the fields lie in is about to be shared, so that their values need not be copied.
+    let base = bytes.as_ptr() as usize;
+    spans.clear();
+    spans.extend(parsed.headers.iter().map(|field| {
+        let (name, value) = (field.name.as_ptr() as usize - base, field.value.as_ptr() as usize - base);
+        [name, name + field.name.len(), value, value + field.value.len()]
+    }));
+    let head = bytes.split_to(length).freeze();
+    let mut response = Response::new(());
+    let (headers, mut signs) = (response.headers_mut(), Signs::default());
+    headers.reserve(spans.len().max(USUAL_FIELDS));
+    for &[from, to, value_from, value_to] in &*spans {
+        let name = head.get(from..to).and_then(|name| HeaderName::from_bytes(name).ok());
+        let value = HeaderValue::from_maybe_shared(head.slice(value_from..value_to)).ok();
+        let (Some(name), Some(value)) = (name, value) else {
+            return Err("a field of its answer is malformed".into());
+        };
+        signs.see(&name, &value);
+        headers.append(name, value);
+    }
+    let keep = signs.keeps(is_http11, headers);
+    signs.check()?;
+    let is_bodiless = is_head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
+    let framing = if is_bodiless { Framing::Length(0) } else { signs.framing(is_http11)? };
+    *response.status_mut() = status;
+    if let Some(reason) = reason {
+        response.extensions_mut().insert(reason);
+    }
+    Ok(Some(Head { response, framing, keep: keep && framing != Framing::Close }))
+}
+
+/// What the fields say about where the body ends.
+#[derive(Default)]
+struct Signs {
+    lengths: usize,
+    length: Option<u64>,
+    codings: usize,
+    is_chunked: bool,
+    has_connection: bool,
+    /// `Connection` says something other than `keep-alive`.
+    says_more: bool,
+}
+
+impl Signs {
+    fn see(&mut self, name: &HeaderName, value: &HeaderValue) {
+        if *name == CONTENT_LENGTH {
+            self.lengths += 1;
+            // `parse` would let a sign through.
+            let digits = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+            self.length = digits.and_then(|digits| digits.parse().ok());
+        } else if *name == TRANSFER_ENCODING {
+            self.codings += 1;
+            self.is_chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
+        } else if *name == CONNECTION {
+            self.has_connection = true;
+            self.says_more |= !value.as_bytes().eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+
+    /// Without a body too: somebody behind us could find one.
+    fn check(&self) -> Result<(), &'static str> {
+        match (self.codings, self.lengths) {
+            (_, 0) => Ok(()),
+            (0, 1) if self.length.is_some() => Ok(()),
+            (0, 1) => Err("its answer's length is no number"),
+            _ => Err("its answer is framed in two ways"),
+        }
+    }
+
+    fn framing(&self, is_http11: bool) -> Result<Framing, &'static str> {
+        match (self.codings, self.length) {
+            (0, None) => Ok(Framing::Close),
+            (0, Some(length)) => Ok(Framing::Length(length)),
+            // Anything but chunks nobody asked for, and HTTP/1.0 knows none (RFC 9112 §6.1).
+            (1, _) if self.is_chunked && is_http11 => Ok(Framing::Chunked),
+            _ => Err("its answer has a transfer coding that it must not have"),
+        }
+    }
+
+    /// Whether the connection stays open (RFC 9112 §9.3).
+    fn keeps(&self, is_http11: bool, headers: &HeaderMap) -> bool {
+        let closes = self.says_more && has_token(headers, &CONNECTION, "close");
+        !closes && (is_http11 || (self.has_connection && has_token(headers, &CONNECTION, "keep-alive")))
+    }
+}
