@@ -115,8 +115,9 @@ pub(super) fn read(
         let (Some(name), Some(value)) = (name, value) else {
             return Err("a field of its answer is malformed".into());
         };
-        signs.see(&name, &value);
-        headers.append(name, value);
+        if signs.see(&name, &value) {
+            headers.append(name, value);
+        }
     }
     let keep = signs.keeps(is_http11, headers);
     signs.check()?;
@@ -136,13 +137,17 @@ struct Signs {
     length: Option<u64>,
     codings: usize,
     is_chunked: bool,
-    has_connection: bool,
-    /// `Connection` says something other than `keep-alive`.
+    /// `Connection` is `keep-alive`.
+    keeps: bool,
+    /// `Connection` is `close`.
+    closes: bool,
+    /// `Connection` says something else.
     says_more: bool,
 }
 
 impl Signs {
-    fn see(&mut self, name: &HeaderName, value: &HeaderValue) {
+    /// Whether the field is of use to anybody else.
+    fn see(&mut self, name: &HeaderName, value: &HeaderValue) -> bool {
         if *name == CONTENT_LENGTH {
             self.lengths += 1;
             // `parse` would let a sign through.
@@ -152,9 +157,15 @@ impl Signs {
             self.codings += 1;
             self.is_chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
         } else if *name == CONNECTION {
-            self.has_connection = true;
-            self.says_more |= !value.as_bytes().eq_ignore_ascii_case(b"keep-alive");
+            let is = |word: &[u8]| value.as_bytes().eq_ignore_ascii_case(word);
+            let (keeps, closes) = (is(b"keep-alive"), is(b"close"));
+            self.keeps |= keeps;
+            self.closes |= closes;
+            self.says_more |= !keeps && !closes;
+            // Alone it names no other field; what is in it ends here.
+            return self.says_more;
         }
+        true
     }
 
     /// Without a body too: somebody behind us could find one.
@@ -179,7 +190,7 @@ impl Signs {
 
     /// Whether the connection stays open (RFC 9112 §9.3).
     fn keeps(&self, is_http11: bool, headers: &HeaderMap) -> bool {
-        let closes = self.says_more && has_token(headers, &CONNECTION, "close");
-        !closes && (is_http11 || (self.has_connection && has_token(headers, &CONNECTION, "keep-alive")))
+        let says = |token| self.says_more && has_token(headers, &CONNECTION, token);
+        !(self.closes || says("close")) && (is_http11 || self.keeps || says("keep-alive"))
     }
 }
