@@ -7,22 +7,27 @@
 //!
 //! Order: a deny rule that holds comes first, so that a refusal by address, method or path asks nobody to
 //! sign in; then, when anything that matters concerns identity and nobody has signed in, the caller is
-//! challenged; then allow; then refusal. An empty policy allows nobody.
+//! challenged; then allow; then refusal. An empty policy allows nobody. Where a refusal would be none if the
+//! sign-in were stronger (`acr`) or fresher (`auth_time`), the caller is asked to sign in again, once.
 
 use std::net::IpAddr;
 
 use ::http::{HeaderMap, Method};
 
-use crate::identity::Caller;
+use crate::clock::Timestamp;
+use crate::identity::{Caller, Strength};
 
 mod compile;
 mod criterion;
 mod evaluate;
 mod matcher;
 mod reason;
+mod trace;
+mod words;
 
 pub use compile::{PolicyError, Shorthand, Step};
 pub use reason::{Reason, Reasons};
+pub use trace::Traced;
 
 /// A compiled policy.
 #[derive(Clone, Debug, Default)]
@@ -46,8 +51,12 @@ pub struct Facts<'a> {
     pub path: &'a str,
     /// The client's address, after trusted proxies.
     pub client: IpAddr,
+    /// The query, as it was sent.
+    pub query: &'a str,
     /// The request's header fields.
     pub headers: &'a HeaderMap,
+    /// The time.
+    pub time: Timestamp,
 }
 
 /// The answer, with what decided it.
@@ -57,6 +66,8 @@ pub enum Decision {
     Allow(Permit),
     /// The caller has to sign in first.
     SignIn(Decided),
+    /// The caller has to sign in again: nothing but the strength or the age of the sign-in is missing.
+    StepUp(Decided, Strength),
     /// The request is refused.
     Deny(Decided),
 }
@@ -130,11 +141,6 @@ struct List {
 }
 
 impl Policy {
-    /// Whether other readings of a path have to be decided too.
-    pub const fn reads_path(&self) -> bool {
-        self.reads_path
-    }
-
     /// Whether there is no allow rule at all: nobody can pass.
     pub const fn allows_nobody(&self) -> bool {
         self.allow.is_empty()
@@ -145,6 +151,18 @@ impl Policy {
         self.allow.extend(other.allow);
         self.deny.extend(other.deny);
         self.reads_path |= other.reads_path;
+    }
+}
+
+impl Decision {
+    /// Its name, and what decided.
+    pub fn told(&self) -> (&'static str, &Decided) {
+        match self {
+            Self::Allow(permit) => ("allow", &permit.decided),
+            Self::SignIn(decided) => ("login", decided),
+            Self::StepUp(decided, _) => ("step_up", decided),
+            Self::Deny(decided) => ("deny", decided),
+        }
     }
 }
 
@@ -169,6 +187,11 @@ impl Operator {
             Self::Nor => "nor",
         }
     }
+}
+
+/// A position, as places count them.
+fn number(at: usize) -> u16 {
+    u16::try_from(at).unwrap_or(u16::MAX)
 }
 
 impl Place {

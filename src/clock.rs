@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use chrono::{DateTime, NaiveDate, NaiveDateTime};
 use serde::{Deserialize, Serialize};
 
 /// A point in time: milliseconds since the Unix epoch.
@@ -32,6 +33,21 @@ impl Timestamp {
     /// Milliseconds since the epoch, as stored.
     pub const fn from_unix_millis(millis: u64) -> Self {
         Self(millis)
+    }
+
+    /// RFC 3339: `2026-01-31T18:00:00+01:00`. UTC when no zone is named, midnight when no time is. `None` for
+    /// anything else, and for what lies before 1970.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let utc = |time: NaiveDateTime| time.and_utc();
+        let time = DateTime::parse_from_rfc3339(text)
+            .map(|time| time.to_utc())
+            .or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f").map(utc))
+            .or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f").map(utc))
+            .or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M").map(utc))
+            .or_else(|_| NaiveDate::parse_from_str(text, "%Y-%m-%d").map(|date| utc(date.into())))
+            .ok()?;
+        u64::try_from(time.timestamp_millis()).ok().map(Self)
     }
 
     /// Whole seconds since the epoch.
@@ -70,7 +86,7 @@ impl Sub<Duration> for Timestamp {
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = i64::try_from(self.as_unix_seconds()).unwrap_or(i64::MAX);
-        match chrono::DateTime::from_timestamp(seconds, 0) {
+        match DateTime::from_timestamp(seconds, 0) {
             Some(time) => write!(f, "{}", time.format("%Y-%m-%dT%H:%M:%SZ")),
             None => write!(f, "@{seconds}"),
         }
@@ -114,9 +130,52 @@ impl Clock {
     }
 }
 
+/// A span as Go writes it: `30s`, `13h15m0.5s`, `250ms`; `0` without a unit.
+pub fn span(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    let mut total = 0.0_f64;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+        let number: f64 = rest.get(..digits)?.parse().ok()?;
+        let tail = rest.get(digits..)?;
+        let unit = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let seconds = match tail.get(..unit)? {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        total += number * seconds;
+        rest = tail.get(unit..)?;
+    }
+    // As in Go: about 292 years.
+    Duration::try_from_secs_f64(total).ok().filter(|span| span.as_nanos() <= i64::MAX as u128)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans_are_gos_durations() {
+        for (text, seconds) in
+            [("0", 0.0), ("30s", 30.0), ("13h15m0.5s", 47_700.5), ("250ms", 0.25), ("1h", 3600.0)]
+        {
+            assert_eq!(span(text), Some(Duration::from_secs_f64(seconds)), "{text}");
+        }
+        for bad in ["", "30", "s", "1d", "-1s", "1h30", "x", "1 h", "4000000000000000h"] {
+            assert_eq!(span(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn a_held_clock_moves_only_when_it_is_moved() {
@@ -129,6 +188,24 @@ mod tests {
     #[test]
     fn a_timestamp_prints_as_rfc_3339() {
         assert_eq!(Timestamp::from_unix_seconds(1_790_000_000).to_string(), "2026-09-21T14:13:20Z");
+    }
+
+    #[test]
+    fn a_timestamp_is_read_with_and_without_zone_and_time() {
+        let at = |text: &str| Timestamp::parse(text).map(|time| time.to_string());
+        for (text, time) in [
+            ("2026-01-31T18:00:00+01:00", "2026-01-31T17:00:00Z"),
+            ("2026-01-31T18:00:00Z", "2026-01-31T18:00:00Z"),
+            ("2026-01-31T18:00:00.5", "2026-01-31T18:00:00Z"),
+            ("2026-01-31 18:00:00", "2026-01-31T18:00:00Z"),
+            ("2026-01-31T18:00", "2026-01-31T18:00:00Z"),
+            (" 2026-01-31 ", "2026-01-31T00:00:00Z"),
+        ] {
+            assert_eq!(at(text).as_deref(), Some(time), "{text}");
+        }
+        for bad in ["", "2026", "2026-13-01", "2026-02-30", "31.1.2026", "1969-12-31", "now", "1790000000"] {
+            assert_eq!(at(bad), None, "{bad}");
+        }
     }
 
     #[test]

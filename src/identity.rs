@@ -4,6 +4,7 @@
 //! provider's claims, carried by `session`, judged by `authorize` and shown to upstreams by `assertion`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::{HeaderName, HeaderValue};
 use arc_swap::ArcSwap;
@@ -53,8 +54,21 @@ pub struct Identity {
     pub claims: Claims,
     /// When the session began.
     pub signed_in: Timestamp,
+    /// What the provider was asked for, when a policy wanted a stronger or fresher sign-in.
+    pub asked: Option<Strength>,
     /// What was rendered for upstreams from this identity; see [`Rendered`].
     pub rendered: ArcSwap<Vec<Arc<Rendered>>>,
+}
+
+/// How strong and fresh a sign-in is asked to be (OpenID Connect Core §3.1.2.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Strength {
+    /// `acr_values`: any of these will do.
+    #[serde(default)]
+    pub acr: Vec<String>,
+    /// `max_age`: how long ago the person may have proved who they are.
+    #[serde(default)]
+    pub max_age: Option<Duration>,
 }
 
 /// Headers made from an identity, kept until shortly before the assertion in them expires.
@@ -107,8 +121,48 @@ impl Identity {
             groups,
             claims,
             signed_in,
+            asked: None,
             rendered: ArcSwap::default(),
         })
+    }
+}
+
+impl Strength {
+    /// The parameters that ask a provider for it (OpenID Connect Core §3.1.2.1). A provider that does not know
+    /// `max_age` may know `prompt`.
+    pub fn parameters(&self) -> Vec<(&'static str, String)> {
+        let mut parameters = Vec::new();
+        if !self.acr.is_empty() {
+            parameters.push(("acr_values", self.acr.join(" ")));
+        }
+        if let Some(age) = self.max_age {
+            parameters.push(("max_age", age.as_secs().to_string()));
+        }
+        if self.max_age.is_some() || self.acr.is_empty() {
+            parameters.push(("prompt", "login".into()));
+        }
+        parameters
+    }
+}
+
+impl Identity {
+    /// When the person last proved who they are, as far as the provider says: `auth_time`.
+    pub fn authenticated(&self) -> Option<Timestamp> {
+        let time = self.claims.get("auth_time")?;
+        // A number of seconds; some providers send it as text, or with a fraction.
+        let whole = time.as_u64().or_else(|| time.as_str()?.parse().ok());
+        let seconds = whole.map(Duration::from_secs);
+        let seconds = seconds.or_else(|| Duration::try_from_secs_f64(time.as_f64()?).ok())?;
+        Some(Timestamp::default() + seconds)
+    }
+
+    /// Whether to ask the provider for this is of no use: it was asked, and what came back is what there is.
+    pub fn was_asked_for(&self, strength: &Strength, now: Timestamp) -> bool {
+        let Some(asked) = &self.asked else { return false };
+        let fresh = |age: Duration| {
+            asked.max_age.is_some_and(|asked| asked <= age) && now.since(self.signed_in) <= age
+        };
+        strength.acr.iter().all(|value| asked.acr.contains(value)) && strength.max_age.is_none_or(fresh)
     }
 }
 

@@ -170,24 +170,41 @@ async fn answer(
         }
         Err(exit) => return Err(exit),
     };
-    let (permit, (now, time)) = match decide(route, &caller, &canonical, record.client(), request) {
+    let facts = Facts {
+        caller: &caller,
+        method: request.method(),
+        path: &canonical.path.canonical,
+        query: request.uri().query().unwrap_or_default(),
+        client: record.client(),
+        headers: request.headers(),
+        time: record.began(),
+    };
+    let (permit, (now, time)) = match route.policy.decide_readings(&facts, &canonical.path.others) {
         Decision::Allow(permit) => {
             let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, request.headers());
-            let now = record.decided(route, &caller, origin.is_ok(), permit.decided());
+            let now =
+                record.decided(route, (&facts, &canonical.path.others), origin.is_ok(), permit.decided());
             origin?;
             (permit, now)
         }
         Decision::SignIn(decided) => {
-            record.decided(route, &caller, false, &decided);
+            record.decided(route, (&facts, &canonical.path.others), false, &decided);
             // Who is calling cannot be told now; what anybody may see is not held back for that.
             if let Some(trouble) = trouble {
                 return Err(trouble.into());
             }
-            return Err(Box::pin(sign_in::needed(snapshot, route, &canonical, request)).await);
+            return Err(Box::pin(sign_in::needed(snapshot, route, &canonical, request, None)).await);
+        }
+        Decision::StepUp(decided, strength) => {
+            record.decided(route, (&facts, &canonical.path.others), false, &decided);
+            let needed = sign_in::needed(snapshot, route, &canonical, request, Some(&strength));
+            return Err(Box::pin(needed).await);
         }
         Decision::Deny(decided) => {
-            record.decided(route, &caller, false, &decided);
-            let denied = Denied { caller, decided, details: route.show_error_details };
+            record.decided(route, (&facts, &canonical.path.others), false, &decided);
+            let explanation = route.show_error_details.then(|| route.policy.explain(&facts, &decided));
+            let sign_in_anew = sign_in::anew_url(snapshot, route, &canonical, request);
+            let denied = Denied { caller, decided, sign_in_anew, explanation };
             return Err(Refusal::Denied(Box::new(denied)).into());
         }
     };
@@ -299,28 +316,6 @@ fn remove_own_authorization(fields: &mut HeaderMap) {
         let start = value.as_bytes().trim_ascii_start().get(..9);
         !start.is_some_and(|start| start.eq_ignore_ascii_case(b"pomerium "))
     });
-}
-
-/// Asks the policy. Where the path has other readings and the policy looks at it, all of them must pass.
-fn decide(
-    route: &Route,
-    caller: &Caller,
-    canonical: &Canonical,
-    client: std::net::IpAddr,
-    request: &Request<Body>,
-) -> Decision {
-    let (method, headers) = (request.method(), request.headers());
-    let ask = |path: &str| route.policy.decide(&Facts { caller, method, path, client, headers });
-    let decision = ask(&canonical.path.canonical);
-    if matches!(decision, Decision::Allow(_)) && route.policy.reads_path() {
-        for other in &canonical.path.others {
-            match ask(other) {
-                Decision::Allow(_) => {}
-                refused => return refused,
-            }
-        }
-    }
-    decision
 }
 
 /// The origin that a browser shows for this request.

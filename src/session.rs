@@ -246,13 +246,14 @@ impl Sessions {
         if origin.fingerprint != content.fingerprint {
             return None;
         }
-        Identity::read(
+        let identity = Identity::read(
             content.name.as_str().into(),
             content.provider.as_str().into(),
             content.claims.clone(),
             &origin.reading,
             content.signed_in,
-        )
+        )?;
+        Some(Identity { asked: content.asked.clone(), ..identity })
     }
 
     /// Begins a session and gives this host its handle: the cookie to set.

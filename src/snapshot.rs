@@ -56,6 +56,8 @@ pub struct Route {
     pub is_place: bool,
     /// Who may pass.
     pub policy: Policy,
+    /// A policy that is tried, and not acted on.
+    pub report: Option<Policy>,
     /// Where it leads.
     pub cluster: Arc<Cluster>,
     /// What its upstream is told about the caller.
@@ -111,6 +113,7 @@ impl Snapshot {
                 path,
                 is_place: route.matched.host.exact().is_some(),
                 policy: route.policy,
+                report: route.report,
                 cluster: Arc::new(Cluster::new(route.cluster, workers, &tls)?),
                 identity: route.identity.map(|(format, claims)| Form::new(format, claims)),
                 show_error_details: route.show_error_details,

@@ -156,7 +156,8 @@ impl Authenticate {
         let verified = self.provider.verify(&discovered, &tokens, Some(&pending.nonce), None).await?;
         let claims = self.provider.complete(&discovered, &tokens, verified).await?;
         self.check_required(&claims.0)?;
-        let content = self.provider.content(claims, &tokens, &pending.nonce, self.clock.now());
+        let mut content = self.provider.content(claims, &tokens, &pending.nonce, self.clock.now());
+        content.asked.clone_from(&pending.request.strength);
         let (session, cookie) = match current {
             Some(session) => self.begin_or_go_on(&discovered.issuer, content, Some((session, false))).await?,
             None => self.begin_once(&discovered.issuer, content, state, &others).await?,

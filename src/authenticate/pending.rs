@@ -9,6 +9,7 @@ use super::Authenticate;
 use crate::clock::Timestamp;
 use crate::crypto::{self, Purpose};
 use crate::http::cookies;
+use crate::identity::Strength;
 
 /// The cookie by which a route host knows the browser that began.
 pub(super) const BEGIN: &str = "begin";
@@ -32,6 +33,9 @@ pub struct SignInRequest {
     pub binding: String,
     /// When it began.
     pub began: Timestamp,
+    /// How strong and fresh the sign-in has to be, when a session there is will not do.
+    #[serde(default)]
+    pub strength: Option<Strength>,
 }
 
 /// What the authenticate host remembers about an attempt.

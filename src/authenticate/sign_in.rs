@@ -6,16 +6,26 @@ use url::Url;
 use super::pending::{BEGIN, Pending, STATE, SignInRequest, dated_name};
 use super::{Authenticate, Failure, Redirect, SignInError};
 use crate::crypto;
+use crate::identity::Strength;
 use crate::session::Found;
 
 /// The path of the sign-in endpoint.
 pub(super) const SIGN_IN: &str = "/.pomerium/sign_in";
+/// The parameter of that endpoint with which the provider asks the person anew who they are.
+pub const ANEW: &str = "pomerium_prompt";
 /// The longest target that is remembered as it is; a longer one is kept on the server for a while.
 pub(super) const LONGEST_TARGET: usize = 1500;
 
 impl Authenticate {
     /// Begins on a route host: binds the attempt to this browser and sends it to the authenticate host.
-    pub fn begin(&self, target: &str, host: &str, headers: &HeaderMap) -> Redirect {
+    /// `strength`: what a policy wants of it, if anything.
+    pub fn begin(
+        &self,
+        target: &str,
+        host: &str,
+        headers: &HeaderMap,
+        strength: Option<&Strength>,
+    ) -> Redirect {
         let now = self.clock.now();
         let attempt = dated_name(now);
         let secret = crypto::random_name::<16>();
@@ -25,6 +35,7 @@ impl Authenticate {
             attempt: attempt.clone(),
             binding: crypto::encode(&crypto::sha256(secret.as_bytes())),
             began: now,
+            strength: strength.cloned(),
         };
         let mut cookies = self.make_room(BEGIN, headers);
         cookies.push(self.sessions.cookie().sign_in(BEGIN, &attempt, &secret, self.settings.sign_in_timeout));
@@ -40,6 +51,11 @@ impl Authenticate {
         format!("{origin}{SIGN_IN}?{query}")
     }
 
+    /// The same, where the provider asks the person anew who they are.
+    pub fn sign_in_anew_url(&self, origin: &str, target: &str) -> String {
+        format!("{}&{ANEW}=login", self.sign_in_url(origin, target))
+    }
+
     /// Goes on with a route host's request, on the authenticate host.
     ///
     /// # Errors
@@ -48,6 +64,9 @@ impl Authenticate {
         if !self.is_recent(&request) {
             // The target begins anew.
             return Ok(Redirect { to: request.target, cookies: Vec::new() });
+        }
+        if request.strength.is_some() {
+            return self.to_provider(request, headers).await;
         }
         let host = self.settings.url.host_str().unwrap_or_default();
         let retry = request.target.clone();
@@ -75,7 +94,7 @@ impl Authenticate {
         };
         let to = self
             .provider
-            .authorize_url(&discovered, &state, &pending.nonce, &pending.verifier, &pending.redirect_uri)
+            .authorize_url(&discovered, &state, &pending)
             .map_err(|error| Failure::plain(error, retry))?;
         tracing::debug!(redirect_uri = %pending.redirect_uri, "sign-in goes to the provider");
         let mut cookies = self.make_room(STATE, headers);

@@ -23,9 +23,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::discovery::Discovered;
+use super::pending::Pending;
 use super::provider::{ClientAuth, Kind, Provider};
 use super::{Secret, SignInError};
 use crate::client::{Client, ClientError, Limits};
+use crate::identity::Strength;
 
 /// How long revoking a token may take; nobody waits for it.
 const REVOCATION: Duration = Duration::from_secs(3);
@@ -160,15 +162,13 @@ impl Provider {
         &self,
         at: &Discovered,
         state: &str,
-        nonce: &str,
-        verifier: &str,
-        redirect_uri: &str,
+        pending: &Pending,
     ) -> Result<String, SignInError> {
-        let redirect = RedirectUrl::new(redirect_uri.to_owned())
+        let redirect = RedirectUrl::new(pending.redirect_uri.clone())
             .map_err(|error| SignInError::Internal(error.to_string()))?;
         let client = self.relying(at, ClientAuth::None)?.set_redirect_uri(redirect);
-        let verifier = PkceCodeVerifier::new(verifier.to_owned());
-        let (state, nonce) = (state.to_owned(), nonce.to_owned());
+        let verifier = PkceCodeVerifier::new(pending.verifier.clone());
+        let (state, nonce) = (state.to_owned(), pending.nonce.clone());
         let mut request = client
             .authorize_url(
                 CoreAuthenticationFlow::AuthorizationCode,
@@ -179,8 +179,13 @@ impl Provider {
         for scope in self.settings.scopes.iter().filter(|scope| *scope != "openid") {
             request = request.add_scope(Scope::new(scope.clone()));
         }
-        for (name, value) in &self.settings.request_params {
+        let wanted = pending.request.strength.as_ref().map(Strength::parameters).unwrap_or_default();
+        let given = |name: &str| wanted.iter().any(|(known, _)| *known == name);
+        for (name, value) in self.settings.request_params.iter().filter(|(name, _)| !given(name)) {
             request = request.add_extra_param(name.clone(), value.clone());
+        }
+        for (name, value) in &wanted {
+            request = request.add_extra_param(*name, value.clone());
         }
         Ok(request.url().0.into())
     }

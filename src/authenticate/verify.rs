@@ -147,6 +147,7 @@ impl Provider {
             claims,
             from_userinfo,
             signed_in: now,
+            asked: None,
             nonce: nonce.to_owned(),
         }
     }

@@ -1,5 +1,7 @@
 //! Matchers: what a value is compared with.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::Action;
@@ -82,6 +84,43 @@ impl StringMatcher {
     }
 }
 
+impl StringMatcher {
+    /// Whether any of these texts passes. When there is none, as for one that is absent.
+    pub(super) fn matches_any<'t>(&self, texts: impl Iterator<Item = Cow<'t, str>>, action: Action) -> bool {
+        let mut texts = texts.peekable();
+        if texts.peek().is_none() {
+            return self.matches(None, action);
+        }
+        texts.any(|text| self.matches(Some(&text), action))
+    }
+
+    /// What it compares with, in words.
+    pub(super) fn words(&self) -> String {
+        let tests = self.0.iter().map(|test| match test {
+            StringTest::Is(one) => one.to_string(),
+            StringTest::Not(one) => format!("other than {one}"),
+            StringTest::Contains(part) => format!("with {part} in it"),
+            StringTest::StartsWith(part) => format!("beginning with {part}"),
+            StringTest::EndsWith(part) => format!("ending with {part}"),
+            StringTest::In(all) => all.join(" or "),
+            StringTest::NotIn(all) => format!("other than {}", all.join(" or ")),
+        });
+        tests.collect::<Vec<_>>().join(" and ")
+    }
+
+    /// The texts that it wants to be one of; of its negative tests when `negative`.
+    pub(super) fn named(&self, negative: bool) -> impl Iterator<Item = &str> {
+        self.0
+            .iter()
+            .flat_map(move |test| match (test, negative) {
+                (StringTest::Is(one), false) | (StringTest::Not(one), true) => std::slice::from_ref(one),
+                (StringTest::In(all), false) | (StringTest::NotIn(all), true) => all.as_slice(),
+                _ => &[],
+            })
+            .map(|text| &**text)
+    }
+}
+
 impl StringTest {
     fn holds(&self, text: &str) -> bool {
         match self {
@@ -101,6 +140,17 @@ impl StringTest {
 }
 
 impl ListMatcher {
+    /// What it compares with, in words.
+    pub(super) fn words(&self) -> String {
+        let text = |value: &Value| scalar_text(value).unwrap_or_default();
+        let tests = self.0.iter().map(|test| match test {
+            ListTest::Has(value) => text(value),
+            ListTest::Is(value) => format!("{} alone", text(value)),
+            ListTest::Exclude(value) => format!("other than {}", text(value)),
+        });
+        tests.collect::<Vec<_>>().join(" and ")
+    }
+
     /// A list that has this value.
     pub(super) fn has(value: Value) -> Self {
         Self(vec![ListTest::Has(value)])

@@ -1,89 +1,76 @@
 //! Why a policy decided as it did, in Pomerium's words.
 
-/// One reason.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-#[allow(missing_docs, reason = "each is named as it is printed")]
-pub enum Reason {
-    Accept,
-    ClaimOk,
-    ClaimUnauthorized,
-    CorsRequest,
-    DomainOk,
-    DomainUnauthorized,
-    EmailOk,
-    EmailUnauthorized,
-    GroupsOk,
-    GroupsUnauthorized,
-    HttpMethodOk,
-    HttpMethodUnauthorized,
-    HttpPathOk,
-    HttpPathUnauthorized,
-    NonCorsRequest,
-    Reject,
-    SourceIpOk,
-    SourceIpUnauthorized,
-    UserOk,
-    UserUnauthenticated,
-    UserUnauthorized,
+/// Names each reason once, in alphabetical order.
+macro_rules! reasons {
+    ($($name:ident $text:literal)*) => {
+        /// One reason.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        #[allow(missing_docs, reason = "each is named as it is printed")]
+        pub enum Reason {
+            $($name,)*
+        }
+
+        const ALL: &[Reason] = &[$(Reason::$name,)*];
+
+        impl Reason {
+            /// The reason as records print it: `email-ok`.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    Accept "accept"
+    AcrOk "acr-ok"
+    AcrUnauthorized "acr-unauthorized"
+    AmrOk "amr-ok"
+    AmrUnauthorized "amr-unauthorized"
+    AuthTimeOk "auth-time-ok"
+    AuthTimeUnauthorized "auth-time-unauthorized"
+    ClaimOk "claim-ok"
+    ClaimUnauthorized "claim-unauthorized"
+    CorsRequest "cors-request"
+    DateOk "date-ok"
+    DateUnauthorized "date-unauthorized"
+    DayOfWeekOk "day-of-week-ok"
+    DayOfWeekUnauthorized "day-of-week-unauthorized"
+    DomainOk "domain-ok"
+    DomainUnauthorized "domain-unauthorized"
+    EmailOk "email-ok"
+    EmailUnauthorized "email-unauthorized"
+    GroupsOk "groups-ok"
+    GroupsUnauthorized "groups-unauthorized"
+    HttpHeaderOk "http-header-ok"
+    HttpHeaderUnauthorized "http-header-unauthorized"
+    HttpMethodOk "http-method-ok"
+    HttpMethodUnauthorized "http-method-unauthorized"
+    HttpPathOk "http-path-ok"
+    HttpPathUnauthorized "http-path-unauthorized"
+    HttpQueryOk "http-query-ok"
+    HttpQueryUnauthorized "http-query-unauthorized"
+    NonCorsRequest "non-cors-request"
+    ProviderOk "provider-ok"
+    ProviderUnauthorized "provider-unauthorized"
+    Reject "reject"
+    SessionAgeOk "session-age-ok"
+    SessionAgeUnauthorized "session-age-unauthorized"
+    SourceIpOk "source-ip-ok"
+    SourceIpUnauthorized "source-ip-unauthorized"
+    TimeOfDayOk "time-of-day-ok"
+    TimeOfDayUnauthorized "time-of-day-unauthorized"
+    UserOk "user-ok"
+    UserUnauthenticated "user-unauthenticated"
+    UserUnauthorized "user-unauthorized"
 }
 
 /// A set of reasons, without an allocation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reasons(u64);
-
-const ALL: [Reason; 21] = [
-    Reason::Accept,
-    Reason::ClaimOk,
-    Reason::ClaimUnauthorized,
-    Reason::CorsRequest,
-    Reason::DomainOk,
-    Reason::DomainUnauthorized,
-    Reason::EmailOk,
-    Reason::EmailUnauthorized,
-    Reason::GroupsOk,
-    Reason::GroupsUnauthorized,
-    Reason::HttpMethodOk,
-    Reason::HttpMethodUnauthorized,
-    Reason::HttpPathOk,
-    Reason::HttpPathUnauthorized,
-    Reason::NonCorsRequest,
-    Reason::Reject,
-    Reason::SourceIpOk,
-    Reason::SourceIpUnauthorized,
-    Reason::UserOk,
-    Reason::UserUnauthenticated,
-    Reason::UserUnauthorized,
-];
-
-impl Reason {
-    /// The reason as records print it: `email-ok`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Accept => "accept",
-            Self::ClaimOk => "claim-ok",
-            Self::ClaimUnauthorized => "claim-unauthorized",
-            Self::CorsRequest => "cors-request",
-            Self::DomainOk => "domain-ok",
-            Self::DomainUnauthorized => "domain-unauthorized",
-            Self::EmailOk => "email-ok",
-            Self::EmailUnauthorized => "email-unauthorized",
-            Self::GroupsOk => "groups-ok",
-            Self::GroupsUnauthorized => "groups-unauthorized",
-            Self::HttpMethodOk => "http-method-ok",
-            Self::HttpMethodUnauthorized => "http-method-unauthorized",
-            Self::HttpPathOk => "http-path-ok",
-            Self::HttpPathUnauthorized => "http-path-unauthorized",
-            Self::NonCorsRequest => "non-cors-request",
-            Self::Reject => "reject",
-            Self::SourceIpOk => "source-ip-ok",
-            Self::SourceIpUnauthorized => "source-ip-unauthorized",
-            Self::UserOk => "user-ok",
-            Self::UserUnauthenticated => "user-unauthenticated",
-            Self::UserUnauthorized => "user-unauthorized",
-        }
-    }
-}
 
 impl Reasons {
     /// The set of one.
@@ -104,6 +91,12 @@ impl Reasons {
 
     /// The reasons, in alphabetical order.
     pub fn iter(self) -> impl Iterator<Item = Reason> {
-        ALL.into_iter().filter(move |reason| self.contains(*reason))
+        // Bits are in the order of the names.
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            let reason = ALL.get(left.trailing_zeros() as usize).copied()?;
+            left &= left - 1;
+            Some(reason)
+        })
     }
 }

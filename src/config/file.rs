@@ -246,6 +246,10 @@ keys! {
         allowed_idp_claims: Any = "";
         /// CORS preflights may pass without signing in.
         cors_allow_preflight: Flag = "false";
+        /// `report`: `report_policy` is evaluated and recorded with every decision, and not acted on.
+        policy_mode: Text = "enforce";
+        /// A policy to be tried before it is enforced, in the Pomerium Policy Language.
+        report_policy: Any = "";
         /// Say on the refusal page which rule refused and why.
         show_error_details: Flag = "false";
 

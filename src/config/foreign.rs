@@ -177,8 +177,6 @@ pub(super) const ROUTE: &[Foreign] = &[
     refused("jwt_groups_filter", "it is not supported; send fewer groups with jwt_claims_headers"),
     refused("kubernetes_service_account_token*", NOT_YET),
     refused("mcp", "MCP is not supported"),
-    refused("policy_mode", NOT_YET),
-    refused("report_policy", NOT_YET),
     refused("provider", "several providers at once are not there yet"),
     refused("redirect", NOT_YET),
     refused("response", NOT_YET),

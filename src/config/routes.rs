@@ -14,12 +14,14 @@ use url::Url;
 use super::RouteFile;
 use super::samples;
 use super::settings::{Resolver, flag, key, list, span};
-use super::values::{Any, ClaimHeaders, Span, Text, TextMap};
+use super::values::{ClaimHeaders, Span, Text, TextMap};
 use crate::assertion::{ClaimHeader, IssuerFormat, claim_header_name};
-use crate::authorize::{Policy, Shorthand, Step};
+use crate::authorize::{Policy, Step};
 use crate::http::Scheme;
 use crate::proxy::{self, HostHeader, Rewrite, Upstream, UpstreamScheme, UpstreamTls};
 use crate::route::{HostPattern, Match, PathMatch};
+
+mod policy;
 
 /// Headers with their values.
 pub(super) type HeaderList = Vec<(HeaderName, HeaderValue)>;
@@ -39,6 +41,8 @@ pub struct RouteSettings {
     pub matched: Match,
     /// Who may pass.
     pub policy: Policy,
+    /// `report_policy`: a policy that is tried, and not acted on.
+    pub report: Option<Policy>,
     /// Where it leads.
     pub cluster: proxy::Settings,
     /// `pass_identity_headers` with the form of what is passed.
@@ -129,8 +133,9 @@ impl Reader<'_, '_> {
         let from = self.from();
         let path = self.path_match();
         let policy = self.policy();
+        let report = self.report_policy();
         let cluster = self.cluster();
-        let (from, path, policy, cluster) = (from?, path?, policy?, cluster?);
+        let (from, path, policy, report, cluster) = (from?, path?, policy?, report?, cluster?);
         // `url` drops a port that is the scheme's own; here it was typed, so it is meant.
         let typed = self
             .file
@@ -182,6 +187,7 @@ impl Reader<'_, '_> {
             from: origin,
             matched: Match { host, port, path },
             policy,
+            report,
             cluster,
             identity: passes.then(|| (format, self.defaults.claims.0.clone())),
             show_error_details: flag(self.file.show_error_details).unwrap_or_default(),
@@ -268,100 +274,6 @@ impl Reader<'_, '_> {
             return None;
         }
         Some(if exact.is_some() { PathMatch::Exact(path.into()) } else { PathMatch::Prefix(path.into()) })
-    }
-
-    fn policy(&mut self) -> Option<Policy> {
-        let file = self.file;
-        let claims = self.claims();
-        let claims_are_right = claims.is_some();
-        let short = Shorthand {
-            public: flag(file.allow_public_unauthenticated_access).unwrap_or_default(),
-            any_authenticated_user: flag(file.allow_any_authenticated_user).unwrap_or_default(),
-            cors_preflight: flag(file.cors_allow_preflight).unwrap_or_default(),
-            users: list(file.allowed_users.as_ref()),
-            domains: list(file.allowed_domains.as_ref()),
-            claims: claims.unwrap_or_default(),
-        };
-        let narrow = [
-            ("allowed_users", file.allowed_users.is_some()),
-            ("allowed_domains", file.allowed_domains.is_some()),
-            ("allowed_idp_claims", file.allowed_idp_claims.is_some()),
-        ];
-        let narrow = narrow.into_iter().filter(|(_, set)| *set).map(|(name, _)| name);
-        if short.public {
-            let all = short
-                .any_authenticated_user
-                .then_some("allow_any_authenticated_user")
-                .into_iter()
-                .chain(narrow);
-            for name in all.collect::<Vec<_>>() {
-                self.error(name, "allow_public_unauthenticated_access lets everybody in, so this would have no effect; keep one of them");
-            }
-        } else if short.any_authenticated_user {
-            for name in narrow.collect::<Vec<_>>() {
-                self.error(name, "allow_any_authenticated_user lets everybody in who has signed in, so this would have no effect; keep one of them");
-            }
-        }
-        let mut policy = Policy::from_shorthand(&short, self.defaults.require_verified_email);
-        if let Some(Any(source)) = &file.policy {
-            if let Some(reason) = samples::unfilled(source) {
-                self.error("policy", reason);
-            }
-            let compiled = if source.is_null() {
-                Err(vec![])
-            } else {
-                Policy::compile(source, self.defaults.require_verified_email)
-            };
-            match compiled {
-                Ok(compiled) => policy.extend(compiled),
-                Err(errors) if errors.is_empty() => {
-                    self.error("policy", "is `null`; write rules, or `[]` to let nobody in")
-                }
-                Err(errors) => {
-                    for error in errors {
-                        let mut path = self.at("policy");
-                        path.extend(error.path);
-                        let problem = self.resolver.layers.problem(&path, error.message);
-                        self.resolver.problems.error(problem.suggesting(error.suggestion));
-                    }
-                    return None;
-                }
-            }
-        }
-        Some(policy).filter(|_| claims_are_right)
-    }
-
-    /// `allowed_idp_claims`: claim to values.
-    fn claims(&mut self) -> Option<Vec<(String, Vec<serde_json::Value>)>> {
-        let Some(Any(source)) = &self.file.allowed_idp_claims else { return Some(Vec::new()) };
-        let parsed = match source {
-            serde_json::Value::String(text) => serde_json::from_str(text).unwrap_or(serde_json::Value::Null),
-            other => other.clone(),
-        };
-        let serde_json::Value::Object(map) = parsed else {
-            self.error("allowed_idp_claims", "a map from claim to a list of values was expected");
-            return None;
-        };
-        let mut claims = Vec::new();
-        for (claim, values) in map {
-            let values = match values {
-                serde_json::Value::Array(values) => values,
-                serde_json::Value::Null | serde_json::Value::Object(_) => {
-                    self.error("allowed_idp_claims", format!("the claim `{claim}` takes a list of values"));
-                    return None;
-                }
-                one => vec![one],
-            };
-            if values.iter().any(|value| value.is_null() || value.is_array() || value.is_object()) {
-                self.error(
-                    "allowed_idp_claims",
-                    format!("the values of the claim `{claim}` are texts, numbers or booleans"),
-                );
-                return None;
-            }
-            claims.push((claim, values));
-        }
-        Some(claims)
     }
 
     fn cluster(&mut self) -> Option<proxy::Settings> {

@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+use crate::clock;
+
 /// A text; a number or a truth value is taken as it was written.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Text(pub String);
@@ -119,42 +121,11 @@ impl<'de> Deserialize<'de> for Count {
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         scalar(deserializer, "a duration such as `30s`", |text| {
-            duration(text).map(Self).ok_or_else(|| {
+            clock::span(text).map(Self).ok_or_else(|| {
                 format!("`{text}` is not a duration; a number with a unit was expected, such as `500ms`, `30s` or `1h30m`")
             })
         })
     }
-}
-
-/// Go's notation: numbers with units, `0` alone without.
-pub(super) fn duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    let mut total = 0.0_f64;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
-        let number: f64 = rest.get(..digits)?.parse().ok()?;
-        let tail = rest.get(digits..)?;
-        let unit = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let seconds = match tail.get(..unit)? {
-            "ns" => 1e-9,
-            "us" | "µs" | "μs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        total += number * seconds;
-        rest = tail.get(unit..)?;
-    }
-    // As in Go: about 292 years.
-    Duration::try_from_secs_f64(total).ok().filter(|span| span.as_nanos() <= i64::MAX as u128)
 }
 
 impl<'de> Deserialize<'de> for List {
@@ -253,22 +224,5 @@ impl<'de> Deserialize<'de> for ClaimHeaders {
 impl<'de> Deserialize<'de> for Any {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         serde_json::Value::deserialize(deserializer).map(Self)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_gos() {
-        for (text, seconds) in
-            [("0", 0.0), ("30s", 30.0), ("13h15m0.5s", 47_700.5), ("250ms", 0.25), ("1h", 3600.0)]
-        {
-            assert_eq!(duration(text), Some(Duration::from_secs_f64(seconds)), "{text}");
-        }
-        for bad in ["", "30", "s", "1d", "-1s", "1h30", "x", "1 h", "4000000000000000h"] {
-            assert_eq!(duration(bad), None, "{bad}");
-        }
     }
 }

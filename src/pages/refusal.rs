@@ -52,8 +52,10 @@ pub struct Denied {
     pub caller: Caller,
     /// What decided.
     pub decided: Decided,
-    /// `show_error_details`.
-    pub details: bool,
+    /// Where one signs in as somebody else, and comes back to this page.
+    pub sign_in_anew: String,
+    /// `show_error_details`: why, in words.
+    pub explanation: Option<String>,
 }
 
 /// What is said about a refusal.
@@ -176,7 +178,12 @@ impl Refusal {
             }
             Self::Denied(denied) => match denied.caller {
                 Caller::Identified(_) => vec![
-                    Action { label: "Sign out", href: "/.pomerium/sign_out".into(), primary: true },
+                    Action {
+                        label: "Sign in as someone else",
+                        href: denied.sign_in_anew.clone(),
+                        primary: true,
+                    },
+                    Action { label: "Sign out", href: "/.pomerium/sign_out".into(), primary: false },
                     Action { label: "Your account", href: "/.pomerium/".into(), primary: false },
                 ],
                 Caller::Anonymous => Vec::new(),
@@ -192,13 +199,16 @@ impl Refusal {
 impl Denied {
     fn tell(&self) -> Told {
         let mut facts = Vec::new();
-        let message = match &self.caller {
-            Caller::Identified(identity) => {
+        let message = match (&self.explanation, &self.caller) {
+            (explanation, Caller::Identified(identity)) => {
                 let who = identity.email.as_deref().unwrap_or(&identity.name);
                 facts.push(Fact { name: "Signed in as".into(), value: who.to_owned() });
-                format!("You are signed in as {who}, and this account may not open this page.")
+                let plain =
+                    || format!("You are signed in as {who}, and this account may not open this page.");
+                explanation.clone().unwrap_or_else(plain)
             }
-            Caller::Anonymous => "This request may not pass, whoever makes it.".into(),
+            (Some(explanation), Caller::Anonymous) => explanation.clone(),
+            (None, Caller::Anonymous) => "This request may not pass, whoever makes it.".into(),
         };
         let by_address = [Reason::EmailUnauthorized, Reason::DomainUnauthorized];
         let by_address = by_address.into_iter().any(|reason| self.decided.reasons.contains(reason));
@@ -213,7 +223,7 @@ impl Denied {
              this can have it verified there, or set require_verified_email: false."
                 .to_owned()
         });
-        if self.details {
+        if self.explanation.is_some() {
             let rule =
                 self.decided.rule.map_or_else(|| "no rule lets you pass".to_owned(), |rule| rule.to_string());
             facts.push(Fact { name: "Decided by".into(), value: rule });

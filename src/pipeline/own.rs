@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::records::Record;
 use super::{Downstream, Exit, Identified, identify, sign_in as begin};
-use crate::authenticate::{Failure, Redirect};
+use crate::authenticate::{ANEW, Failure, Redirect};
 use crate::authorize::{Decision, Facts};
 use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_cross_site};
-use crate::identity::{Caller, Identity};
+use crate::identity::{Caller, Identity, Strength};
 use crate::pages::{self, Application, Fact, Occasion, Refusal};
 use crate::session::{Found, SameSite, SessionError};
 use crate::snapshot::Snapshot;
@@ -147,13 +147,13 @@ pub(super) async fn answer(
             let (Caller::Identified(identity), Some(session)) = (&caller, session) else {
                 let target = format!("{origin}{}", canonical.path.canonical);
                 let sign_in_url = snapshot.authenticate.sign_in_url(&origin, &target);
-                let begin = Some(snapshot.authenticate.begin(&target, host, request.headers()));
+                let begin = Some(snapshot.authenticate.begin(&target, host, request.headers(), None));
                 return Err(Refusal::SignInNeeded { begin, sign_in_url }.into());
             };
             Ok(match endpoint {
                 Endpoint::Claims => pages::json_reply(StatusCode::OK, &claims(identity)),
                 Endpoint::RoutesApi => {
-                    let all: Vec<_> = applications(snapshot, &caller, record.client())
+                    let all: Vec<_> = applications(snapshot, &caller, record)
                         .into_iter()
                         .map(|one| json!({ "name": one.name, "from": one.url, "description": one.description }))
                         .collect();
@@ -172,7 +172,7 @@ pub(super) async fn answer(
                         &identity.name,
                         &facts,
                         &shown_claims(identity),
-                        &applications(snapshot, &caller, record.client()),
+                        &applications(snapshot, &caller, record),
                         &at,
                     )
                 }
@@ -222,11 +222,19 @@ async fn sign_in(
         None => url::Url::parse(&format!("{origin}/.pomerium/"))
             .map_err(|_| BadRequest("the host is malformed"))?,
     };
+    let is_anew = parameter(query, ANEW)?.is_some();
     if target.host_str() == Some(&canonical.host) {
-        return Ok(pages::redirect(&authenticate.begin(target.as_str(), &canonical.host, headers)));
+        let strength = is_anew.then(Strength::default);
+        let begun = authenticate.begin(target.as_str(), &canonical.host, headers, strength.as_ref());
+        return Ok(pages::redirect(&begun));
     }
     // The binding cookie has to be set by the host that the target is on.
-    let to = authenticate.sign_in_url(&target.origin().ascii_serialization(), target.as_str());
+    let origin = target.origin().ascii_serialization();
+    let to = if is_anew {
+        authenticate.sign_in_anew_url(&origin, target.as_str())
+    } else {
+        authenticate.sign_in_url(&origin, target.as_str())
+    };
     Ok(pages::redirect(&Redirect { to, cookies: Vec::new() }))
 }
 
@@ -371,10 +379,18 @@ fn fact(name: &str, value: &str) -> Fact {
 }
 
 /// The applications that a caller may open, judged as if each were opened now by `GET`.
-fn applications(snapshot: &Snapshot, caller: &Caller, client: std::net::IpAddr) -> Vec<Application> {
+fn applications(snapshot: &Snapshot, caller: &Caller, record: &Record) -> Vec<Application> {
     let headers = HeaderMap::new();
     let allowed = |route: &&crate::snapshot::Route| {
-        let facts = Facts { caller, method: &Method::GET, path: &route.path, client, headers: &headers };
+        let facts = Facts {
+            caller,
+            method: &Method::GET,
+            path: &route.path,
+            query: "",
+            client: record.client(),
+            headers: &headers,
+            time: record.began(),
+        };
         route.is_place && matches!(route.policy.decide(&facts), Decision::Allow(_))
     };
     let shown = snapshot.routes.targets().iter().filter(allowed).map(|route| Application {

@@ -10,7 +10,7 @@ use ::http::uri::{Authority, PathAndQuery};
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response};
 
 use super::{Context, Downstream};
-use crate::authorize::{Decided, Reason};
+use crate::authorize::{Decided, Decision, Facts, Reason};
 use crate::clock::{Clock, Timestamp};
 use crate::connection::Protocol;
 use crate::crypto;
@@ -85,6 +85,9 @@ fn hexadecimal(number: u64) -> [u8; 16] {
         }
     })
 }
+
+/// The most bytes that a record says about what a policy saw.
+const MOST_SEEN: usize = 1000;
 
 impl Record {
     pub(super) fn begin(
@@ -170,13 +173,15 @@ impl Record {
     pub(super) fn decided(
         &self,
         route: &Route,
-        caller: &Caller,
+        (facts, others): (&Facts<'_>, &[String]),
         allow: bool,
         decided: &Decided,
     ) -> (Instant, Timestamp) {
         let now = self.clock.instant();
         let duration = now.saturating_duration_since(self.started);
         let time = self.began + duration;
+        let tried = route.report.as_ref().map(|policy| policy.decide_readings(facts, others));
+        let tried = tried.as_ref().map(Decision::told);
         self.journal.record(time, "authorize-check", |line| {
             line.token(key!("request-id"), self.id.as_bytes()).flag(key!("allow"), allow);
             match decided.rule {
@@ -184,6 +189,15 @@ impl Record {
                 None => line.text(key!("rule"), ""),
             };
             line.list(key!("reasons"), decided.reasons.iter().map(Reason::as_str));
+            line.said(key!("saw"), MOST_SEEN, |say| route.policy.write_seen(facts, say));
+            if let Some((name, tried)) = &tried {
+                line.token(key!("report-decision"), name.as_bytes());
+                line.list(key!("report-reasons"), tried.reasons.iter().map(Reason::as_str));
+                match tried.rule {
+                    Some(rule) => line.written(key!("report-rule"), |out| rule.write(out)),
+                    None => line.text(key!("report-rule"), ""),
+                };
+            }
             if decided.unverified_email {
                 line.flag(key!("email-unverified"), true);
             }
@@ -193,7 +207,7 @@ impl Record {
             line.token(key!("host"), self.host().as_bytes());
             line.text(key!("path"), self.path());
             self.address(line, key!("ip"));
-            if let Caller::Identified(identity) = caller {
+            if let Caller::Identified(identity) = facts.caller {
                 line.text(key!("user"), &identity.subject);
                 line.text(key!("email"), identity.email.as_deref().unwrap_or_default());
                 line.text(key!("session-id"), &identity.session);

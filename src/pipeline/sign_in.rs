@@ -7,6 +7,7 @@ use http_body_util::{BodyExt as _, Limited};
 use super::{Exit, external_origin};
 use crate::authenticate::{Failure, Kept};
 use crate::http::{Body, Canonical, Client, Seen, cookies, is_same_site_form};
+use crate::identity::Strength;
 use crate::pages::{self, Refusal};
 use crate::snapshot::{Route, Snapshot};
 
@@ -21,12 +22,13 @@ const RETRY: &str = "retry";
 /// How long it says so.
 const RETRIED: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// A way to sign in, in the form that the caller can use.
+/// A way to sign in, in the form that the caller can use. `strength`: what a policy wants of it, if anything.
 pub(super) async fn needed(
     snapshot: &Snapshot,
     route: &Route,
     canonical: &Canonical,
     request: &mut Request<Body>,
+    strength: Option<&Strength>,
 ) -> Exit {
     let origin = external_origin(route, canonical);
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
@@ -42,7 +44,7 @@ pub(super) async fn needed(
     }
     let host = canonical.host.to_string();
     if idempotent && fits {
-        return needed(Some(authenticate.begin(&back, &host, request.headers())));
+        return needed(Some(authenticate.begin(&back, &host, request.headers(), strength)));
     }
     let form = authenticate.settings().preserve_post
         && is_same_site_form(request, |sent| sent.eq_ignore_ascii_case(&origin));
@@ -66,17 +68,32 @@ pub(super) async fn needed(
     };
     match authenticate.keep(Kept { target: path, fields }, &origin, request.headers()).await {
         Ok((target, cookies)) => {
-            let mut begin = authenticate.begin(&target, &host, request.headers());
+            let mut begin = authenticate.begin(&target, &host, request.headers(), strength);
             begin.cookies.extend(cookies);
             needed(Some(begin))
         }
         // Too many wait already: the person begins at the front door.
         Err(crate::store::StoreError::Full) if idempotent => {
-            needed(Some(authenticate.begin(&format!("{origin}/"), &host, request.headers())))
+            needed(Some(authenticate.begin(&format!("{origin}/"), &host, request.headers(), strength)))
         }
         Err(crate::store::StoreError::Full) => needed(None),
         Err(error) => error.into(),
     }
+}
+
+/// Where somebody signs in as somebody else, and comes back to this page.
+pub(super) fn anew_url(
+    snapshot: &Snapshot,
+    route: &Route,
+    canonical: &Canonical,
+    request: &Request<Body>,
+) -> String {
+    let origin = external_origin(route, canonical);
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let target = format!("{origin}{path}");
+    let comes_back = *request.method() == Method::GET && length(&target) <= LONGEST_TARGET;
+    // On this very host.
+    snapshot.authenticate.sign_in_anew_url("", if comes_back { &target } else { &origin })
 }
 
 /// How long a target is once it is sealed: as JSON.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::clock::Timestamp;
 use crate::crypto::SealKey;
+use crate::identity::Strength;
 use crate::store::SessionRecord;
 
 /// A session's content, as it is sealed.
@@ -25,6 +26,9 @@ pub struct Content {
     pub from_userinfo: Vec<String>,
     /// When the person signed in.
     pub signed_in: Timestamp,
+    /// What the provider was asked for, when a policy wanted a stronger or fresher sign-in.
+    #[serde(default)]
+    pub asked: Option<Strength>,
     /// `nonce` of the sign-in, which a refreshed ID token may repeat.
     pub nonce: String,
     /// The provider's tokens.

@@ -17,6 +17,7 @@ fn content(expires: Option<Timestamp>) -> Content {
         claims,
         from_userinfo: Vec::new(),
         signed_in: Timestamp::default(),
+        asked: None,
         nonce: "n".into(),
         tokens: Tokens { refresh: Some("r".into()), expires, ..Tokens::default() },
     }

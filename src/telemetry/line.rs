@@ -134,6 +134,30 @@ impl<'a> Line<'a> {
         self
     }
 
+    /// Adds a text that is said in parts; what goes past `most` bytes is cut off, which `…` says.
+    pub fn said(&mut self, key: Key, most: usize, tell: impl FnOnce(&mut dyn FnMut(&str))) -> &mut Self {
+        self.key(key);
+        self.out.push(b'"');
+        let mut left = most;
+        let mut say = |part: &str| {
+            let here = part.get(..part.floor_char_boundary(left)).unwrap_or_default();
+            if is_plain(here.as_bytes()) {
+                self.out.extend_from_slice(here.as_bytes());
+            } else {
+                escape(self.out, here);
+            }
+            if here.len() < part.len() && left > 0 {
+                self.out.extend_from_slice("…".as_bytes());
+                left = 0;
+            } else {
+                left -= here.len();
+            }
+        };
+        tell(&mut say);
+        self.out.push(b'"');
+        self
+    }
+
     /// Adds a number.
     pub fn number(&mut self, key: Key, value: u64) -> &mut Self {
         self.key(key);

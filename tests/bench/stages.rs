@@ -141,6 +141,7 @@ fn session_lookup(bench: &mut Criterion) {
         claims: claims(),
         from_userinfo: Vec::new(),
         signed_in: now(),
+        asked: None,
         nonce: String::new(),
         tokens: Tokens::default(),
     };
@@ -173,7 +174,9 @@ fn decision(bench: &mut Criterion) {
                 method: &Method::GET,
                 path: "/items/1",
                 client,
+                query: "",
                 headers: &headers,
+                time: now(),
             })
         });
     });

@@ -26,7 +26,15 @@ fn person(claims: Value) -> Caller {
 
 fn decide_with(policy: &Policy, caller: &Caller, method: &Method, path: &str, ip: &str) -> Decision {
     let headers = HeaderMap::new();
-    policy.decide(&Facts { caller, method, path, client: ip.parse().unwrap(), headers: &headers })
+    policy.decide(&Facts {
+        caller,
+        method,
+        path,
+        client: ip.parse().unwrap(),
+        query: "",
+        headers: &headers,
+        time: Timestamp::default(),
+    })
 }
 
 /// `allow`, `sign in` or `deny`.
@@ -39,6 +47,7 @@ fn name(decision: &Decision) -> &'static str {
     match decision {
         Decision::Allow(_) => "allow",
         Decision::SignIn(_) => "sign in",
+        Decision::StepUp(..) => "step up",
         Decision::Deny(_) => "deny",
     }
 }
@@ -244,8 +253,10 @@ fn a_preflight_needs_its_three_marks() {
             caller: &Caller::Anonymous,
             method: &method,
             path: "/",
+            query: "",
             client,
             headers,
+            time: Timestamp::default(),
         }))
     };
     assert_eq!(decide(Method::OPTIONS, &headers), "allow");
@@ -337,7 +348,15 @@ fn a_decision_allocates_nothing() {
         (&anonymous, "/a/b", "sign in"),
     ] {
         let client = "10.0.0.5".parse().unwrap();
-        let facts = Facts { caller, method: &Method::GET, path, client, headers: &headers };
+        let facts = Facts {
+            caller,
+            method: &Method::GET,
+            path,
+            query: "",
+            client,
+            headers: &headers,
+            time: Timestamp::default(),
+        };
         let mut decided = None;
         let used = allocation_counter::measure(|| decided = Some(policy.decide(&facts)));
         assert_eq!(name(&decided.unwrap()), expected, "{path}");

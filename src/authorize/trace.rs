@@ -1,0 +1,184 @@
+//! What each criterion of a policy saw, for whoever asks why.
+
+use ::http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION};
+
+use super::criterion::Criterion;
+use super::{Action, Facts, List, Place, Policy, Reason};
+use crate::identity::{Caller, Identity};
+
+/// A criterion's part in a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traced {
+    /// Where it stands.
+    pub place: Place,
+    /// Its name as it was written: `claim/groups`.
+    pub criterion: String,
+    /// Whether it held.
+    pub holds: bool,
+    /// Its reason.
+    pub reason: Reason,
+    /// What it looked at.
+    pub saw: String,
+}
+
+impl Policy {
+    /// Every criterion, asked; deny rules first, as they are decided.
+    pub fn trace(&self, facts: &Facts<'_>) -> Vec<Traced> {
+        let mut all = Vec::new();
+        self.each(|list, place, criterion| {
+            let given = criterion.ask(facts, list.asking(self.asking(place.action, false)));
+            let mut saw = String::new();
+            criterion.see(facts, true, &mut |part| saw.push_str(part));
+            let criterion = criterion.title();
+            all.push(Traced { place, criterion, holds: given.holds, reason: given.reason, saw });
+        });
+        all
+    }
+
+    /// Writes what each criterion saw: `email jane@example.com; claim/groups ["dev"]`. What a client sends and may
+    /// be a secret is not in it.
+    pub fn write_seen(&self, facts: &Facts<'_>, say: &mut dyn FnMut(&str)) {
+        let mut is_first = true;
+        self.each(|_, _, criterion| {
+            if !std::mem::take(&mut is_first) {
+                say("; ");
+            }
+            say(criterion.name());
+            if let Some(subpath) = criterion.subpath() {
+                say("/");
+                say(subpath);
+            }
+            say(" ");
+            criterion.see(facts, false, say);
+        });
+    }
+
+    /// The places of all criteria, as rules name them: what a test can exercise.
+    pub fn places(&self) -> Vec<Place> {
+        let mut places = Vec::new();
+        self.each(|_, place, _| places.push(place));
+        places
+    }
+
+    fn each(&self, mut visit: impl FnMut(&List, Place, &Criterion)) {
+        for (action, rules) in [(Action::Deny, &self.deny), (Action::Allow, &self.allow)] {
+            for (at, rule) in rules.iter().enumerate() {
+                for list in &rule.lists {
+                    for (number, criterion) in list.criteria.iter().enumerate() {
+                        let place = Place {
+                            action,
+                            rule: super::number(at),
+                            operator: list.operator,
+                            criterion: super::number(number),
+                            name: criterion.name(),
+                        };
+                        visit(list, place, criterion);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Criterion {
+    /// What stands behind the name.
+    pub(super) fn subpath(&self) -> Option<&str> {
+        match self {
+            Self::Claim(path, _) => Some(path.as_str()),
+            Self::HttpHeader(name, _) => Some(name.as_str()),
+            Self::HttpQuery(name, _) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// The name as it was written.
+    pub(super) fn title(&self) -> String {
+        match self.subpath() {
+            Some(subpath) => format!("{}/{subpath}", self.name()),
+            None => self.name().to_owned(),
+        }
+    }
+
+    /// Says what it looks at. `reveals`: also what the client sent and may be a secret.
+    fn see(&self, facts: &Facts<'_>, reveals: bool, say: &mut dyn FnMut(&str)) {
+        match self {
+            Self::Accept | Self::Reject => say("everyone"),
+            Self::CorsPreflight => say(facts.method.as_str()),
+            Self::Date(_) => say(&facts.time.to_string()),
+            Self::DayOfWeek(days) => say(&days.sees(facts.time)),
+            Self::TimeOfDay(range) => say(&range.sees(facts.time)),
+            Self::HttpMethod(_) => say(facts.method.as_str()),
+            Self::HttpPath(_) => say(facts.path),
+            Self::SourceIp(_) => say(&facts.client.to_canonical().to_string()),
+            Self::HttpHeader(name, _) => {
+                let mut values = facts.headers.get_all(name).iter().peekable();
+                let is_secret = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION].contains(name) || !reveals;
+                match values.peek() {
+                    None => say("no such header"),
+                    Some(_) if is_secret => say("present"),
+                    Some(_) => list(values.map(|value| String::from_utf8_lossy(value.as_bytes())), say),
+                }
+            }
+            Self::HttpQuery(name, _) => {
+                let all = url::form_urlencoded::parse(facts.query.as_bytes());
+                let mut values =
+                    all.filter(|(known, _)| **known == **name).map(|(_, value)| value).peekable();
+                match values.peek() {
+                    None => say("no such parameter"),
+                    Some(_) if !reveals => say("present"),
+                    Some(_) => list(values, say),
+                }
+            }
+            _ => match facts.caller {
+                Caller::Anonymous => say("nobody"),
+                Caller::Identified(identity) => self.see_caller(identity, say),
+            },
+        }
+    }
+
+    fn see_caller(&self, identity: &Identity, say: &mut dyn FnMut(&str)) {
+        match self {
+            Self::Acr(_) => say(identity.claims.text("acr").unwrap_or("no acr")),
+            Self::Amr(_) => json(identity.claims.get("amr"), "no amr", say),
+            Self::AuthTime(_) => match identity.authenticated() {
+                Some(time) => say(&time.to_string()),
+                None => say("no auth_time"),
+            },
+            Self::Claim(path, _) => json(identity.claims.find(path), "no such claim", say),
+            Self::Groups(_) => match &identity.groups {
+                Some(groups) => list(groups.iter().map(|group| (&**group).into()), say),
+                None => say("no groups claim"),
+            },
+            Self::Provider(_) => say(&identity.provider),
+            Self::SessionAge(_) => say(&identity.signed_in.to_string()),
+            Self::Email(_) | Self::Domain(_) => {
+                say(identity.email.as_deref().unwrap_or("no e-mail address"));
+                if identity.email.is_some() && identity.email_verified != Some(true) {
+                    say(" (not verified)");
+                }
+            }
+            _ => say(&identity.subject),
+        }
+    }
+}
+
+fn list<'v>(values: impl Iterator<Item = std::borrow::Cow<'v, str>>, say: &mut dyn FnMut(&str)) {
+    let mut is_empty = true;
+    for value in values {
+        if !std::mem::take(&mut is_empty) {
+            say(", ");
+        }
+        say(&value);
+    }
+    if is_empty {
+        say("none");
+    }
+}
+
+fn json(value: Option<&serde_json::Value>, absent: &str, say: &mut dyn FnMut(&str)) {
+    match value {
+        Some(serde_json::Value::String(text)) => say(text),
+        Some(value) => say(&value.to_string()),
+        None => say(absent),
+    }
+}
