@@ -14,6 +14,7 @@ use crate::snapshot::Snapshot;
 
 mod check;
 mod demo;
+mod policy;
 mod run;
 
 /// Portcullis: an authenticating reverse proxy.
@@ -32,6 +33,9 @@ enum Command {
     Run(FileArgument),
     /// Read and validate a configuration without touching the network; print its routes and the URLs to register.
     Check(check::Arguments),
+    /// Ask what policies decide: explain one request, or test many.
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Start an embedded identity provider, a sample application and Portcullis in front of it, on loopback.
     Demo(demo::Arguments),
 }
@@ -75,6 +79,7 @@ pub fn main() -> ExitCode {
         None => run::main(&arguments.run),
         Some(Command::Run(arguments)) => run::main(&arguments),
         Some(Command::Check(arguments)) => check::main(&arguments),
+        Some(Command::Policy(command)) => policy::main(&command),
         Some(Command::Demo(arguments)) => demo::main(&arguments),
     }
 }

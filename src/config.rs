@@ -41,6 +41,14 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
 }
 
+/// Reads a file that holds a list: each item, and the line that it begins in.
+///
+/// # Errors
+/// When it cannot be read, or is no list.
+pub fn list(path: &std::path::Path) -> Result<Vec<(usize, serde_json::Value)>, Problem> {
+    source::read_list(path)
+}
+
 /// Reads and validates a configuration, without touching the network.
 ///
 /// # Errors

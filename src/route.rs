@@ -212,6 +212,20 @@ impl PathMatch {
     }
 }
 
+/// As it was typed.
+impl std::fmt::Display for PathMatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(path) | Self::Prefix(path) => f.write_str(path),
+            Self::Regex(regex) => {
+                let pattern = regex.as_str();
+                let inner = pattern.strip_prefix("^(?:").and_then(|rest| rest.strip_suffix(")$"));
+                f.write_str(inner.unwrap_or(pattern))
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::problem::{Place, Problem};
 use super::tree::{Kind, Node, Unreadable};
 use super::{toml, yaml};
 
@@ -39,25 +40,26 @@ impl Sources {
     }
 }
 
+/// Reads a file that holds a list.
+pub(super) fn read_list(path: &Path) -> Result<Vec<(usize, serde_json::Value)>, Problem> {
+    let name = path.display().to_string();
+    let problem = |wrong: Unreadable| {
+        let place = Place::File { name: name.clone(), line: wrong.line, column: wrong.column };
+        Problem::new(place, "", wrong.message)
+    };
+    let root = parse(path).map_err(problem)?;
+    let expected =
+        || Unreadable { line: root.line, column: root.column, message: "a list was expected".into() };
+    let Kind::List(items) = &root.kind else { return Err(problem(expected())) };
+    let value = |item: &Node| serde_json::to_value(item.to_value()).unwrap_or_default();
+    Ok(items.iter().map(|item| (item.line, value(item))).collect())
+}
+
 /// Reads a file by its ending; what has none of ours is YAML.
 pub(super) fn read(path: &Path) -> Result<Document, (String, Unreadable)> {
     let name = path.display().to_string();
-    let fail = |message: String| (name.clone(), Unreadable { line: 1, column: 1, message });
-    let bytes = std::fs::read(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
-    let text = String::from_utf8(bytes).map_err(|_| fail("is not text (UTF-8)".into()))?;
-    if text.trim().is_empty() {
-        return Err(fail("is empty; a configuration was expected".into()));
-    }
-    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
     let at = |error| (name.clone(), error);
-    let is_environment = ending == "env" || path.file_name().is_some_and(|name| name == ".env");
-    let root = match ending.as_str() {
-        "toml" => toml::read(&text).map_err(at)?,
-        // Tabs between JSON's values are spaces; within its texts there are none.
-        "json" => yaml::read(&text.replace('\t', " ")).map_err(at)?,
-        _ if is_environment => environment(&text).map_err(at)?,
-        _ => yaml::read(&text).map_err(at)?,
-    };
+    let root = parse(path).map_err(at)?;
     let root = match config_map(&root) {
         Some(inner) => inner.map_err(at)?,
         None => root,
@@ -72,7 +74,29 @@ pub(super) fn read(path: &Path) -> Result<Document, (String, Unreadable)> {
             },
         ));
     }
-    Ok(Document { name, root, is_environment })
+    Ok(Document { name, root, is_environment: is_environment(path) })
+}
+
+fn is_environment(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("env"))
+        || path.file_name().is_some_and(|name| name == ".env")
+}
+
+fn parse(path: &Path) -> Result<Node, Unreadable> {
+    let fail = |message: String| Unreadable { line: 1, column: 1, message };
+    let bytes = std::fs::read(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|_| fail("is not text (UTF-8)".into()))?;
+    if text.trim().is_empty() {
+        return Err(fail("is empty; a configuration was expected".into()));
+    }
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+    match ending.as_str() {
+        "toml" => toml::read(&text),
+        // Tabs between JSON's values are spaces; within its texts there are none.
+        "json" => yaml::read(&text.replace('\t', " ")),
+        _ if is_environment(path) => environment(&text),
+        _ => yaml::read(&text),
+    }
 }
 
 /// A Kubernetes ConfigMap with one configuration file in it; places count in the manifest's own lines.

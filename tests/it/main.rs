@@ -20,6 +20,7 @@ mod headers;
 mod house;
 mod http2;
 mod logs;
+mod policy;
 mod pomerium;
 mod provider;
 mod provider_errors;
