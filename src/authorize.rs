@@ -11,6 +11,7 @@
 //! sign-in were stronger (`acr`) or fresher (`auth_time`), the caller is asked to sign in again, once.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::http::{HeaderMap, Method};
 
@@ -34,6 +35,10 @@ pub use trace::Traced;
 pub struct Policy {
     allow: Vec<Rule>,
     deny: Vec<Rule>,
+    /// Tells it from all others.
+    id: u64,
+    /// Whether no criterion looks at anything but the caller.
+    sees_caller_only: bool,
     /// Whether any criterion looks at the path, so that other readings of it must agree.
     reads_path: bool,
     /// `require_verified_email`.
@@ -138,9 +143,33 @@ struct Rule {
 struct List {
     operator: Operator,
     criteria: Vec<criterion::Criterion>,
+    /// What records call each of them.
+    titles: Vec<Box<str>>,
 }
 
 impl Policy {
+    /// Tells it from all others.
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whether it looks at nothing but the caller: what it sees is the same for all requests of a session.
+    pub const fn sees_caller_only(&self) -> bool {
+        self.sees_caller_only
+    }
+
+    /// What is worked out beforehand.
+    fn settle(&mut self) {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        self.id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let criteria = || {
+            self.allow.iter().chain(&self.deny).flat_map(|rule| &rule.lists).flat_map(|list| &list.criteria)
+        };
+        let reads_path = criteria().any(|criterion| matches!(criterion, criterion::Criterion::HttpPath(_)));
+        let sees_caller_only = criteria().all(criterion::Criterion::is_about_caller);
+        (self.reads_path, self.sees_caller_only) = (reads_path, sees_caller_only);
+    }
+
     /// Whether there is no allow rule at all: nobody can pass.
     pub const fn allows_nobody(&self) -> bool {
         self.allow.is_empty()
@@ -150,7 +179,7 @@ impl Policy {
     pub fn extend(&mut self, other: Self) {
         self.allow.extend(other.allow);
         self.deny.extend(other.deny);
-        self.reads_path |= other.reads_path;
+        self.settle();
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{HeaderName, HeaderValue};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -55,10 +55,22 @@ pub struct Identity {
     /// When the session began.
     pub signed_in: Timestamp,
     /// What the provider was asked for, when a policy wanted a stronger or fresher sign-in.
-    pub asked: Option<Strength>,
+    pub asked: Option<Box<Strength>>,
     /// What was rendered for upstreams from this identity; see [`Rendered`].
     pub rendered: ArcSwap<Vec<Arc<Rendered>>>,
+    /// What records say that policies saw of this identity; see [`Identity::seen`].
+    seen: ArcSwapOption<Vec<Arc<Seen>>>,
 }
+
+/// What a record says that a policy saw.
+#[derive(Debug)]
+struct Seen {
+    policy: u64,
+    text: Box<[u8]>,
+}
+
+/// So many policies' texts are kept with an identity: people use few applications at a time.
+const MOST_SEEN: usize = 8;
 
 /// How strong and fresh a sign-in is asked to be (OpenID Connect Core §3.1.2.1).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +135,7 @@ impl Identity {
             signed_in,
             asked: None,
             rendered: ArcSwap::default(),
+            seen: ArcSwapOption::empty(),
         })
     }
 }
@@ -154,6 +167,21 @@ impl Identity {
         let seconds = whole.map(Duration::from_secs);
         let seconds = seconds.or_else(|| Duration::try_from_secs_f64(time.as_f64()?).ok())?;
         Some(Timestamp::default() + seconds)
+    }
+
+    /// What a policy, which looks at nothing but the identity, saw of it, as records write it: made once.
+    pub fn seen(&self, policy: u64, make: impl FnOnce() -> Box<[u8]>, write: impl FnOnce(&[u8])) {
+        let known = self.seen.load();
+        if let Some(seen) = known.iter().flat_map(|all| all.iter()).find(|seen| seen.policy == policy) {
+            return write(&seen.text);
+        }
+        let made = Arc::new(Seen { policy, text: make() });
+        write(&made.text);
+        self.seen.rcu(|all| {
+            let all = all.as_ref().map_or(&[][..], |all| all.as_slice());
+            let surplus = (all.len() + 1).saturating_sub(MOST_SEEN);
+            Some(Arc::new(all.iter().skip(surplus).cloned().chain([made.clone()]).collect::<Vec<_>>()))
+        });
     }
 
     /// Whether to ask the provider for this is of no use: it was asked, and what came back is what there is.
@@ -258,6 +286,29 @@ mod tests {
         assert_eq!(groups(json!("a,b")), ["a,b".into()] as [Box<str>; 1]);
         assert!(groups(json!(null)).is_empty());
         assert!(read(json!({ "sub": "1" })).unwrap().groups.is_none());
+    }
+
+    #[test]
+    fn what_a_policy_saw_is_made_once_for_each_of_a_few() {
+        let jane = read(json!({ "sub": "jane" })).unwrap();
+        let made = std::cell::Cell::new(0);
+        let seen = |policy: u64| {
+            let make = || {
+                made.set(made.get() + 1);
+                policy.to_string().into_bytes().into()
+            };
+            jane.seen(policy, make, |text| assert_eq!(text, policy.to_string().as_bytes()));
+        };
+        for policy in [1, 1, 2, 1, 2] {
+            seen(policy);
+        }
+        assert_eq!(made.get(), 2);
+        for policy in 0..100 {
+            seen(policy);
+        }
+        assert_eq!(jane.seen.load().as_ref().unwrap().len(), MOST_SEEN);
+        seen(99);
+        assert_eq!(made.get(), 100);
     }
 
     #[test]

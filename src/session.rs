@@ -246,14 +246,15 @@ impl Sessions {
         if origin.fingerprint != content.fingerprint {
             return None;
         }
-        let identity = Identity::read(
+        let mut identity = Identity::read(
             content.name.as_str().into(),
             content.provider.as_str().into(),
             content.claims.clone(),
             &origin.reading,
             content.signed_in,
         )?;
-        Some(Identity { asked: content.asked.clone(), ..identity })
+        identity.asked = content.asked.clone().map(Box::new);
+        Some(identity)
     }
 
     /// Begins a session and gives this host its handle: the cookie to set.

@@ -10,7 +10,7 @@ mod line;
 
 pub use journal::{Journal, Sink};
 pub(crate) use line::key;
-pub use line::{Key, Line};
+pub use line::{Key, Line, Said};
 
 use tracing_subscriber::EnvFilter;
 

@@ -100,7 +100,7 @@ impl Policy {
             }
             rules => policy.add(rules, &root, &mut errors),
         }
-        policy.reads_path = policy.allow.iter().chain(&policy.deny).any(Rule::reads_path);
+        policy.settle();
         if errors.is_empty() { Ok(policy) } else { Err(errors) }
     }
 
@@ -137,8 +137,9 @@ impl Policy {
         }
         let mut policy = Self { require_verified_email, ..Self::default() };
         if !criteria.is_empty() {
-            policy.allow.push(Rule { lists: vec![List { operator: Operator::Or, criteria }] });
+            policy.allow.push(Rule { lists: vec![List::new(Operator::Or, criteria)] });
         }
+        policy.settle();
         policy
     }
 
@@ -195,16 +196,15 @@ impl Rule {
                     Err(error) => errors.push(error),
                 }
             }
-            lists.push(List { operator, criteria: compiled });
+            lists.push(List::new(operator, compiled));
         }
         Some(Self { lists })
     }
+}
 
-    fn reads_path(&self) -> bool {
-        self.lists
-            .iter()
-            .flat_map(|list| &list.criteria)
-            .any(|criterion| matches!(criterion, Criterion::HttpPath(_)))
+impl List {
+    fn new(operator: Operator, criteria: Vec<Criterion>) -> Self {
+        Self { operator, titles: Self::titles(&criteria), criteria }
     }
 }
 

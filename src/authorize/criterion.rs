@@ -267,6 +267,34 @@ impl Criterion {
         })
     }
 
+    /// Whether it looks at nothing but the caller.
+    pub(super) const fn is_about_caller(&self) -> bool {
+        match self {
+            Self::Acr(_)
+            | Self::Amr(_)
+            | Self::AuthenticatedUser
+            | Self::AuthTime(_)
+            | Self::Claim(..)
+            | Self::Domain(_)
+            | Self::Email(_)
+            | Self::Groups(_)
+            | Self::Provider(_)
+            | Self::SessionAge(_)
+            | Self::User(_) => true,
+            Self::Accept
+            | Self::CorsPreflight
+            | Self::Date(_)
+            | Self::DayOfWeek(_)
+            | Self::HttpHeader(..)
+            | Self::HttpMethod(_)
+            | Self::HttpPath(_)
+            | Self::HttpQuery(..)
+            | Self::Reject
+            | Self::SourceIp(_)
+            | Self::TimeOfDay(_) => false,
+        }
+    }
+
     fn ask_caller(&self, identity: &Identity, now: Timestamp, asking: Asking) -> Given {
         let action = asking.action;
         match self {

@@ -1,6 +1,9 @@
 //! What each criterion of a policy saw, for whoever asks why.
 
+use std::borrow::Cow;
+
 use ::http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION};
+use serde_json::Value;
 
 use super::criterion::Criterion;
 use super::{Action, Facts, List, Place, Policy, Reason};
@@ -21,6 +24,16 @@ pub struct Traced {
     pub saw: String,
 }
 
+/// Stands between what two criteria saw.
+const SEPARATOR: &str = "; ";
+
+impl List {
+    /// What is written before what each criterion saw: `; claim/groups `.
+    pub(super) fn titles(criteria: &[Criterion]) -> Vec<Box<str>> {
+        criteria.iter().map(|criterion| format!("{SEPARATOR}{} ", criterion.title()).into()).collect()
+    }
+}
+
 impl Policy {
     /// Every criterion, asked; deny rules first, as they are decided.
     pub fn trace(&self, facts: &Facts<'_>) -> Vec<Traced> {
@@ -28,7 +41,7 @@ impl Policy {
         self.each(|list, place, criterion| {
             let given = criterion.ask(facts, list.asking(self.asking(place.action, false)));
             let mut saw = String::new();
-            criterion.see(facts, true, &mut |part| saw.push_str(part));
+            criterion.see(facts, true, &mut |part: &str| saw.push_str(part));
             let criterion = criterion.title();
             all.push(Traced { place, criterion, holds: given.holds, reason: given.reason, saw });
         });
@@ -37,20 +50,15 @@ impl Policy {
 
     /// Writes what each criterion saw: `email jane@example.com; claim/groups ["dev"]`. What a client sends and may
     /// be a secret is not in it.
-    pub fn write_seen(&self, facts: &Facts<'_>, say: &mut dyn FnMut(&str)) {
+    pub fn write_seen(&self, facts: &Facts<'_>, mut say: impl FnMut(&str)) {
         let mut is_first = true;
-        self.each(|_, _, criterion| {
-            if !std::mem::take(&mut is_first) {
-                say("; ");
+        for list in self.deny.iter().chain(&self.allow).flat_map(|rule| &rule.lists) {
+            for (criterion, title) in list.criteria.iter().zip(&list.titles) {
+                let from = if std::mem::take(&mut is_first) { SEPARATOR.len() } else { 0 };
+                say(title.get(from..).unwrap_or_default());
+                criterion.see(facts, false, &mut say);
             }
-            say(criterion.name());
-            if let Some(subpath) = criterion.subpath() {
-                say("/");
-                say(subpath);
-            }
-            say(" ");
-            criterion.see(facts, false, say);
-        });
+        }
     }
 
     /// The places of all criteria, as rules name them: what a test can exercise.
@@ -100,7 +108,7 @@ impl Criterion {
     }
 
     /// Says what it looks at. `reveals`: also what the client sent and may be a secret.
-    fn see(&self, facts: &Facts<'_>, reveals: bool, say: &mut dyn FnMut(&str)) {
+    fn see(&self, facts: &Facts<'_>, reveals: bool, say: &mut impl FnMut(&str)) {
         match self {
             Self::Accept | Self::Reject => say("everyone"),
             Self::CorsPreflight => say(facts.method.as_str()),
@@ -136,17 +144,17 @@ impl Criterion {
         }
     }
 
-    fn see_caller(&self, identity: &Identity, say: &mut dyn FnMut(&str)) {
+    fn see_caller(&self, identity: &Identity, say: &mut impl FnMut(&str)) {
         match self {
             Self::Acr(_) => say(identity.claims.text("acr").unwrap_or("no acr")),
-            Self::Amr(_) => json(identity.claims.get("amr"), "no amr", say),
+            Self::Amr(_) => claim(identity.claims.get("amr"), "no amr", say),
             Self::AuthTime(_) => match identity.authenticated() {
                 Some(time) => say(&time.to_string()),
                 None => say("no auth_time"),
             },
-            Self::Claim(path, _) => json(identity.claims.find(path), "no such claim", say),
+            Self::Claim(path, _) => claim(identity.claims.find(path), "no such claim", say),
             Self::Groups(_) => match &identity.groups {
-                Some(groups) => list(groups.iter().map(|group| (&**group).into()), say),
+                Some(groups) => list(groups.iter().map(|group| Cow::Borrowed(&**group)), say),
                 None => say("no groups claim"),
             },
             Self::Provider(_) => say(&identity.provider),
@@ -162,7 +170,7 @@ impl Criterion {
     }
 }
 
-fn list<'v>(values: impl Iterator<Item = std::borrow::Cow<'v, str>>, say: &mut dyn FnMut(&str)) {
+fn list<'v>(values: impl Iterator<Item = Cow<'v, str>>, say: &mut impl FnMut(&str)) {
     let mut is_empty = true;
     for value in values {
         if !std::mem::take(&mut is_empty) {
@@ -175,10 +183,21 @@ fn list<'v>(values: impl Iterator<Item = std::borrow::Cow<'v, str>>, say: &mut d
     }
 }
 
-fn json(value: Option<&serde_json::Value>, absent: &str, say: &mut dyn FnMut(&str)) {
+/// A claim: a text and a list of texts as they are, anything else as JSON.
+fn claim(value: Option<&Value>, absent: &str, say: &mut impl FnMut(&str)) {
     match value {
-        Some(serde_json::Value::String(text)) => say(text),
-        Some(value) => say(&value.to_string()),
         None => say(absent),
+        Some(Value::String(text)) => say(text),
+        Some(Value::Array(values)) => {
+            list(values.iter().map(text_of), say);
+        }
+        Some(value) => say(&value.to_string()),
+    }
+}
+
+fn text_of(value: &Value) -> Cow<'_, str> {
+    match value {
+        Value::String(text) => Cow::Borrowed(text),
+        other => Cow::Owned(other.to_string()),
     }
 }

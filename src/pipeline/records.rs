@@ -19,7 +19,7 @@ use crate::http::{Body, Canonical, End, Misread, Watcher};
 use crate::identity::Caller;
 use crate::pages::Refusal;
 use crate::snapshot::{Route, Snapshot};
-use crate::telemetry::{Journal, Key, Line, key};
+use crate::telemetry::{Journal, Key, Line, Said, key};
 
 /// Names for requests: random for a worker, then counted. They name, they protect nothing.
 pub struct RequestIds {
@@ -189,7 +189,16 @@ impl Record {
                 None => line.text(key!("rule"), ""),
             };
             line.list(key!("reasons"), decided.reasons.iter().map(Reason::as_str));
-            line.said(key!("saw"), MOST_SEEN, |say| route.policy.write_seen(facts, say));
+            let tell = |said: &mut Said<'_>| route.policy.write_seen(facts, |part| said.say(part));
+            match facts.caller {
+                Caller::Identified(identity) if route.policy.sees_caller_only() => {
+                    line.written(key!("saw"), |out| {
+                        let make = || Said::of(MOST_SEEN, tell);
+                        identity.seen(route.policy.id(), make, |text| out.extend_from_slice(text));
+                    });
+                }
+                _ => drop(line.said(key!("saw"), MOST_SEEN, tell)),
+            }
             if let Some((name, tried)) = &tried {
                 line.token(key!("report-decision"), name.as_bytes());
                 line.list(key!("report-reasons"), tried.reasons.iter().map(Reason::as_str));

@@ -11,6 +11,13 @@ pub struct Line<'a> {
     format: Format,
 }
 
+/// A text that is being said in parts.
+pub struct Said<'a> {
+    out: &'a mut Vec<u8>,
+    /// So many bytes more; `None` when it was cut off.
+    left: Option<usize>,
+}
+
 /// The name of a field, with what stands around it in a line of JSON; `key!` makes one.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
@@ -53,6 +60,34 @@ impl Stamp {
             self.second = second;
         }
         &self.text
+    }
+}
+
+impl Said<'_> {
+    /// What is said, to be written by [`Line::written`].
+    pub fn of(most: usize, tell: impl FnOnce(&mut Said<'_>)) -> Box<[u8]> {
+        let mut out = Vec::new();
+        tell(&mut Said { out: &mut out, left: Some(most) });
+        out.into()
+    }
+
+    /// Says a part.
+    pub fn say(&mut self, part: &str) {
+        let Some(left) = self.left else { return };
+        let Some(rest) = left.checked_sub(part.len()) else { return self.say_the_last(part, left) };
+        self.left = Some(rest);
+        if is_plain(part.as_bytes()) {
+            self.out.extend_from_slice(part.as_bytes());
+        } else {
+            escape(self.out, part);
+        }
+    }
+
+    #[cold]
+    fn say_the_last(&mut self, part: &str, left: usize) {
+        escape(self.out, part.get(..part.floor_char_boundary(left)).unwrap_or_default());
+        self.out.extend_from_slice("…".as_bytes());
+        self.left = None;
     }
 }
 
@@ -135,27 +170,9 @@ impl<'a> Line<'a> {
     }
 
     /// Adds a text that is said in parts; what goes past `most` bytes is cut off, which `…` says.
-    pub fn said(&mut self, key: Key, most: usize, tell: impl FnOnce(&mut dyn FnMut(&str))) -> &mut Self {
-        self.key(key);
-        self.out.push(b'"');
-        let mut left = most;
-        let mut say = |part: &str| {
-            let here = part.get(..part.floor_char_boundary(left)).unwrap_or_default();
-            if is_plain(here.as_bytes()) {
-                self.out.extend_from_slice(here.as_bytes());
-            } else {
-                escape(self.out, here);
-            }
-            if here.len() < part.len() && left > 0 {
-                self.out.extend_from_slice("…".as_bytes());
-                left = 0;
-            } else {
-                left -= here.len();
-            }
-        };
-        tell(&mut say);
-        self.out.push(b'"');
-        self
+    #[inline]
+    pub fn said(&mut self, key: Key, most: usize, tell: impl FnOnce(&mut Said<'_>)) -> &mut Self {
+        self.written(key, |out| tell(&mut Said { out, left: Some(most) }))
     }
 
     /// Adds a number.
@@ -313,6 +330,21 @@ mod tests {
         assert!(text.contains(
             r#"path="/a b\nforged" response-code=200 allow=true duration=1.042 reasons=email-ok,user-ok"#
         ));
+    }
+
+    #[test]
+    fn what_is_said_in_parts_is_escaped_and_cut_off_once() {
+        let said = |most: usize, parts: &[&str]| {
+            let text = Said::of(most, |said| parts.iter().for_each(|part| said.say(part)));
+            serde_json::from_str::<String>(&format!("\"{}\"", String::from_utf8_lossy(&text))).unwrap()
+        };
+        assert_eq!(said(100, &["a\"b", "", "\n\\", "é"]), "a\"b\n\\é");
+        assert_eq!(said(4, &["abcd"]), "abcd");
+        assert_eq!(said(4, &["abc", "de", "f"]), "abcd…");
+        assert_eq!(said(4, &["abcé", "x"]), "abc…");
+        assert_eq!(said(4, &["abcd", "", "e"]), "abcd…");
+        assert_eq!(said(0, &["a"]), "…");
+        assert_eq!(said(1, &["\"", "x", "y"]), "\"…");
     }
 
     proptest! {

@@ -159,7 +159,7 @@ fn every_decision_record_says_what_each_criterion_saw_and_no_secret() {
         seen,
         [
             "email nobody; claim/groups nobody; http_header/x-key present; http_query/code present",
-            "email jane@example.com; claim/groups [\"dev\"]; http_header/x-key present; http_query/code present",
+            "email jane@example.com; claim/groups dev; http_header/x-key present; http_query/code present",
         ]
     );
 }
