@@ -130,6 +130,10 @@ fn every_file_in_config_is_right_or_has_placeholders() {
     let mut files = 0;
     for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/config")).unwrap() {
         let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.ends_with(".md") || name.ends_with(".cases.yaml") {
+            continue;
+        }
         let checked = run(&["check", "-c", path.to_str().unwrap()], &[]);
         let only_placeholders = checked.err.lines().all(|line| {
             line.contains("placeholder") || line.starts_with("warning:") || line.contains("problem")
@@ -430,9 +434,15 @@ fn a_taken_port_is_an_error() {
 
 #[test]
 fn help_is_there_for_every_command() {
-    for arguments in
-        [&["--help"][..], &["run", "--help"], &["check", "--help"], &["demo", "--help"], &["--version"]]
-    {
+    for arguments in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["check", "--help"],
+        &["demo", "--help"],
+        &["policy", "explain", "--help"],
+        &["policy", "test", "--help"],
+        &["--version"],
+    ] {
         let helped = run(arguments, &[]);
         assert_eq!((helped.code, helped.err.as_str()), (0, ""), "{arguments:?}");
         assert!(!helped.out.is_empty());

@@ -367,6 +367,28 @@ fn rules_that_no_case_exercised_are_named() {
 }
 
 #[test]
+fn the_example_of_cases_exercises_every_rule_of_the_example() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/config");
+    let arguments = ["test", "--coverage", "-c", "routes-with-policy.yaml", "routes-with-policy.cases.yaml"];
+    let mut command = Command::new(BINARY);
+    let done = command.arg("policy").args(arguments).current_dir(directory).env_clear().output().unwrap();
+    let out = String::from_utf8(done.stdout).unwrap();
+    assert_eq!(done.status.code(), Some(0), "{out}");
+    assert_eq!(out, "every rule decided a case\n11 passed, 0 failed\n");
+}
+
+/// Every criterion that there is stands in the documentation.
+#[test]
+fn the_documentation_has_every_criterion() {
+    let text = include_str!("../../config/policy.md");
+    let table = include_str!("../../src/authorize/evaluate/table.txt");
+    let names = table.lines().filter_map(|line| line.strip_prefix("allow ")?.split([':', '/']).next());
+    for name in names {
+        assert!(text.contains(&format!("`{name}`")) || text.contains(&format!("`{name}/NAME`")), "{name}");
+    }
+}
+
+#[test]
 fn cases_that_are_wrong_are_refused_with_their_place() {
     for (cases, says) in [
         ("", "empty"),
