@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime};
 use serde::{Deserialize, Serialize};
 
 /// A point in time: milliseconds since the Unix epoch.
@@ -39,15 +38,12 @@ impl Timestamp {
     /// anything else, and for what lies before 1970.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
-        let utc = |time: NaiveDateTime| time.and_utc();
-        let time = DateTime::parse_from_rfc3339(text)
-            .map(|time| time.to_utc())
-            .or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f").map(utc))
-            .or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f").map(utc))
-            .or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M").map(utc))
-            .or_else(|_| NaiveDate::parse_from_str(text, "%Y-%m-%d").map(|date| utc(date.into())))
-            .ok()?;
-        u64::try_from(time.timestamp_millis()).ok().map(Self)
+        let time = text.parse::<jiff::Timestamp>().or_else(|_| {
+            // A zone that cannot be read is not passed over.
+            let time: jiff::civil::DateTime = text.parse()?;
+            time.to_zoned(jiff::tz::TimeZone::UTC).map(|time| time.timestamp())
+        });
+        u64::try_from(time.ok()?.as_millisecond()).ok().map(Self)
     }
 
     /// Whole seconds since the epoch.
@@ -86,9 +82,9 @@ impl Sub<Duration> for Timestamp {
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = i64::try_from(self.as_unix_seconds()).unwrap_or(i64::MAX);
-        match DateTime::from_timestamp(seconds, 0) {
-            Some(time) => write!(f, "{}", time.format("%Y-%m-%dT%H:%M:%SZ")),
-            None => write!(f, "@{seconds}"),
+        match jiff::Timestamp::from_second(seconds) {
+            Ok(time) => write!(f, "{time}"),
+            Err(_) => write!(f, "@{seconds}"),
         }
     }
 }
@@ -203,7 +199,17 @@ mod tests {
         ] {
             assert_eq!(at(text).as_deref(), Some(time), "{text}");
         }
-        for bad in ["", "2026", "2026-13-01", "2026-02-30", "31.1.2026", "1969-12-31", "now", "1790000000"] {
+        for bad in [
+            "",
+            "2026",
+            "2026-13-01",
+            "2026-02-30",
+            "31.1.2026",
+            "2026-01-31T18:00:00+1x",
+            "1969-12-31",
+            "now",
+            "1790000000",
+        ] {
             assert_eq!(at(bad), None, "{bad}");
         }
     }

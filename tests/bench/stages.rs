@@ -11,7 +11,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use portcullis::assertion::{ClaimHeader, Form, IssuerFormat, claim_header_name};
-use portcullis::authorize::{Facts, Policy};
+use portcullis::authorize::{Decision, Facts, Policy};
 use portcullis::clock::{Clock, Timestamp};
 use portcullis::connection::Connection;
 use portcullis::crypto::Signer;
@@ -161,25 +161,47 @@ fn session_lookup(bench: &mut Criterion) {
 }
 
 fn decision(bench: &mut Criterion) {
-    let source = json!([{ "allow": { "and": [
+    let two = json!([{ "allow": { "and": [
         { "email": { "ends_with": "@example.com" } }, { "claim/groups": { "has": "ops" } }
     ] } }]);
-    let policy = Policy::compile(&source, true).expect("a policy");
-    let (caller, headers) = (jane(), HeaderMap::new());
-    let client = "203.0.113.9".parse().expect("an address");
-    bench.bench_function("authorize: decision", |bench| {
-        bench.iter(|| {
-            policy.decide(&Facts {
-                caller: black_box(&caller),
-                method: &Method::GET,
-                path: "/items/1",
-                client,
-                query: "",
-                headers: &headers,
-                time: now(),
-            })
+    // All of them are asked, and the last one lets the caller in.
+    let group = |number: usize| json!({ "claim/groups": format!("team-{number}") });
+    let caller: Vec<_> = (0..19).map(group).chain([json!({ "claim/groups": "ops" })]).collect();
+    let request = json!([{ "allow": { "and": [
+        { "email": { "ends_with": "@example.com" } }, { "domain": "example.com" }, { "groups": { "has": "ops" } },
+        { "claim/groups": "ops" }, { "user": { "not": "bob" } }, { "provider": "provider" },
+        { "http_method": { "in": ["GET", "HEAD"] } }, { "http_method": { "not": "DELETE" } },
+        { "http_path": { "starts_with": "/items" } }, { "http_path": { "not_in": ["/admin", "/secret"] } },
+        { "http_header/x-team": { "in": ["red", "blue"] } }, { "http_header/x-team": { "not": "green" } },
+        { "http_query/page": "7" }, { "http_query/sort": { "starts_with": "na" } },
+        { "source_ip": ["10.0.0.0/8", "203.0.113.0/24"] }, { "source_ip": "203.0.113.9" },
+        { "date": { "after": "2020-01-01", "before": "2100-01-01" } },
+        { "time_of_day": { "timezone": "Europe/Berlin", "after": "0:00", "before": "23:59:59" } },
+        { "day_of_week": "mon-sun" }, { "day_of_week": { "is": "*", "timezone": "America/New_York" } },
+    ] } }]);
+    let (jane, client) = (jane(), "203.0.113.9".parse().expect("an address"));
+    let headers =
+        HeaderMap::from_iter([(HeaderName::from_static("x-team"), HeaderValue::from_static("blue"))]);
+    for (name, source) in [
+        ("two criteria about the caller", two),
+        ("twenty about the caller", json!([{ "allow": { "or": caller } }])),
+        ("twenty about caller, request and moment", request),
+    ] {
+        let policy = Policy::compile(&source, true).expect("a policy");
+        let facts = |caller| Facts {
+            caller,
+            method: &Method::GET,
+            path: "/items/1",
+            client,
+            query: "page=7&sort=name",
+            headers: &headers,
+            time: now(),
+        };
+        assert!(matches!(policy.decide(&facts(&jane)), Decision::Allow(_)), "{name}");
+        bench.bench_function(&format!("authorize: {name}"), |bench| {
+            bench.iter(|| policy.decide(&facts(black_box(&jane))));
         });
-    });
+    }
 }
 
 fn assertion(bench: &mut Criterion) {

@@ -8,7 +8,7 @@ import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { after, before, test as any } from 'node:test';
-import { browser, freePort, out, person, replay, run, secret, signIn, stack } from './lib.mjs';
+import { browser, choose, freePort, out, person, replay, run, secret, signIn, stack } from './lib.mjs';
 
 // A test that hangs fails, and the others go on; the longest takes ten seconds.
 const test = (name, run) => any(name, { timeout: 120000 }, run);
@@ -61,10 +61,37 @@ test('somebody who may not pass is told for whom, why, and how to get out', () =
   await signIn(page, `https://admin.localhost:${port}/`, 'bob');
   const text = await page.textContent('main');
   for (const part of ['bob@example.com', 'groups-unauthorized', 'Ask ops@example.com']) assert.ok(text.includes(part), `${part}: ${text}`);
+  assert.match(text, /This page is for the group admins\. You are signed in as bob@example\.com, in/);
   await picture(page, 'refused');
-  await page.click('text=Sign out');
-  await page.waitForURL(/signed_out/);
+  // The provider still knows bob; it asks all the same, and whoever signs in there comes back to this page.
+  await page.click('text=Sign in as someone else');
+  await choose(page, 'jane');
+  await page.waitForURL(`https://admin.localhost:${port}/`);
+  assert.equal((await shown(page))['x-pomerium-claim-email'], 'jane@example.com');
   await bob.close();
+}));
+
+test('a page that wants a fresh sign-in asks for one and goes on', () => withStack({ routes: (port, to) => [
+  { from: `https://app.localhost:${port}`, path: '/transfer', to, pass_identity_headers: true,
+    policy: [{ allow: { and: [{ authenticated_user: true }] } }, { deny: { not: [{ auth_time: { within: '3s' } }] } }] },
+  { from: `https://app.localhost:${port}`, to, pass_identity_headers: true, allow_any_authenticated_user: true },
+] }, async ({ port }) => {
+  const jane = await person(chrome);
+  const page = await jane.newPage();
+  await signIn(page, `https://app.localhost:${port}/`, 'jane');
+  await page.waitForTimeout(4000);
+  await page.goto(`https://app.localhost:${port}/`);
+  assert.equal(await page.textContent('#path'), 'GET /', 'an old sign-in will do here');
+  const asked = page.waitForRequest(/\/oauth2\/authorize\?/);
+  await page.goto(`https://app.localhost:${port}/transfer?to=bob`);
+  const parameters = new URL((await asked).url()).searchParams;
+  assert.deepEqual([parameters.get('max_age'), parameters.get('prompt')], ['3', 'login']);
+  await choose(page, 'jane');
+  await page.waitForURL(`https://app.localhost:${port}/transfer?to=bob`);
+  assert.equal(await page.textContent('#path'), 'GET /transfer?to=bob');
+  await page.reload();
+  assert.equal(await page.textContent('#path'), 'GET /transfer?to=bob', 'it is fresh for a while');
+  await jane.close();
 }));
 
 test('three tabs at once all finish on their own page', () => withStack({}, async ({ port }) => {

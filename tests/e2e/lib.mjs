@@ -148,6 +148,11 @@ export async function person(chrome, options = {}) {
 
 export async function signIn(page, url, user) {
   await page.goto(url);
+  await choose(page, user);
+}
+
+// On the provider's page.
+export async function choose(page, user) {
   await page.click(`#${user}`);
   await page.waitForLoadState();
 }

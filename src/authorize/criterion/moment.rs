@@ -3,8 +3,9 @@
 //! A range holds from its `after`, which belongs to it, to its `before`, which does not. There is no zone but
 //! UTC unless one is named, so that a rule means the same on every machine.
 
-use chrono::{DateTime, Datelike, Timelike};
-use chrono_tz::Tz;
+use jiff::Zoned;
+use jiff::civil::Time;
+use jiff::tz::TimeZone;
 use serde_json::Value;
 
 use crate::authorize::compile::{At, PolicyError};
@@ -21,7 +22,7 @@ pub(in crate::authorize) struct DateRange {
 /// A span of every day, which may go past midnight. Seconds since midnight.
 #[derive(Clone, Debug)]
 pub(in crate::authorize) struct TimeOfDay {
-    zone: Tz,
+    zone: TimeZone,
     after: Option<u32>,
     before: Option<u32>,
 }
@@ -29,7 +30,7 @@ pub(in crate::authorize) struct TimeOfDay {
 /// Days of the week.
 #[derive(Clone, Debug)]
 pub(in crate::authorize) struct DayOfWeek {
-    zone: Tz,
+    zone: TimeZone,
     /// A bit a day, Monday the lowest.
     days: u8,
 }
@@ -91,8 +92,8 @@ impl TimeOfDay {
     }
 
     pub(super) fn holds(&self, now: Timestamp) -> bool {
-        let Some(local) = local(now, self.zone) else { return false };
-        let now = local.num_seconds_from_midnight();
+        let Some(local) = local(now, &self.zone) else { return false };
+        let now = seconds(local.time());
         match (self.after, self.before) {
             (Some(after), Some(before)) if after > before => after <= now || now < before,
             (after, before) => {
@@ -103,20 +104,22 @@ impl TimeOfDay {
 
     pub(in crate::authorize) fn words(&self) -> String {
         let clock = |seconds: u32| format!("{}:{:02}", seconds / 3600, seconds / 60 % 60);
-        format!("{} ({})", between(self.after.map(clock), self.before.map(clock)), self.zone)
+        format!("{} ({})", between(self.after.map(clock), self.before.map(clock)), name(&self.zone))
     }
 
     /// The time that it looks at.
     pub(in crate::authorize) fn sees(&self, now: Timestamp) -> String {
-        local(now, self.zone)
-            .map_or_else(String::new, |local| format!("{} {}", local.format("%H:%M:%S"), self.zone))
+        local(now, &self.zone)
+            .map_or_else(String::new, |local| format!("{} {}", local.strftime("%H:%M:%S"), name(&self.zone)))
     }
 }
 
 impl DayOfWeek {
     pub(super) fn compile(data: &Value, at: &At<'_>) -> Result<Self, PolicyError> {
-        let Value::Object(keys) = data else { return Ok(Self { zone: Tz::UTC, days: days(data, at)? }) };
-        let (mut found, mut zone_named) = (None, Tz::UTC);
+        let Value::Object(keys) = data else {
+            return Ok(Self { zone: TimeZone::UTC, days: days(data, at)? });
+        };
+        let (mut found, mut zone_named) = (None, TimeZone::UTC);
         for (key, value) in keys {
             let at = at.key(key);
             match key.as_str() {
@@ -130,20 +133,20 @@ impl DayOfWeek {
     }
 
     pub(super) fn holds(&self, now: Timestamp) -> bool {
-        local(now, self.zone)
-            .is_some_and(|local| self.days >> local.weekday().num_days_from_monday() & 1 == 1)
+        local(now, &self.zone)
+            .is_some_and(|local| self.days >> local.weekday().to_monday_zero_offset() & 1 == 1)
     }
 
     pub(in crate::authorize) fn words(&self) -> String {
         let days = DAYS.iter().enumerate().filter(|(at, _)| self.days >> at & 1 == 1);
         let days: Vec<_> = days.map(|(_, day)| *day).collect();
-        format!("{} ({})", days.join(", "), self.zone)
+        format!("{} ({})", days.join(", "), name(&self.zone))
     }
 
     /// The day that it looks at.
     pub(in crate::authorize) fn sees(&self, now: Timestamp) -> String {
-        local(now, self.zone)
-            .map_or_else(String::new, |local| format!("{} {}", local.format("%A"), self.zone))
+        local(now, &self.zone)
+            .map_or_else(String::new, |local| format!("{} {}", local.strftime("%A"), name(&self.zone)))
     }
 }
 
@@ -160,7 +163,7 @@ fn between(after: Option<String>, before: Option<String>) -> String {
 struct Bounds<'a> {
     after: Option<(&'a Value, At<'a>)>,
     before: Option<(&'a Value, At<'a>)>,
-    zone: Option<Tz>,
+    zone: Option<TimeZone>,
 }
 
 impl<'a> Bounds<'a> {
@@ -188,15 +191,24 @@ impl<'a> Bounds<'a> {
     }
 }
 
-fn local(now: Timestamp, zone: Tz) -> Option<DateTime<Tz>> {
+fn local(now: Timestamp, zone: &TimeZone) -> Option<Zoned> {
     let seconds = i64::try_from(now.as_unix_seconds()).ok()?;
-    Some(DateTime::from_timestamp(seconds, 0)?.with_timezone(&zone))
+    Some(jiff::Timestamp::from_second(seconds).ok()?.to_zoned(zone.clone()))
 }
 
-fn zone(value: &Value, at: &At<'_>) -> Result<Tz, PolicyError> {
+/// Since midnight.
+fn seconds(time: Time) -> u32 {
+    let part = |value: i8| u32::from(value.unsigned_abs());
+    part(time.hour()) * 3600 + part(time.minute()) * 60 + part(time.second())
+}
+
+fn name(zone: &TimeZone) -> &str {
+    zone.iana_name().unwrap_or("UTC")
+}
+
+fn zone(value: &Value, at: &At<'_>) -> Result<TimeZone, PolicyError> {
     let name = value.as_str().unwrap_or_default();
-    // Names differ in case between systems; the database knows one.
-    Tz::from_str_insensitive(name).map_err(|_| {
+    TimeZone::get(name).map_err(|_| {
         at.error("the name of a time zone was expected, such as `Europe/Berlin`, `America/New_York` or `UTC`")
     })
 }
