@@ -26,7 +26,7 @@ impl Policy {
             text.push_str(&format!(" You are signed in as {who}"));
             if self.looks_at_groups() {
                 match identity.groups.as_deref() {
-                    None => text.push_str(", and the identity provider says nothing about groups"),
+                    None => text.push_str(", in no group (the identity provider named none)"),
                     Some([]) => text.push_str(", in no group"),
                     Some([one]) => text.push_str(&format!(", in the group {one}")),
                     Some(all) => text.push_str(&format!(", in the groups {}", all.join(", "))),

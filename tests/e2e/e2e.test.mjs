@@ -61,7 +61,7 @@ test('somebody who may not pass is told for whom, why, and how to get out', () =
   await signIn(page, `https://admin.localhost:${port}/`, 'bob');
   const text = await page.textContent('main');
   for (const part of ['bob@example.com', 'groups-unauthorized', 'Ask ops@example.com']) assert.ok(text.includes(part), `${part}: ${text}`);
-  assert.match(text, /This page is for the group admins\. You are signed in as bob@example\.com, in/);
+  assert.match(text, /This page is for the group admins\. You are signed in as bob@example\.com, in no group/);
   await picture(page, 'refused');
   // The provider still knows bob; it asks all the same, and whoever signs in there comes back to this page.
   await page.click('text=Sign in as someone else');
@@ -435,7 +435,7 @@ test('pages are shown in light and dark, narrow and wide, and work from the keyb
     await picture(page, `403-${scheme}-${width}`);
     assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= window.innerWidth), 'nothing is cut off');
     await page.keyboard.press('Tab');
-    assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Sign out');
+    assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Sign in as someone else');
     await page.goto(`https://admin.localhost:${port}/.pomerium/`);
     await picture(page, `user-${scheme}-${width}`);
     await page.goto(`https://nowhere.localhost:${port}/`);
