@@ -224,21 +224,36 @@ fn number(at: usize) -> u16 {
 }
 
 impl Place {
+    /// Its list, all of which holds or fails together: `allow[0].or`.
+    pub fn list(&self) -> String {
+        let mut text = Vec::new();
+        self.write_list(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// The place without the criterion's name: `allow[0].or[1]`.
+    pub fn position(&self) -> String {
+        format!("{}[{}]", self.list(), self.criterion)
+    }
+
     /// Writes it as it is displayed; nothing in it needs escaping.
     pub fn write(&self, out: &mut Vec<u8>) {
+        self.write_list(out);
+        out.push(b'[');
+        out.extend_from_slice(itoa::Buffer::new().format(self.criterion).as_bytes());
+        out.extend_from_slice(b"] ");
+        out.extend_from_slice(self.name.as_bytes());
+    }
+
+    fn write_list(&self, out: &mut Vec<u8>) {
         let action = match self.action {
             Action::Allow => "allow[",
             Action::Deny => "deny[",
         };
-        let mut digits = itoa::Buffer::new();
         out.extend_from_slice(action.as_bytes());
-        out.extend_from_slice(digits.format(self.rule).as_bytes());
+        out.extend_from_slice(itoa::Buffer::new().format(self.rule).as_bytes());
         out.extend_from_slice(b"].");
         out.extend_from_slice(self.operator.name().as_bytes());
-        out.push(b'[');
-        out.extend_from_slice(digits.format(self.criterion).as_bytes());
-        out.extend_from_slice(b"] ");
-        out.extend_from_slice(self.name.as_bytes());
     }
 }
 

@@ -15,6 +15,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::authorize::Permit;
+use crate::http::BodyError;
 
 mod added;
 mod cluster;
@@ -163,6 +164,16 @@ impl Clone for UpstreamTls {
             server_name: self.server_name.clone(),
             roots: self.roots.clone(),
             client: self.client.as_ref().map(|(chain, key)| (chain.clone(), key.clone_key())),
+        }
+    }
+}
+
+impl ProxyError {
+    /// What went wrong with the client's body.
+    fn of_client(error: &BodyError) -> Self {
+        match error {
+            BodyError::Idle(_) => Self::ClientIdle,
+            other => Self::ClientBody(other.to_string()),
         }
     }
 }

@@ -12,7 +12,7 @@ use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
 use super::WRONG;
-use crate::authorize::{Facts, Policy, Reason, Traced};
+use crate::authorize::{Facts, Place, Reason, Traced};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, RouteSettings, Sources};
 use crate::http::{PathRules, Scheme, Seen, canonicalise};
@@ -59,7 +59,7 @@ struct Question {
 struct Verdict<'p> {
     decision: &'static str,
     route: Option<&'p RouteSettings>,
-    rule: Option<String>,
+    rule: Option<Place>,
     reasons: Vec<&'static str>,
     trace: Vec<Traced>,
 }
@@ -121,18 +121,7 @@ impl Policies {
             Some(port) => format!("{host}:{port}"),
             None => host.to_owned(),
         };
-        // The path as it was typed: `Url` would have tidied it up.
-        let target =
-            match question.url.split_once("://").map(|(_, rest)| rest).and_then(|rest| rest.find(['/', '?']))
-            {
-                Some(at) => {
-                    let rest = question.url.split_once("://").map(|(_, rest)| rest).unwrap_or_default();
-                    let target = rest.get(at..).unwrap_or("/").split('#').next().unwrap_or("/");
-                    if target.starts_with('?') { format!("/{target}") } else { target.to_owned() }
-                }
-                None => "/".to_owned(),
-            };
-        let mut request = Request::builder().method(question.method.clone()).uri(target);
+        let mut request = Request::builder().method(question.method.clone()).uri(target_of(&question.url));
         if let Some(headers) = request.headers_mut() {
             headers.extend(question.headers.clone());
             let host = HeaderValue::from_str(&authority).map_err(|error| format!("{authority}: {error}"))?;
@@ -169,7 +158,7 @@ impl Policies {
         Ok(Verdict {
             decision,
             route: Some(route),
-            rule: decided.rule.map(|rule| rule.to_string()),
+            rule: decided.rule,
             reasons: decided.reasons.iter().map(Reason::as_str).collect(),
             trace: route.policy.trace(&facts),
         })
@@ -187,6 +176,14 @@ impl Question {
         }
     }
 
+    /// Moves it to another time.
+    fn ask_at(&mut self, time: &str) -> Result<(), String> {
+        let read = Timestamp::parse(time);
+        self.time =
+            read.ok_or_else(|| format!("{time}: a time such as 2026-01-31T18:00:00Z was expected"))?;
+        Ok(())
+    }
+
     fn add_header(&mut self, name: &str, value: &str) -> Result<(), String> {
         let name =
             HeaderName::from_bytes(name.trim().as_bytes()).map_err(|error| format!("{name}: {error}"))?;
@@ -197,17 +194,13 @@ impl Question {
 }
 
 impl Verdict<'_> {
-    fn policy(&self) -> Option<&Policy> {
-        self.route.map(|route| &route.policy)
-    }
-
     fn to_json(&self) -> Value {
         let trace: Vec<_> = self
             .trace
             .iter()
             .map(|one| {
                 json!({
-                    "rule": rule_of(one),
+                    "rule": one.place.position(),
                     "criterion": one.criterion,
                     "result": one.holds,
                     "saw": one.saw,
@@ -220,7 +213,7 @@ impl Verdict<'_> {
         json!({
             "decision": self.decision,
             "route": route,
-            "rule": self.rule,
+            "rule": self.rule.map(|rule| rule.to_string()),
             "reasons": self.reasons,
             "trace": trace,
         })
@@ -233,26 +226,31 @@ impl Verdict<'_> {
             Some(route) => println!("{indent}route:    {}", route.name),
             None => println!("{indent}route:    none matches"),
         }
-        if let Some(rule) = &self.rule {
+        if let Some(rule) = self.rule {
             println!("{indent}rule:     {rule}");
         }
         if !self.reasons.is_empty() {
             println!("{indent}reasons:  {}", self.reasons.join(", "));
         }
-        if self.policy().is_some_and(|policy| policy.places().is_empty()) {
+        if self.route.is_some() && self.trace.is_empty() {
             println!("{indent}trace:    the policy is empty: nobody may pass");
         } else if !self.trace.is_empty() {
             println!("{indent}trace:");
         }
         for one in &self.trace {
             let held = if one.holds { "yes" } else { "no " };
-            println!("{indent}  {held} {} {}, saw: {}", rule_of(one), one.criterion, one.saw);
+            println!("{indent}  {held} {} {}, saw: {}", one.place.position(), one.criterion, one.saw);
         }
     }
 }
 
-/// `allow[0].or[1]`.
-fn rule_of(traced: &Traced) -> String {
-    let place = traced.place.to_string();
-    place.split(' ').next().unwrap_or_default().to_owned()
+/// The path and the query of a URL, as they were typed: `Url` would have tidied them up.
+fn target_of(url: &str) -> String {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.split('#').next().unwrap_or_default();
+    match rest.find(['/', '?']).and_then(|at| rest.get(at..)) {
+        Some(query) if query.starts_with('?') => format!("/{query}"),
+        Some(target) => target.to_owned(),
+        None => "/".to_owned(),
+    }
 }

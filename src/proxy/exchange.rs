@@ -229,10 +229,8 @@ fn blame(error: &hyper::Error) -> ProxyError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
     let mut text = error.to_string();
     while let Some(inner) = cause {
-        match inner.downcast_ref::<BodyError>() {
-            Some(BodyError::Idle(_)) => return ProxyError::ClientIdle,
-            Some(other) => return ProxyError::ClientBody(other.to_string()),
-            None => {}
+        if let Some(error) = inner.downcast_ref::<BodyError>() {
+            return ProxyError::of_client(error);
         }
         text = format!("{text}: {inner}");
         cause = inner.source();

@@ -17,7 +17,7 @@ use super::added::Added;
 use super::exchange::Until;
 use super::pool::{Home, Pool};
 use crate::clock::Clock;
-use crate::http::{Body, BodyError};
+use crate::http::Body;
 
 mod alarm;
 mod answer;
@@ -195,7 +195,7 @@ impl Connection {
         if !upload.is_over() {
             match upload.poll_send(cx, &mut self.socket, &mut self.write, body) {
                 Poll::Ready(Err(Failure::Client(error))) => {
-                    return Poll::Ready(Err(NoHead::new(blame(error))));
+                    return Poll::Ready(Err(NoHead::new(ProxyError::of_client(&error))));
                 }
                 // It may have said why before it stopped listening: that is read below.
                 Poll::Ready(Ok(()) | Err(Failure::Upstream)) | Poll::Pending => {}
@@ -255,13 +255,5 @@ impl NoHead {
 
     fn silence(why: impl ToString) -> Self {
         Self { is_silence: true, ..Self::broken(why) }
-    }
-}
-
-/// What went wrong with the client's body.
-fn blame(error: BodyError) -> ProxyError {
-    match error {
-        BodyError::Idle(_) => ProxyError::ClientIdle,
-        other => ProxyError::ClientBody(other.to_string()),
     }
 }

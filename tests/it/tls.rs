@@ -158,27 +158,33 @@ fn upstreams_are_verified_by_their_own_roots_and_name() {
     assert!(inner.server.records().iter().any(|record| record["protocol"] == "HTTP/2"));
 }
 
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn server_config(
+    made: &rcgen::CertifiedKey<rcgen::KeyPair>,
+    verifier: Arc<dyn rustls::server::danger::ClientCertVerifier>,
+) -> Arc<rustls::ServerConfig> {
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![made.cert.der().clone()], key);
+    Arc::new(config.unwrap())
+}
+
 /// A TLS server that demands a client certificate, and answers one request with it.
 fn demanding(
     server: &rcgen::CertifiedKey<rcgen::KeyPair>,
     client: &rcgen::CertifiedKey<rcgen::KeyPair>,
 ) -> u16 {
-    use rustls::pki_types::PrivateKeyDer;
     let mut roots = rustls::RootCertStore::empty();
     roots.add(client.cert.der().clone()).unwrap();
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier.build().unwrap())
-        .with_single_cert(
-            vec![server.cert.der().clone()],
-            PrivateKeyDer::try_from(server.signing_key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    let config = std::sync::Arc::new(config);
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider()).build();
+    let config = server_config(server, verifier.unwrap());
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -234,16 +240,7 @@ fn a_route_shows_its_client_certificate_to_the_upstream() {
 /// A TLS server that answers any request with an answer of so many bytes, head included, and in the same record
 /// with one that nobody asked for.
 fn overtalkative(made: &rcgen::CertifiedKey<rcgen::KeyPair>, length: Arc<AtomicUsize>) -> u16 {
-    use rustls::pki_types::PrivateKeyDer;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
-    let config = Arc::new(config);
+    let config = server_config(made, Arc::new(rustls::server::NoClientAuth));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {

@@ -10,7 +10,6 @@ use serde_json::{Map, Value};
 
 use super::{Policies, Question};
 use crate::cli::WRONG;
-use crate::clock::Timestamp;
 use crate::identity::Caller;
 
 /// A request and who makes it.
@@ -69,9 +68,7 @@ fn explain(arguments: &Arguments, policies: &Policies) -> Result<(), String> {
         question.add_header(name, value)?;
     }
     if let Some(at) = &arguments.at {
-        let time = Timestamp::parse(at);
-        question.time =
-            time.ok_or_else(|| format!("{at}: a time such as 2026-01-31T18:00:00Z was expected"))?;
+        question.ask_at(at)?;
     }
     let caller = match &arguments.claims {
         Some(file) => policies.caller(claims(file)?, arguments.provider.as_deref(), question.time)?,

@@ -10,8 +10,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Policies, Question, Verdict};
+use crate::authorize::Place;
 use crate::cli::{FAILED, WRONG};
-use crate::clock::{self, Timestamp};
+use crate::clock;
 use crate::config;
 use crate::identity::Caller;
 
@@ -110,8 +111,8 @@ pub(super) fn main(arguments: &Arguments) -> ExitCode {
     for (place, case) in &cases {
         match ask(&policies, case) {
             Ok(verdict) => {
-                if let (Some(route), Some(rule)) = (verdict.route, &verdict.rule) {
-                    decided.insert((route.name.clone(), rule_of(rule)));
+                if let (Some(route), Some(rule)) = (verdict.route, verdict.rule) {
+                    decided.insert((route.name.clone(), rule.list()));
                 }
                 match case.complaint(&verdict) {
                     None => passed += 1,
@@ -160,9 +161,7 @@ fn ask<'p>(policies: &'p Policies, case: &Case) -> Result<Verdict<'p>, String> {
         question.ip = ip;
     }
     if let Some(at) = &asked.at {
-        let time = Timestamp::parse(at);
-        question.time =
-            time.ok_or_else(|| format!("{at}: a time such as 2026-01-31T18:00:00Z was expected"))?;
+        question.ask_at(at)?;
     }
     for (name, value) in &asked.headers {
         let values = match value {
@@ -205,8 +204,7 @@ impl Case {
 fn print_unused(policies: &Policies, decided: &BTreeSet<(String, String)>) {
     let mut unused = 0;
     for route in policies.routes.targets() {
-        let rules: BTreeSet<_> =
-            route.policy.places().iter().map(|place| rule_of(&place.to_string())).collect();
+        let rules: BTreeSet<_> = route.policy.places().iter().map(Place::list).collect();
         for rule in rules {
             if !decided.contains(&(route.name.clone(), rule.clone())) {
                 unused += 1;
@@ -217,9 +215,4 @@ fn print_unused(policies: &Policies, decided: &BTreeSet<(String, String)>) {
     if unused == 0 {
         println!("every rule decided a case");
     }
-}
-
-/// `allow[0].or` of `allow[0].or[1] email`: what stands together holds together.
-fn rule_of(place: &str) -> String {
-    place.rsplit_once('[').map_or(place, |(rule, _)| rule).to_owned()
 }

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 
 use super::Connection;
-use super::head::Framing;
+use super::head::{Framing, MOST_FIELDS};
 use super::upload::{Failure, Upload};
 use crate::http::{Body, BodyError, Chunks, Piece, Stream};
 use crate::proxy::pool::Home;
@@ -18,8 +18,6 @@ use crate::proxy::pool::Home;
 const MOST_READ: usize = 256 * 1024;
 /// The most bytes of trailers.
 const MOST_TRAILERS: usize = 64 * 1024;
-/// The most fields of them.
-const MOST_FIELDS: usize = 100;
 
 /// A body, read as it is asked for.
 pub(super) struct Answer {

@@ -10,8 +10,8 @@ use hyper::ext::ReasonPhrase;
 use super::Outgoing;
 use crate::http::headers::has_token;
 
-/// The most fields in a head.
-const MOST_FIELDS: usize = 100;
+/// The most fields in a head, or behind a body.
+pub(super) const MOST_FIELDS: usize = 100;
 
 /// There is room for so many fields from the start: more are added on the way, and hyper keeps the map for the
 /// next request, to which more still are added. Growing it costs more than both.
