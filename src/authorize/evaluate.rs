@@ -1,6 +1,6 @@
 //! Evaluating a policy: Pomerium's combination of rules, without an allocation.
 
-use super::criterion::{Asking, Given, Lack};
+use super::criterion::{Asking, Criterion, Given, Lack};
 use super::{
     Action, Decided, Decision, Facts, List, Operator, Permit, Place, Policy, Reason, Reasons, Rule, number,
 };
@@ -119,6 +119,11 @@ impl Rule {
 }
 
 impl List {
+    /// The place of a criterion of it.
+    pub(super) fn place(&self, action: Action, rule: u16, at: usize, criterion: &Criterion) -> Place {
+        Place { action, rule, operator: self.operator, criterion: number(at), name: criterion.name() }
+    }
+
     pub(super) const fn asking(&self, asking: Asking) -> Asking {
         let inverted = matches!(self.operator, Operator::Not | Operator::Nor);
         Asking { wants: asking.wants != inverted, ..asking }
@@ -137,13 +142,7 @@ impl List {
             side.reasons = side.reasons.with(Reasons::of(reason));
             side.unverified |= lack == Some(Lack::Verification);
             side.too_weak |= lack == Some(Lack::Strength);
-            side.place.get_or_insert(Place {
-                action,
-                rule,
-                operator: self.operator,
-                criterion: number(at),
-                name: criterion.name(),
-            });
+            side.place.get_or_insert(self.place(action, rule, at, criterion));
         }
         // Which side speaks for the list: for `and` and `nor` the failed ones if there are any, for `or`
         // and `not` the held ones.

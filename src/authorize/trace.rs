@@ -73,14 +73,7 @@ impl Policy {
             for (at, rule) in rules.iter().enumerate() {
                 for list in &rule.lists {
                     for (number, criterion) in list.criteria.iter().enumerate() {
-                        let place = Place {
-                            action,
-                            rule: super::number(at),
-                            operator: list.operator,
-                            criterion: super::number(number),
-                            name: criterion.name(),
-                        };
-                        visit(list, place, criterion);
+                        visit(list, list.place(action, super::number(at), number, criterion), criterion);
                     }
                 }
             }
