@@ -87,6 +87,11 @@ impl Form {
         Self { id: NEXT.fetch_add(1, Ordering::Relaxed), format, claims, nobody }
     }
 
+    /// The names of the headers that state who is calling.
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        std::iter::once(&ASSERTION).chain(self.claims.iter().map(|claim| &claim.header))
+    }
+
     /// The headers that state who is calling.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! so that a test can hold time still or move it. Points in time that are stored or compared with a
 //! token's claims are [`Timestamp`]s (wall clock); spans on the road are measured with [`Clock::instant`].
 
+use std::cell::Cell;
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::sync::Arc;
@@ -11,6 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+/// For so long it is known what time it is.
+const KNOWN: Duration = Duration::from_millis(100);
 
 /// A point in time: milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -119,6 +123,26 @@ impl Clock {
         }
     }
 
+    /// The time at an instant that was read just now. The system is asked for it ten times a second; a clock
+    /// that is set is heard of that late.
+    pub fn at(&self, instant: Instant) -> Timestamp {
+        thread_local! {
+            static LAST: Cell<Option<(Instant, Timestamp)>> = const { Cell::new(None) };
+        }
+        if self.held.is_some() {
+            return self.now();
+        }
+        if let Some((then, time)) = LAST.get()
+            && let Some(since) = instant.checked_duration_since(then)
+            && since < KNOWN
+        {
+            return time + since;
+        }
+        let time = self.now();
+        LAST.set(Some((instant, time)));
+        time
+    }
+
     /// A monotonic reading, for measuring how long something took.
     #[allow(clippy::disallowed_methods, reason = "the one place that asks the system")]
     pub fn instant(&self) -> Instant {
@@ -212,6 +236,21 @@ mod tests {
         ] {
             assert_eq!(at(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_time_at_an_instant_is_the_time_then() {
+        let clock = Clock::system();
+        for pause in [0, 5, 0, 120, 5] {
+            std::thread::sleep(Duration::from_millis(pause));
+            let (before, at, after) = (clock.now(), clock.at(clock.instant()), clock.now());
+            // Each reading is cut off to a millisecond.
+            assert!(before - Duration::from_millis(2) <= at && at <= after, "{before:?} {at:?} {after:?}");
+        }
+        let held = Clock::held_at(Timestamp::from_unix_seconds(7));
+        assert_eq!(held.at(held.instant()), Timestamp::from_unix_seconds(7));
+        held.advance(Duration::from_secs(1));
+        assert_eq!(held.at(held.instant()), Timestamp::from_unix_seconds(8));
     }
 
     #[test]

@@ -58,19 +58,19 @@ pub struct Identity {
     pub asked: Option<Box<Strength>>,
     /// What was rendered for upstreams from this identity; see [`Rendered`].
     pub rendered: ArcSwap<Vec<Arc<Rendered>>>,
-    /// What records say that policies saw of this identity; see [`Identity::seen`].
-    seen: ArcSwapOption<Vec<Arc<Seen>>>,
+    /// What records say about this identity and policies; see [`Identity::noted`].
+    notes: ArcSwapOption<Vec<Arc<Note>>>,
 }
 
-/// What a record says that a policy saw.
+/// What a record says about an identity, and what a policy made of it.
 #[derive(Debug)]
-struct Seen {
+struct Note {
     policy: u64,
     text: Box<[u8]>,
 }
 
-/// So many policies' texts are kept with an identity: people use few applications at a time.
-const MOST_SEEN: usize = 8;
+/// So many policies' notes are kept with an identity: people use few applications at a time.
+const MOST_NOTES: usize = 8;
 
 /// How strong and fresh a sign-in is asked to be (OpenID Connect Core §3.1.2.1).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,7 +135,7 @@ impl Identity {
             signed_in,
             asked: None,
             rendered: ArcSwap::default(),
-            seen: ArcSwapOption::empty(),
+            notes: ArcSwapOption::empty(),
         })
     }
 }
@@ -169,17 +169,17 @@ impl Identity {
         Some(Timestamp::default() + seconds)
     }
 
-    /// What a policy, which looks at nothing but the identity, saw of it, as records write it: made once.
-    pub fn seen(&self, policy: u64, make: impl FnOnce() -> Box<[u8]>, write: impl FnOnce(&[u8])) {
-        let known = self.seen.load();
-        if let Some(seen) = known.iter().flat_map(|all| all.iter()).find(|seen| seen.policy == policy) {
-            return write(&seen.text);
+    /// What there is to record about the identity and a policy that looks at nothing else: made once.
+    pub fn noted(&self, policy: u64, make: impl FnOnce() -> Box<[u8]>, write: impl FnOnce(&[u8])) {
+        let known = self.notes.load();
+        if let Some(note) = known.iter().flat_map(|all| all.iter()).find(|note| note.policy == policy) {
+            return write(&note.text);
         }
-        let made = Arc::new(Seen { policy, text: make() });
+        let made = Arc::new(Note { policy, text: make() });
         write(&made.text);
-        self.seen.rcu(|all| {
+        self.notes.rcu(|all| {
             let all = all.as_ref().map_or(&[][..], |all| all.as_slice());
-            let surplus = (all.len() + 1).saturating_sub(MOST_SEEN);
+            let surplus = (all.len() + 1).saturating_sub(MOST_NOTES);
             Some(Arc::new(all.iter().skip(surplus).cloned().chain([made.clone()]).collect::<Vec<_>>()))
         });
     }
@@ -289,25 +289,25 @@ mod tests {
     }
 
     #[test]
-    fn what_a_policy_saw_is_made_once_for_each_of_a_few() {
+    fn what_is_noted_is_made_once_for_each_of_a_few_policies() {
         let jane = read(json!({ "sub": "jane" })).unwrap();
         let made = std::cell::Cell::new(0);
-        let seen = |policy: u64| {
+        let note = |policy: u64| {
             let make = || {
                 made.set(made.get() + 1);
                 policy.to_string().into_bytes().into()
             };
-            jane.seen(policy, make, |text| assert_eq!(text, policy.to_string().as_bytes()));
+            jane.noted(policy, make, |text| assert_eq!(text, policy.to_string().as_bytes()));
         };
         for policy in [1, 1, 2, 1, 2] {
-            seen(policy);
+            note(policy);
         }
         assert_eq!(made.get(), 2);
         for policy in 0..100 {
-            seen(policy);
+            note(policy);
         }
-        assert_eq!(jane.seen.load().as_ref().unwrap().len(), MOST_SEEN);
-        seen(99);
+        assert_eq!(jane.notes.load().as_ref().unwrap().len(), MOST_NOTES);
+        note(99);
         assert_eq!(made.get(), 100);
     }
 

@@ -4,13 +4,14 @@
 //! then is anything forwarded. Every way out of here is a reply of `pages` or an upstream's answer, and every
 //! request that reached a route leaves a decision record, every request an access record.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
 use ::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderValue};
 use ::http::{HeaderMap, Request, Response, StatusCode};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Cache};
 use hyper::body::Incoming;
 
 use crate::authenticate::{Failure, RenewError};
@@ -31,7 +32,8 @@ mod own;
 mod records;
 mod sign_in;
 
-pub use downstream::Downstream;
+use downstream::Passage;
+pub use downstream::{Activity, Downstream};
 use records::Record;
 pub use records::RequestIds;
 
@@ -72,7 +74,6 @@ impl<T: Into<Refusal>> From<T> for Exit {
 /// The request lies in one place of the future that is returned, and is lent from there until it is passed
 /// on: what is moved with every step would be copied with every step.
 pub fn serve(
-    cx: Arc<Context>,
     downstream: Arc<Downstream>,
     request: Request<Incoming>,
     misread: Option<Misread>,
@@ -81,13 +82,15 @@ pub fn serve(
     let request = request.map(Body::incoming);
     let client = Client::of(&request, seen);
     let unreadable = misread.as_ref().map(|misread| (misread.status, misread.reason));
-    let snapshot = cx.snapshot.load_full();
-    let mut record = Record::begin(&cx, &snapshot, &downstream, &request, misread);
+    let snapshot = in_force(&downstream.context.snapshot);
+    let mut record = Record::begin(&snapshot, &downstream, &request, misread);
+    let passage = Passage::begin(downstream);
     let mut slot = Some(request);
     async move {
+        let downstream = &*passage.downstream;
         let outcome = match unreadable {
             Some((status, reason)) => Err(Refusal::Unreadable(status, reason).into()),
-            None => answer(&cx, &snapshot, &downstream, &mut slot, seen, &mut record).await,
+            None => answer(&snapshot, downstream, &mut slot, seen, &mut record).await,
         };
         let mut response = match outcome {
             Ok(response) => response,
@@ -100,9 +103,22 @@ pub fn serve(
             // The listener does not look at what follows such a request.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        record.finish(&mut response);
+        record.finish(&mut response, passage, snapshot);
         Ok(response)
     }
+}
+
+/// The configuration in force. Each worker remembers the last one, and only looks whether it still is: asking for it
+/// anew, all of them would write to the same place with every request.
+fn in_force(source: &Arc<ArcSwap<Snapshot>>) -> Arc<Snapshot> {
+    type Last = Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>;
+    thread_local! {
+        static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
+    }
+    LAST.with_borrow_mut(|last| {
+        let known = last.take().filter(|known| std::ptr::eq(known.arc_swap(), &**source));
+        last.insert(known.unwrap_or_else(|| Cache::new(source.clone()))).load().clone()
+    })
 }
 
 /// Turns a way off the road into a reply.
@@ -127,7 +143,6 @@ fn refuse(snapshot: &Snapshot, record: &mut Record, client: Client, exit: &Exit)
 }
 
 async fn answer(
-    cx: &Context,
     snapshot: &Arc<Snapshot>,
     downstream: &Downstream,
     slot: &mut Option<Request<Body>>,
@@ -138,7 +153,7 @@ async fn answer(
     let scheme = if connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
     let Some(request) = slot else { return Err(Refusal::Internal("there is no request".into()).into()) };
     request.body_mut().set_rules(&snapshot.header_rules);
-    let canonical = canonicalise(request, seen, scheme, snapshot.path_rules)?;
+    let canonical = canonicalise(request, seen, scheme, snapshot.path_rules, &downstream.host)?;
     if seen.any(Seen::EXPECT) {
         meet_expectation(request.headers_mut())?;
     }
@@ -182,13 +197,18 @@ async fn answer(
     let (permit, (now, time)) = match route.policy.decide_readings(&facts, &canonical.path.others) {
         Decision::Allow(permit) => {
             let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, request.headers());
-            let now =
-                record.decided(route, (&facts, &canonical.path.others), origin.is_ok(), permit.decided());
+            let now = record.decided(
+                downstream,
+                route,
+                (&facts, &canonical.path.others),
+                origin.is_ok(),
+                permit.decided(),
+            );
             origin?;
             (permit, now)
         }
         Decision::SignIn(decided) => {
-            record.decided(route, (&facts, &canonical.path.others), false, &decided);
+            record.decided(downstream, route, (&facts, &canonical.path.others), false, &decided);
             // Who is calling cannot be told now; what anybody may see is not held back for that.
             if let Some(trouble) = trouble {
                 return Err(trouble.into());
@@ -196,12 +216,12 @@ async fn answer(
             return Err(Box::pin(sign_in::needed(snapshot, route, &canonical, request, None)).await);
         }
         Decision::StepUp(decided, strength) => {
-            record.decided(route, (&facts, &canonical.path.others), false, &decided);
+            record.decided(downstream, route, (&facts, &canonical.path.others), false, &decided);
             let needed = sign_in::needed(snapshot, route, &canonical, request, Some(&strength));
             return Err(Box::pin(needed).await);
         }
         Decision::Deny(decided) => {
-            record.decided(route, (&facts, &canonical.path.others), false, &decided);
+            record.decided(downstream, route, (&facts, &canonical.path.others), false, &decided);
             let explanation = route.show_error_details.then(|| route.policy.explain(&facts, &decided));
             let sign_in_anew = sign_in::anew_url(snapshot, route, &canonical, request);
             let denied = Denied { caller, decided, sign_in_anew, explanation };
@@ -230,19 +250,20 @@ async fn answer(
         None => None,
     };
     let is_personal = upgrade.is_none() && matches!(permit.caller(), Caller::Identified(_));
-    let alive = upgrade.is_some().then(|| cx.alive.upgrade()).flatten();
+    let alive = upgrade.is_some().then(|| downstream.context.alive.upgrade()).flatten();
     let errand = Errand {
         added: Added {
             request_id: record.id(),
             statement: statement.as_deref().unwrap_or_default(),
             forwarded,
+            names: route.added,
         },
         alive,
-        worker: cx.worker,
+        worker: downstream.context.worker,
         request: &canonical,
         rules: snapshot.path_rules,
         upgrade,
-        clock: &cx.clock,
+        clock: &downstream.context.clock,
         now,
     };
     let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };

@@ -27,7 +27,7 @@ mod pool;
 mod rewrite;
 mod upgrade;
 
-pub use added::Added;
+pub use added::{Added, AddedNames};
 pub use cluster::Cluster;
 pub use connect::{SharedTls, UpstreamTlsError};
 pub use forward::{Errand, ResponseRules};

@@ -11,7 +11,7 @@ use crate::crypto::{KeyRing, Signer};
 use crate::http::forwarded::ForwardedRules;
 use crate::http::headers::HeaderRules;
 use crate::http::{PathRules, Scheme};
-use crate::proxy::{Cluster, SharedTls, UpstreamTlsError};
+use crate::proxy::{AddedNames, Cluster, SharedTls, UpstreamTlsError};
 use crate::route::Table;
 use crate::session::Sessions;
 use crate::store::Store;
@@ -42,6 +42,8 @@ pub struct Snapshot {
 
 /// A compiled route.
 pub struct Route {
+    /// Its place among the routes.
+    pub number: usize,
     /// Its name in records.
     pub name: Arc<str>,
     /// The origin in `from`.
@@ -62,6 +64,8 @@ pub struct Route {
     pub cluster: Arc<Cluster>,
     /// What its upstream is told about the caller.
     pub identity: Option<Form>,
+    /// The names of the fields that are added for the upstream.
+    pub added: AddedNames,
     /// `show_error_details`.
     pub show_error_details: bool,
 }
@@ -105,7 +109,9 @@ impl Snapshot {
                 }
                 crate::route::PathMatch::Regex(_) => "/".into(),
             };
+            let identity = route.identity.map(|(format, claims)| Form::new(format, claims));
             let compiled = Route {
+                number: routes.len(),
                 name: route.name.into(),
                 from: route.from,
                 description: route.description,
@@ -115,7 +121,8 @@ impl Snapshot {
                 policy: route.policy,
                 report: route.report,
                 cluster: Arc::new(Cluster::new(route.cluster, workers, &tls)?),
-                identity: route.identity.map(|(format, claims)| Form::new(format, claims)),
+                added: AddedNames::with(identity.iter().flat_map(Form::names)),
+                identity,
                 show_error_details: route.show_error_details,
             };
             routes.push((route.matched, compiled));

@@ -15,7 +15,7 @@ use super::WRONG;
 use crate::authorize::{Facts, Place, Reason, Traced};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, RouteSettings, Sources};
-use crate::http::{PathRules, Scheme, Seen, canonicalise};
+use crate::http::{LastHost, PathRules, Scheme, Seen, canonicalise};
 use crate::identity::{Caller, Identity, Reading};
 use crate::route::Table;
 
@@ -129,7 +129,7 @@ impl Policies {
         }
         let request = request.body(()).map_err(|error| format!("{}: {error}", question.url))?;
         let seen = Seen::of(request.headers());
-        let canonical = canonicalise(&request, seen, scheme, self.path_rules)
+        let canonical = canonicalise(&request, seen, scheme, self.path_rules, &LastHost::default())
             .map_err(|refused| format!("{}: such a request is refused: {refused}", question.url))?;
         let path = canonical.path.canonical.as_str();
         if path.starts_with("/.pomerium") || path.starts_with("/.well-known/pomerium") || path == "/ping" {

@@ -1,7 +1,7 @@
 //! The canonical request: scheme, host and path, computed once and used by everything after.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use http::{Method, Request, StatusCode, Version};
@@ -34,6 +34,19 @@ pub enum Scheme {
     Http,
     /// TLS.
     Https,
+}
+
+/// The host that a connection was last used for: the next request on it nearly always names the same one.
+#[derive(Debug, Default)]
+pub struct LastHost(Mutex<Option<Named>>);
+
+/// A host, as it was written and as it is read.
+#[derive(Clone, Debug)]
+struct Named {
+    written: Box<[u8]>,
+    host: Arc<str>,
+    port: Option<u16>,
+    authority: HeaderValue,
 }
 
 /// What a request is about.
@@ -72,14 +85,39 @@ impl Scheme {
 impl Canonical {
     /// What a request for a host is about. The host is canonical already.
     pub fn new(scheme: Scheme, host: &str, port: Option<u16>, path: Readings) -> Self {
-        let text = match port {
-            Some(port) => format!("{host}:{port}"),
-            None => host.to_owned(),
-        };
-        // A host is made of letters, digits and a few signs.
-        let authority = HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
-        Self { scheme, host: host.into(), port, authority, path }
+        Self { scheme, host: host.into(), port, authority: write_authority(host, port), path }
     }
+}
+
+impl LastHost {
+    /// Reads an authority; `None` when it is malformed.
+    fn read(&self, written: &str) -> Option<(Arc<str>, Option<u16>, HeaderValue)> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = match &mut *last {
+            Some(named) if *named.written == *written.as_bytes() => named,
+            last => {
+                let (host, port) = split_host(written)?;
+                let authority = write_authority(&host, port);
+                last.insert(Named {
+                    written: written.as_bytes().into(),
+                    host: (&*host).into(),
+                    port,
+                    authority,
+                })
+            }
+        };
+        Some((named.host.clone(), named.port, named.authority.clone()))
+    }
+}
+
+/// `host` or `host:port`.
+fn write_authority(host: &str, port: Option<u16>) -> HeaderValue {
+    let text = match port {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    // A host is made of letters, digits and a few signs.
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Digits alone, and no zero before others: what every reader takes for the same number.
@@ -87,7 +125,7 @@ fn is_length(text: &[u8]) -> bool {
     text.iter().all(u8::is_ascii_digit) && matches!(text, [b'0'] | [b'1'..=b'9', ..])
 }
 
-/// Reads what a request is about. `seen`: the fields that it has.
+/// Reads what a request is about. `seen`: the fields that it has; `last`: of the connection that it came on.
 ///
 /// # Errors
 /// When the method is not for proxies, the host is missing, repeated, malformed or contradicted, or the
@@ -97,6 +135,7 @@ pub fn canonicalise<B>(
     seen: Seen,
     scheme: Scheme,
     rules: PathRules,
+    last: &LastHost,
 ) -> Result<Canonical, BadRequest> {
     if *request.method() == Method::CONNECT {
         return Err(BadRequest("CONNECT is not served"));
@@ -110,8 +149,7 @@ pub fn canonicalise<B>(
     {
         return Err(BadRequest("the length of the body is not a plain number"));
     }
-    let field = single(request.headers(), &HOST)?;
-    let named = match field {
+    let named = match single(request.headers(), &HOST)? {
         Some(value) => Some(value.to_str().map_err(|_| BadRequest("the host is not text"))?),
         None => None,
     };
@@ -136,25 +174,9 @@ pub fn canonicalise<B>(
             return Err(BadRequest("the target names another scheme"));
         }
     }
-    let (host, port) = split_host(authority).ok_or(BadRequest("the host is malformed"))?;
+    let (host, port, authority) = last.read(authority).ok_or(BadRequest("the host is malformed"))?;
     let path = Readings::of(request.uri().path(), rules)?;
-    match field {
-        // Written in the canonical way, as nearly always: it need not be written again.
-        Some(field) if is_canonical(field.as_bytes(), &host, port) => {
-            Ok(Canonical { scheme, host: host.into(), port, authority: field.clone(), path })
-        }
-        _ => Ok(Canonical::new(scheme, &host, port, path)),
-    }
-}
-
-fn is_canonical(written: &[u8], host: &str, port: Option<u16>) -> bool {
-    match (written.strip_prefix(host.as_bytes()), port) {
-        (Some(rest), None) => rest.is_empty(),
-        (Some(rest), Some(port)) => {
-            rest.strip_prefix(b":").is_some_and(|rest| rest == itoa::Buffer::new().format(port).as_bytes())
-        }
-        (None, _) => false,
-    }
+    Ok(Canonical { scheme, host, port, authority, path })
 }
 
 /// In [`oddness`]: a capital letter.
@@ -212,7 +234,13 @@ mod tests {
     use http::Request;
 
     fn canonical(request: &Request<()>) -> Result<Canonical, BadRequest> {
-        canonicalise(request, Seen::of(request.headers()), Scheme::Https, PathRules::default())
+        canonicalise(
+            request,
+            Seen::of(request.headers()),
+            Scheme::Https,
+            PathRules::default(),
+            &LastHost::default(),
+        )
     }
 
     fn read(target: &str, hosts: &[&str]) -> Result<Canonical, BadRequest> {
@@ -228,6 +256,27 @@ mod tests {
         let canonical = read("/a", &["App.Test.:8443"]).unwrap();
         assert_eq!((&*canonical.host, canonical.port), ("app.test", Some(8443)));
         assert_eq!(canonical.authority, "app.test:8443");
+    }
+
+    #[test]
+    fn each_request_on_a_connection_names_its_own_host() {
+        let last = LastHost::default();
+        let read = |written: &str| {
+            last.read(written).map(|(host, port, authority)| {
+                (host.to_string(), port, authority.to_str().unwrap().to_owned())
+            })
+        };
+        let alone = |written: &str| {
+            let (host, port) = split_host(written)?;
+            Some((host.to_string(), port, write_authority(&host, port).to_str().unwrap().to_owned()))
+        };
+        for written in [
+            "a.test", "a.test", "A.test.", "a.test:1", "a.test:1", "b.test:1", "a b", "b.test:1", "a b",
+            "a.test",
+        ] {
+            assert_eq!(read(written), alone(written), "{written}");
+        }
+        assert_eq!(read("A.test."), Some(("a.test".into(), None, "a.test".into())));
     }
 
     #[test]

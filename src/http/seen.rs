@@ -3,7 +3,7 @@
 //! Most of the fields that the road cares about are absent from most messages, and finding that out by asking
 //! for each costs more than everything that is done about the few that are there.
 
-use http::header::HeaderMap;
+use http::header::{HeaderMap, HeaderName};
 
 /// Which of the fields that something has to be done about a message has. Names stand for themselves; what is
 /// not listed here was not looked for.
@@ -34,28 +34,32 @@ impl Seen {
 
     /// Looks.
     pub fn of(headers: &HeaderMap) -> Self {
-        headers.keys().fold(Self::default(), |seen, name| {
-            let one = match name.as_str() {
-                "authorization" => Self::AUTHORIZATION,
-                "connection" => Self::CONNECTION,
-                "te"
-                | "transfer-encoding"
-                | "keep-alive"
-                | "proxy-connection"
-                | "proxy-authorization"
-                | "proxy-authenticate"
-                | "http2-settings" => Self::HOP_BY_HOP,
-                "upgrade" => Self(Self::HOP_BY_HOP.0 | Self::UPGRADE.0),
-                "cookie" => Self::COOKIE,
-                "expect" => Self::EXPECT,
-                "accept" | "content-type" | "sec-fetch-mode" | "x-requested-with" => Self::KIND,
-                "set-cookie" => Self::SET_COOKIE,
-                "alt-svc" | "x-pomerium-jwt-assertion" => Self::OURS,
-                "content-length" => Self::LENGTH,
-                _ => Self::default(),
-            };
-            Self(seen.0 | one.0)
-        })
+        headers.keys().fold(Self::default(), Self::with)
+    }
+
+    /// And this one.
+    #[must_use]
+    pub fn with(self, name: &HeaderName) -> Self {
+        let one = match name.as_str() {
+            "authorization" => Self::AUTHORIZATION,
+            "connection" => Self::CONNECTION,
+            "te"
+            | "transfer-encoding"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authorization"
+            | "proxy-authenticate"
+            | "http2-settings" => Self::HOP_BY_HOP,
+            "upgrade" => Self(Self::HOP_BY_HOP.0 | Self::UPGRADE.0),
+            "cookie" => Self::COOKIE,
+            "expect" => Self::EXPECT,
+            "accept" | "content-type" | "sec-fetch-mode" | "x-requested-with" => Self::KIND,
+            "set-cookie" => Self::SET_COOKIE,
+            "alt-svc" | "x-pomerium-jwt-assertion" => Self::OURS,
+            "content-length" => Self::LENGTH,
+            _ => Self::default(),
+        };
+        Self(self.0 | one.0)
     }
 
     /// Whether any of these was seen.
@@ -67,7 +71,7 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::header::{HeaderName, HeaderValue};
+    use http::header::HeaderValue;
 
     #[test]
     fn each_field_is_seen_and_no_other() {

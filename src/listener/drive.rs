@@ -46,8 +46,9 @@ pub(super) async fn http1<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let peer = connection.peer_ip();
-    let downstream = Arc::new(Downstream::new(connection, context.clock.instant()));
-    let gate = Gate::new(stream, limits, downstream.clone(), context.clock.clone());
+    let clock = context.clock.clone();
+    let downstream = Arc::new(Downstream::new(context, connection));
+    let gate = Gate::new(stream, limits, downstream.activity.clone(), clock);
     let verdict = gate.verdict();
     let home = Home::of(gate);
     let news = stopping.clone();
@@ -61,11 +62,11 @@ pub(super) async fn http1<S>(
         .max_header_size(limits.head_size);
     loop {
         let service = {
-            let (context, downstream, verdict) = (context.clone(), downstream.clone(), verdict.clone());
+            let (downstream, verdict) = (downstream.clone(), verdict.clone());
             service_fn(move |request: Request<Incoming>| {
-                let misread = verdict.about(downstream.begun() + 1);
+                let misread = verdict.about(downstream.activity.begun() + 1);
                 // On the heap only while there is a request: most connections wait for one.
-                Box::pin(pipeline::serve(context.clone(), downstream.clone(), request, misread))
+                Box::pin(pipeline::serve(downstream.clone(), request, misread))
             })
         };
         // In a box of its own, so that nothing of it is left while the connection waits.
@@ -118,12 +119,12 @@ pub(super) async fn http2<S>(
 {
     let peer = connection.peer_ip();
     let clock = context.clock.clone();
-    let downstream = Arc::new(Downstream::new(connection, clock.instant()));
-    let activity = downstream.clone();
+    let downstream = Arc::new(Downstream::new(context, connection));
+    let activity = downstream.activity.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let misread = (head_size(&request) > limits.head_size).then(|| too_large(&request));
         // hyper hands it on several times before it runs.
-        Box::pin(pipeline::serve(context.clone(), downstream.clone(), request, misread))
+        Box::pin(pipeline::serve(downstream.clone(), request, misread))
     });
     let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())

@@ -9,6 +9,7 @@
 //! when a connection is closed while its client still sends, it reads on for a moment, so that the answer is
 //! not lost in a reset.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::mem::MaybeUninit;
@@ -27,13 +28,17 @@ use super::body::{After, Body};
 use super::head::{self, Next, Refused, Scan};
 use crate::clock::Clock;
 use crate::http::Misread;
-use crate::pipeline::Downstream;
+use crate::pipeline::Activity;
 
 /// How long a closed connection is read on, so that its client sees the answer.
 const LINGER: Duration = Duration::from_secs(5);
 /// A connection that has waited for so long for its next request is taken from hyper, with the buffers that
 /// hyper holds for it: most connections of browsers wait for minutes, most others for milliseconds.
 const PARK: Duration = Duration::from_secs(1);
+
+/// What is written in several pieces is put together when it is no more than this: that costs less than handing
+/// the pieces to the system, which then looks at each.
+const SMALL: usize = 4096;
 
 /// A stream whose requests are looked at.
 pub(super) struct Gate<S> {
@@ -51,12 +56,18 @@ pub(super) struct Gate<S> {
     /// For the head while one is held, then for lingering.
     deadline: Option<Pin<Box<Sleep>>>,
     /// Looks now and then whether anybody still uses the connection.
-    patience: Option<Pin<Box<Sleep>>>,
-    downstream: Arc<Downstream>,
+    patience: Option<Timer>,
+    activity: Arc<Activity>,
     clock: Clock,
     /// Something was written that may not have left hyper's buffer yet.
     unflushed: bool,
     shut: bool,
+}
+
+/// A timer of one task: asked once it wakes that task, whose waker stays the same, and until then a look is enough.
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    is_asked: bool,
 }
 
 /// What the gate has seen, for whoever serves the requests.
@@ -80,6 +91,20 @@ enum State {
     Refused,
 }
 
+impl Timer {
+    fn new(after: Duration) -> Self {
+        Self { sleep: Box::pin(sleep(after)), is_asked: false }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_asked && !self.sleep.is_elapsed() {
+            return Poll::Pending;
+        }
+        self.is_asked = true;
+        self.sleep.as_mut().poll(cx)
+    }
+}
+
 impl Verdict {
     /// Whether the connection can be taken from hyper without losing anything.
     pub(super) fn is_idle(&self) -> bool {
@@ -93,7 +118,7 @@ impl Verdict {
 }
 
 impl<S> Gate<S> {
-    pub(super) fn new(stream: S, limits: Limits, downstream: Arc<Downstream>, clock: Clock) -> Self {
+    pub(super) fn new(stream: S, limits: Limits, activity: Arc<Activity>, clock: Clock) -> Self {
         Self {
             stream,
             state: State::Between,
@@ -105,7 +130,7 @@ impl<S> Gate<S> {
             limits,
             deadline: None,
             patience: None,
-            downstream,
+            activity,
             clock,
             unflushed: false,
             shut: false,
@@ -237,9 +262,9 @@ impl<S: AsyncRead + Unpin> Gate<S> {
         loop {
             let idle = self.limits.idle;
             let first = if self.verdict.is_idle() { idle } else { idle.min(PARK) };
-            let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(first)));
-            ready!(patience.as_mut().poll(cx));
-            let waited = self.downstream.idle_for(self.clock.instant());
+            let patience = self.patience.get_or_insert_with(|| Timer::new(first));
+            ready!(patience.poll(cx));
+            let waited = self.activity.idle_for(self.clock.instant());
             if waited >= idle {
                 return Poll::Ready(());
             }
@@ -249,7 +274,7 @@ impl<S: AsyncRead + Unpin> Gate<S> {
                 return Poll::Pending;
             }
             let next = if waited < PARK { idle.min(PARK) } else { idle };
-            self.patience = Some(Box::pin(sleep(next - waited)));
+            self.patience = Some(Timer::new(next - waited));
         }
     }
 
@@ -375,7 +400,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<S> {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.unflushed = true;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+        // Small pieces go out faster as one.
+        let all: usize = bytes.iter().map(|piece| piece.len()).sum();
+        if all > SMALL {
+            return Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        }
+        thread_local! {
+            static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
+        let mut room = ROOM.take();
+        room.clear();
+        bytes.iter().for_each(|piece| room.extend_from_slice(piece));
+        let written = Pin::new(&mut self.stream).poll_write(cx, &room);
+        ROOM.set(room);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

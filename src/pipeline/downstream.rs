@@ -1,62 +1,120 @@
 //! A connection from a client, for as long as it lasts.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::Context;
 use crate::connection::Connection;
+use crate::http::LastHost;
 use crate::session::Recent;
 
 /// A connection from a client, and what it is remembered by.
 pub struct Downstream {
+    /// What its requests are served with.
+    pub context: Arc<Context>,
     /// How it was accepted.
     pub connection: Connection,
     /// The session that its last request opened.
     pub recent: Recent,
-    /// When it was made.
+    /// The host that its last request named.
+    pub host: LastHost,
+    /// Its requests.
+    pub activity: Arc<Activity>,
+}
+
+/// The requests of a connection.
+pub struct Activity {
+    /// When the connection was made.
     since: Instant,
     /// Requests that are under way.
-    under_way: AtomicUsize,
+    under_way: Count,
     /// Requests that have begun.
-    begun: AtomicU64,
+    begun: Count,
     /// When a request last ended: milliseconds after it was made.
     last: AtomicU64,
 }
 
+/// A number that one thread alone counts: a connection stays on its worker.
+#[derive(Default)]
+pub(super) struct Count(AtomicU64);
+
+/// A request that is under way; its connection hears of its end, whatever becomes of it.
+pub(super) struct Passage {
+    pub(super) downstream: Arc<Downstream>,
+    /// When it ended, once that is known.
+    pub(super) ended: Option<Instant>,
+}
+
+impl Count {
+    /// The number before.
+    pub(super) fn add(&self, more: u64) -> u64 {
+        // What is read and written by one thread needs no more than that.
+        let before = self.get();
+        self.0.store(before.wrapping_add(more), Ordering::Relaxed);
+        before
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 impl Downstream {
     /// A connection that was accepted just now.
-    pub fn new(connection: Connection, now: Instant) -> Self {
+    pub fn new(context: Arc<Context>, connection: Connection) -> Self {
         Self {
+            activity: Arc::new(Activity::since(context.clock.instant())),
+            context,
             connection,
             recent: Recent::default(),
-            since: now,
-            under_way: AtomicUsize::new(0),
-            begun: AtomicU64::new(0),
-            last: AtomicU64::new(0),
+            host: LastHost::default(),
         }
     }
+}
 
-    /// How many requests have begun on it.
-    pub fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
+impl Activity {
+    /// None so far.
+    pub fn since(since: Instant) -> Self {
+        Self { since, under_way: Count::default(), begun: Count::default(), last: AtomicU64::new(0) }
     }
 
-    /// For how long there has been no request on it.
+    /// How many requests have begun.
+    pub fn begun(&self) -> u64 {
+        self.begun.get()
+    }
+
+    /// For how long there has been no request.
     pub fn idle_for(&self, now: Instant) -> Duration {
-        if self.under_way.load(Ordering::Relaxed) > 0 {
+        if self.under_way.get() > 0 {
             return Duration::ZERO;
         }
         let last = self.since + Duration::from_millis(self.last.load(Ordering::Relaxed));
         now.saturating_duration_since(last)
     }
 
-    pub(super) fn begin(&self) {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        self.under_way.fetch_add(1, Ordering::Relaxed);
+    fn begin(&self) {
+        self.begun.add(1);
+        self.under_way.add(1);
     }
 
-    pub(super) fn end(&self, now: Instant) {
+    fn end(&self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.since).as_millis();
         self.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.under_way.add(1_u64.wrapping_neg());
+    }
+}
+
+impl Passage {
+    pub(super) fn begin(downstream: Arc<Downstream>) -> Self {
+        downstream.activity.begin();
+        Self { downstream, ended: None }
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        let Downstream { activity, context, .. } = &*self.downstream;
+        activity.end(self.ended.unwrap_or_else(|| context.clock.instant()));
     }
 }

@@ -1,17 +1,17 @@
 //! The two records of a request.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use ::http::header::{HOST, USER_AGENT};
-use ::http::uri::{Authority, PathAndQuery};
+use ::http::uri::PathAndQuery;
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response};
 
-use super::{Context, Downstream};
-use crate::authorize::{Decided, Decision, Facts, Reason};
-use crate::clock::{Clock, Timestamp};
+use super::downstream::{Count, Downstream, Passage};
+use crate::authorize::{Decided, Decision, Facts, Policy, Reason};
+use crate::clock::Timestamp;
 use crate::connection::Protocol;
 use crate::crypto;
 use crate::http::headers::REQUEST_ID;
@@ -19,52 +19,53 @@ use crate::http::{Body, Canonical, End, Misread, Watcher};
 use crate::identity::Caller;
 use crate::pages::Refusal;
 use crate::snapshot::{Route, Snapshot};
-use crate::telemetry::{Journal, Key, Line, Said, key};
+use crate::telemetry::{Key, Line, key};
 
 /// Names for requests: random for a worker, then counted. They name, they protect nothing.
 pub struct RequestIds {
     worker: [u8; 16],
-    next: AtomicU64,
+    next: Count,
 }
 
-/// What will be recorded about a request. It shares what the request is made of and copies none of it.
+/// What will be recorded about a request.
 pub(super) struct Record {
     id: HeaderValue,
-    journal: Journal,
-    clock: Clock,
-    downstream: Arc<Downstream>,
     began: Timestamp,
     started: Instant,
-    ended: Option<Instant>,
     method: Method,
-    authority: Option<Authority>,
-    named: Option<HeaderValue>,
-    host: Option<Arc<str>>,
-    target: Option<PathAndQuery>,
+    /// The authority, the path, the agent and the host, as they were sent: copied once, which is less than to share
+    /// each.
+    text: Vec<u8>,
+    authority: Range<usize>,
+    path: Range<usize>,
+    agent: Option<Range<usize>>,
+    host: Range<usize>,
     misread: Option<Misread>,
     client: IpAddr,
-    agent: Option<HeaderValue>,
-    route: Option<Arc<str>>,
+    /// The route's number.
+    route: Option<usize>,
     note: Option<String>,
 }
 
 /// Writes the access record when the answer has been sent.
 struct Access {
     record: Record,
+    passage: Passage,
+    snapshot: Arc<Snapshot>,
     status: u16,
 }
 
 impl RequestIds {
     /// Names for one worker.
     pub fn new() -> Self {
-        Self { worker: hexadecimal(u64::from_be_bytes(crypto::random())), next: AtomicU64::new(0) }
+        Self { worker: hexadecimal(u64::from_be_bytes(crypto::random())), next: Count::default() }
     }
 
     fn next(&self) -> HeaderValue {
         let mut name = [0; 32];
         let (worker, number) = name.split_at_mut(16);
         worker.copy_from_slice(&self.worker);
-        number.copy_from_slice(&hexadecimal(self.next.fetch_add(1, Ordering::Relaxed)));
+        number.copy_from_slice(&hexadecimal(self.next.add(1)));
         HeaderValue::from_bytes(&name).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
     }
 }
@@ -91,34 +92,41 @@ const MOST_SEEN: usize = 1000;
 
 impl Record {
     pub(super) fn begin(
-        cx: &Context,
         snapshot: &Snapshot,
-        downstream: &Arc<Downstream>,
+        downstream: &Downstream,
         request: &Request<Body>,
         misread: Option<Misread>,
     ) -> Self {
-        let headers = request.headers();
-        let connection = &downstream.connection;
-        let started = cx.clock.instant();
-        downstream.begin();
+        let (headers, uri) = (request.headers(), request.uri());
+        let Downstream { context, connection, .. } = downstream;
+        let started = context.clock.instant();
         let believed = snapshot.forwarded_rules.trusts(connection.peer_ip());
-        let id = believed.then(|| given_id(headers)).flatten().unwrap_or_else(|| cx.ids.next());
+        let id = believed.then(|| given_id(headers)).flatten().unwrap_or_else(|| context.ids.next());
+        let authority = match uri.authority() {
+            Some(authority) => authority.as_str().as_bytes(),
+            None => headers.get(HOST).map_or(&[][..], HeaderValue::as_bytes),
+        };
+        let path = uri.path_and_query().map_or("", PathAndQuery::path);
+        let agent = headers.get(USER_AGENT).map(HeaderValue::as_bytes);
+        let mut text = Vec::with_capacity(authority.len() + path.len() + agent.map_or(0, <[u8]>::len));
+        let mut copy = |piece: &[u8]| {
+            let from = text.len();
+            text.extend_from_slice(piece);
+            from..text.len()
+        };
+        let (authority, path, agent) = (copy(authority), copy(path.as_bytes()), agent.map(copy));
         Self {
             id,
-            journal: cx.journal.clone(),
-            clock: cx.clock.clone(),
-            downstream: downstream.clone(),
-            began: cx.clock.now(),
+            began: context.clock.at(started),
             started,
-            ended: None,
             method: request.method().clone(),
-            authority: request.uri().authority().cloned(),
-            named: headers.get(HOST).cloned(),
-            host: None,
-            target: request.uri().path_and_query().cloned(),
+            text,
+            authority,
+            path,
+            agent,
+            host: 0..0,
             misread,
             client: snapshot.forwarded_rules.client(connection, headers),
-            agent: headers.get(USER_AGENT).cloned(),
             route: None,
             note: None,
         }
@@ -146,15 +154,27 @@ impl Record {
 
     /// The host that was asked, once it is known.
     pub(super) fn host(&self) -> &str {
-        self.host.as_deref().unwrap_or_default()
+        std::str::from_utf8(self.piece(&self.host)).unwrap_or_default()
     }
 
     pub(super) fn about(&mut self, canonical: &Canonical) {
-        self.host = Some(canonical.host.clone());
+        let host = canonical.host.as_bytes();
+        let from = self.authority.start;
+        self.host = if self.piece(&self.authority).starts_with(host) {
+            from..from + host.len()
+        } else {
+            let from = self.text.len();
+            self.text.extend_from_slice(host);
+            from..self.text.len()
+        };
     }
 
-    pub(super) fn routed(&mut self, route: &Route) {
-        self.route = Some(route.name.clone());
+    pub(super) const fn routed(&mut self, route: &Route) {
+        self.route = Some(route.number);
+    }
+
+    fn piece(&self, at: &Range<usize>) -> &[u8] {
+        self.text.get(at.clone()).unwrap_or_default()
     }
 
     /// What went wrong, for whoever reads the log.
@@ -172,32 +192,28 @@ impl Record {
     /// The decision record: one for every request that reached a route. When that was, and what time it was.
     pub(super) fn decided(
         &self,
+        downstream: &Downstream,
         route: &Route,
         (facts, others): (&Facts<'_>, &[String]),
         allow: bool,
         decided: &Decided,
     ) -> (Instant, Timestamp) {
-        let now = self.clock.instant();
+        let now = downstream.context.clock.instant();
         let duration = now.saturating_duration_since(self.started);
         let time = self.began + duration;
         let tried = route.report.as_ref().map(|policy| policy.decide_readings(facts, others));
         let tried = tried.as_ref().map(Decision::told);
-        self.journal.record(time, "authorize-check", |line| {
+        downstream.context.journal.record(time, "authorize-check", |line| {
             line.token(key!("request-id"), self.id.as_bytes()).flag(key!("allow"), allow);
-            match decided.rule {
-                Some(rule) => line.written(key!("rule"), |out| rule.write(out)),
-                None => line.text(key!("rule"), ""),
-            };
-            line.list(key!("reasons"), decided.reasons.iter().map(Reason::as_str));
-            let tell = |said: &mut Said<'_>| route.policy.write_seen(facts, |part| said.say(part));
+            let about_caller = |line: &mut Line<'_>| caller_fields(line, &route.policy, facts, decided);
             match facts.caller {
+                // The same for every request of a session.
                 Caller::Identified(identity) if route.policy.sees_caller_only() => {
-                    line.written(key!("saw"), |out| {
-                        let make = || Said::of(MOST_SEEN, tell);
-                        identity.seen(route.policy.id(), make, |text| out.extend_from_slice(text));
-                    });
+                    let format = line.format();
+                    let make = || Line::fields(format, about_caller);
+                    identity.noted(route.policy.id(), make, |text| line.add(text));
                 }
-                _ => drop(line.said(key!("saw"), MOST_SEEN, tell)),
+                _ => about_caller(line),
             }
             if let Some((name, tried)) = &tried {
                 line.token(key!("report-decision"), name.as_bytes());
@@ -207,29 +223,21 @@ impl Record {
                     None => line.text(key!("report-rule"), ""),
                 };
             }
-            if decided.unverified_email {
-                line.flag(key!("email-unverified"), true);
-            }
             line.text(key!("route"), &route.name);
             // Both are tokens: what reached a route was read, and its host is canonical.
             line.token(key!("method"), self.method.as_str().as_bytes());
             line.token(key!("host"), self.host().as_bytes());
-            line.text(key!("path"), self.path());
-            self.address(line, key!("ip"));
-            if let Caller::Identified(identity) = facts.caller {
-                line.text(key!("user"), &identity.subject);
-                line.text(key!("email"), identity.email.as_deref().unwrap_or_default());
-                line.text(key!("session-id"), &identity.session);
-            }
+            line.bytes(key!("path"), self.path());
+            self.address(line, key!("ip"), downstream);
             line.duration(key!("duration"), duration);
         });
         (now, time)
     }
 
     /// Writes the access record once the answer has been sent, however that ends.
-    pub(super) fn finish(self, response: &mut Response<Body>) {
+    pub(super) fn finish(self, response: &mut Response<Body>, passage: Passage, snapshot: Arc<Snapshot>) {
         let status = response.status().as_u16();
-        response.body_mut().watch(Box::new(Access { record: self, status }));
+        response.body_mut().watch(Box::new(Access { record: self, passage, snapshot, status }));
     }
 
     /// The method, as far as it could be read.
@@ -241,56 +249,46 @@ impl Record {
     }
 
     /// The path, as far as it could be read. Never the query: it may hold a code, a state or a token.
-    fn path(&self) -> &str {
+    fn path(&self) -> &[u8] {
         match &self.misread {
-            Some(misread) => misread.path.as_deref().unwrap_or_default(),
-            None => self.target.as_ref().map_or("", PathAndQuery::path),
+            Some(misread) => misread.path.as_deref().unwrap_or_default().as_bytes(),
+            None => self.piece(&self.path),
         }
     }
 
-    fn authority(&self) -> &[u8] {
-        let named = self.named.as_ref().map(HeaderValue::as_bytes);
-        self.authority.as_ref().map(|authority| authority.as_str().as_bytes()).or(named).unwrap_or_default()
-    }
-
-    fn address(&self, line: &mut Line<'_>, key: Key) {
-        if self.client == self.downstream.connection.peer_ip() {
-            line.token(key, self.downstream.connection.peer_text.as_bytes());
+    fn address(&self, line: &mut Line<'_>, key: Key, downstream: &Downstream) {
+        let connection = &downstream.connection;
+        if self.client == connection.peer_ip() {
+            line.token(key, connection.peer_text.as_bytes());
         } else {
             line.text(key, &self.client.to_string());
         }
     }
 }
 
-/// Whatever becomes of a request, its connection hears of its end.
-impl Drop for Record {
-    fn drop(&mut self) {
-        self.downstream.end(self.ended.unwrap_or_else(|| self.clock.instant()));
-    }
-}
-
 impl Watcher for Access {
     fn ended(mut self: Box<Self>, end: End, sent: u64) {
-        let Self { record, status } = &mut *self;
-        let now = record.clock.instant();
-        record.ended = Some(now);
+        let Self { record, passage, snapshot, status } = &mut *self;
+        let downstream = &*passage.downstream;
+        let now = downstream.context.clock.instant();
+        passage.ended = Some(now);
         let duration = now.saturating_duration_since(record.started);
-        record.journal.record(record.began + duration, "http-request", |line| {
+        downstream.context.journal.record(record.began + duration, "http-request", |line| {
             line.token(key!("request-id"), record.id.as_bytes());
             line.text(key!("method"), record.method())
-                .bytes(key!("authority"), record.authority())
-                .text(key!("path"), record.path());
+                .bytes(key!("authority"), record.piece(&record.authority))
+                .bytes(key!("path"), record.path());
             line.number(key!("response-code"), u64::from(*status))
                 .number(key!("size"), sent)
                 .duration(key!("duration"), duration);
-            record.address(line, key!("ip"));
-            let http2 = record.downstream.connection.protocol == Protocol::Http2;
+            record.address(line, key!("ip"), downstream);
+            let http2 = downstream.connection.protocol == Protocol::Http2;
             line.token(key!("protocol"), if http2 { b"HTTP/2" } else { b"HTTP/1.1" });
             if let Some(agent) = &record.agent {
-                line.bytes(key!("user-agent"), agent.as_bytes());
+                line.bytes(key!("user-agent"), record.piece(agent));
             }
-            if let Some(route) = &record.route {
-                line.text(key!("route"), route);
+            if let Some(route) = record.route.and_then(|number| snapshot.routes.targets().get(number)) {
+                line.text(key!("route"), &route.name);
             }
             match end {
                 End::Complete => {}
@@ -301,6 +299,24 @@ impl Watcher for Access {
                 line.text(key!("error"), note);
             }
         });
+    }
+}
+
+/// What a decision record says about the caller and what the policy made of them.
+fn caller_fields(line: &mut Line<'_>, policy: &Policy, facts: &Facts<'_>, decided: &Decided) {
+    match decided.rule {
+        Some(rule) => line.written(key!("rule"), |out| rule.write(out)),
+        None => line.text(key!("rule"), ""),
+    };
+    line.list(key!("reasons"), decided.reasons.iter().map(Reason::as_str));
+    line.said(key!("saw"), MOST_SEEN, |said| policy.write_seen(facts, |part| said.say(part)));
+    if decided.unverified_email {
+        line.flag(key!("email-unverified"), true);
+    }
+    if let Caller::Identified(identity) = facts.caller {
+        line.text(key!("user"), &identity.subject);
+        line.text(key!("email"), identity.email.as_deref().unwrap_or_default());
+        line.text(key!("session-id"), &identity.session);
     }
 }
 

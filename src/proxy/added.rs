@@ -4,7 +4,7 @@ use ::http::header::HeaderMap;
 use ::http::{HeaderName, HeaderValue};
 
 use crate::http::Forwarded;
-use crate::http::headers::REQUEST_ID;
+use crate::http::headers::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PORT, FORWARDED_PROTO, REQUEST_ID};
 
 /// Fields of ours. Whatever else a request has under their names is not sent.
 ///
@@ -17,18 +17,47 @@ pub struct Added<'a> {
     pub statement: &'a [(HeaderName, HeaderValue)],
     /// Where it came from.
     pub forwarded: Forwarded<'a>,
+    /// Under which names all that is.
+    pub names: AddedNames,
+}
+
+/// What there is to know beforehand about the names of fields that a route adds.
+#[derive(Clone, Copy, Debug)]
+pub struct AddedNames {
+    /// For each length that a name has, a bit.
+    lengths: u64,
+    /// No name is there twice.
+    are_unique: bool,
+}
+
+impl AddedNames {
+    /// Names of ours, and those in which a route states who is calling.
+    pub fn with<'n>(statement: impl Iterator<Item = &'n HeaderName>) -> Self {
+        let ours = [&REQUEST_ID, &FORWARDED_FOR, &FORWARDED_PROTO, &FORWARDED_HOST, &FORWARDED_PORT];
+        let all: Vec<_> = ours.into_iter().chain(statement).collect();
+        Self {
+            lengths: all.iter().fold(0, |lengths, name| lengths | bit(name)),
+            are_unique: all.iter().enumerate().all(|(at, name)| !all.iter().take(at).any(|one| one == name)),
+        }
+    }
+}
+
+/// The bit of a name's length; the longest ones share one.
+fn bit(name: &HeaderName) -> u64 {
+    1 << name.as_str().len().min(63)
 }
 
 impl Added<'_> {
     /// Each name once; the first one holds.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         let earlier = |at: usize, name: &HeaderName| self.all().take(at).any(|(known, _)| known == name);
-        self.all().enumerate().filter(move |(at, (name, _))| !earlier(*at, name)).map(|(_, field)| field)
+        let is_first = move |at: usize, name: &HeaderName| self.names.are_unique || !earlier(at, name);
+        self.all().enumerate().filter(move |(at, (name, _))| is_first(*at, name)).map(|(_, field)| field)
     }
 
     /// Whether a field of this name is added.
     pub(super) fn has(&self, name: &HeaderName) -> bool {
-        self.all().any(|(known, _)| known == name)
+        self.names.lengths & bit(name) != 0 && self.all().any(|(known, _)| known == name)
     }
 
     /// Puts them into a request's map.
@@ -67,7 +96,8 @@ mod tests {
             (name("x-request-id"), text("jane")),
             (name("x-who"), text("jane")),
         ];
-        let added = Added { request_id: &text("1"), statement: &statement, forwarded };
+        let names = AddedNames::with(statement.iter().map(|(name, _)| name));
+        let added = Added { request_id: &text("1"), statement: &statement, forwarded, names };
         let all: Vec<_> =
             added.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         let expected = [

@@ -14,10 +14,10 @@ use tokio::time::{Instant, timeout_at};
 use super::added::Added;
 use super::cluster::{Cluster, Endpoint};
 use super::forward::Errand;
-use super::http1::{Exchanged, Outgoing, Tunnel, Unanswered};
+use super::http1::{Answered, Exchanged, Outgoing, Tunnel, Unanswered};
 use super::pool::{Retired, Sender, Taken};
 use super::{HostHeader, ProxyError, UpstreamScheme};
-use crate::http::{Body, BodyError};
+use crate::http::{Body, BodyError, Seen};
 
 /// What an exchange leaves besides its answer.
 #[derive(Default)]
@@ -78,12 +78,12 @@ impl Cluster {
         request: &mut Option<Request<Body>>,
         leavings: &Leavings,
         until: Option<Until>,
-    ) -> Result<Response<Body>, ProxyError> {
+    ) -> Result<Answered, ProxyError> {
         let turn = self.turn();
         let Some(endpoint) = self.endpoint(turn) else {
             return Err(ProxyError::Connect("the route has no upstream".into()));
         };
-        if let Some(taken) = endpoint.pool(errand.worker).take(errand.upgrade.is_some(), errand.now) {
+        if let Some(taken) = endpoint.pool(errand.worker).take(errand.upgrade.is_some()) {
             match self.exchange_on(taken, endpoint, request, errand, leavings, until).await {
                 Err(unanswered) if unanswered.again => {}
                 exchanged => return exchanged.map_err(|unanswered| unanswered.error),
@@ -100,14 +100,14 @@ impl Cluster {
         request: &mut Option<Request<Body>>,
         leavings: &Leavings,
         until: Option<Until>,
-    ) -> Result<Response<Body>, ProxyError> {
+    ) -> Result<Answered, ProxyError> {
         let must_be_http1 = errand.upgrade.is_some();
         let mut failure = ProxyError::Connect("the route has no upstream".into());
         for step in 0..self.endpoints.len() {
             let Some(endpoint) = self.endpoint(turn + step) else { break };
             let pool = endpoint.pool(errand.worker);
             // The first one was asked before.
-            let waiting = if step > 0 { pool.take(must_be_http1, errand.clock.instant()) } else { None };
+            let waiting = if step > 0 { pool.take(must_be_http1) } else { None };
             if let Some(taken) = waiting {
                 match self.exchange_on(taken, endpoint, request, errand, leavings, until).await {
                     Err(unanswered) if unanswered.again => {}
@@ -139,7 +139,7 @@ impl Cluster {
         errand: &Errand<'_>,
         leavings: &Leavings,
         until: Option<Until>,
-    ) -> Result<Response<Body>, Unanswered> {
+    ) -> Result<Answered, Unanswered> {
         let host = match &self.settings.host {
             HostHeader::Upstream => &endpoint.authority,
             HostHeader::Preserve => &errand.request.authority,
@@ -149,12 +149,12 @@ impl Cluster {
             Taken::Http1(connection) => {
                 let Some(request) = slot else { return Err(nothing_to_send()) };
                 let sent = Outgoing { request, host, added: &errand.added };
-                let home = (endpoint.pool(errand.worker), errand.clock);
+                let home = endpoint.pool(errand.worker);
                 match connection.exchange(sent, home, until).await? {
-                    Exchanged::Answer(response) => Ok(response),
-                    Exchanged::Switched(response, tunnel) => {
+                    Exchanged::Answer(answered) => Ok(answered),
+                    Exchanged::Switched(answered, tunnel) => {
                         leavings.left().tunnel = Some(tunnel);
-                        Ok(response)
+                        Ok(answered)
                     }
                 }
             }
@@ -169,11 +169,13 @@ impl Cluster {
                         return Err(Unanswered { error, again: false });
                     }
                 };
-                Ok(response.map(|incoming| {
+                let seen = Seen::of(response.headers());
+                let response = response.map(|incoming| {
                     let mut body = Body::incoming(incoming);
                     body.watch(Box::new(stream));
                     body
-                }))
+                });
+                Ok((response, seen))
             }
         }
     }

@@ -12,7 +12,7 @@ use hyper::upgrade::OnUpgrade;
 use super::added::Added;
 use super::cluster::Cluster;
 use super::exchange::{Leavings, Until};
-use super::http1::Tunnel;
+use super::http1::{Answered, Tunnel};
 use super::upgrade::{Upgrade, tunnel};
 use super::{ProxyError, spend};
 use crate::authorize::Permit;
@@ -83,7 +83,7 @@ impl Cluster {
             self.settings.timeout.filter(|_| errand.upgrade.is_none() || self.settings.timeout_bounds_answer);
         let is_upload = !request.body().is_empty();
         let leavings = Leavings::default();
-        let (mut response, started) = match limit {
+        let ((mut response, seen), started) = match limit {
             Some(limit) if is_upload => {
                 Box::pin(self.answer_to_upload(limit, errand, slot, &leavings)).await?
             }
@@ -92,7 +92,6 @@ impl Cluster {
                 (self.exchange(errand, slot, &leavings, until).await?, errand.now)
             }
         };
-        let seen = Seen::of(response.headers());
         let switched = match response.status() {
             StatusCode::SWITCHING_PROTOCOLS => {
                 Some(self.open_tunnel(client, leavings.tunnel(), errand, response.headers())?)
@@ -136,20 +135,20 @@ impl Cluster {
         errand: &Errand<'_>,
         request: &mut Option<Request<Body>>,
         leavings: &Leavings,
-    ) -> Result<(Response<Body>, Instant), ProxyError> {
+    ) -> Result<(Answered, Instant), ProxyError> {
         let (tell, told) = tokio::sync::oneshot::channel();
         if let Some(request) = request {
             request.body_mut().watch(Box::new(Sent(tell)));
         }
         let mut exchange = pin!(self.exchange(errand, request, leavings, None));
         tokio::select! {
-            response = exchange.as_mut() => return Ok((response?, errand.clock.instant())),
+            answered = exchange.as_mut() => return Ok((answered?, errand.clock.instant())),
             // An error means that the body was dropped, which ends it too.
             _ = told => {}
         }
         let started = errand.clock.instant();
         match tokio::time::timeout_at((started + limit).into(), exchange).await {
-            Ok(response) => Ok((response?, started)),
+            Ok(answered) => Ok((answered?, started)),
             Err(_) => {
                 leavings.retire();
                 Err(ProxyError::Timeout(limit))

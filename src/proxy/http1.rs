@@ -15,9 +15,8 @@ use bytes::{Bytes, BytesMut};
 use super::ProxyError;
 use super::added::Added;
 use super::exchange::Until;
-use super::pool::{Home, Pool};
-use crate::clock::Clock;
-use crate::http::Body;
+use super::pool::Pool;
+use crate::http::{Body, Seen};
 
 mod alarm;
 mod answer;
@@ -27,7 +26,7 @@ mod upload;
 
 use alarm::Alarm;
 use answer::Answer;
-use head::{Framing, Head, Span};
+use head::{Framing, Head, Reader};
 pub(super) use socket::Socket;
 use upload::{Failure, Upload};
 
@@ -45,8 +44,7 @@ pub(super) struct Connection {
     read: BytesMut,
     /// What is written next.
     write: Vec<u8>,
-    /// Where the fields of a head lie while it is read.
-    spans: Vec<Span>,
+    reader: Reader,
     alarm: Alarm,
     /// Whether an exchange on it was finished before: the other side may have closed it meanwhile.
     is_used: bool,
@@ -59,12 +57,15 @@ pub(super) struct Outgoing<'a> {
     pub(super) added: &'a Added<'a>,
 }
 
+/// An answer, and which of its fields something has to be done about.
+pub(super) type Answered = (Response<Body>, Seen);
+
 /// What came of an exchange.
 pub(super) enum Exchanged {
     /// An answer.
-    Answer(Response<Body>),
+    Answer(Answered),
     /// The protocol changes (status 101): the connection is a tunnel from here on.
-    Switched(Response<Body>, Tunnel),
+    Switched(Answered, Tunnel),
 }
 
 /// A connection that has become a tunnel, with what was sent on it already.
@@ -86,7 +87,7 @@ impl Connection {
             socket,
             read: BytesMut::new(),
             write: Vec::new(),
-            spans: Vec::new(),
+            reader: Reader::default(),
             alarm: Alarm::default(),
             is_used: false,
         }
@@ -101,19 +102,19 @@ impl Connection {
     pub(super) fn shrink(&mut self) {
         self.read = BytesMut::new();
         self.write = Vec::new();
-        self.spans = Vec::new();
+        self.reader = Reader::default();
         self.alarm = Alarm::default();
     }
 
     /// Sends a request and reads the head of its answer; the body follows as it is asked for. When the exchange
     /// is over, the connection goes back to where it came from.
     ///
-    /// The request stays where it is, so that it can be sent again; only an upload that goes on beside the
-    /// answer is taken out of it.
+    /// The request stays where it is, so that it can be sent again, until there is an answer. Then its fields are
+    /// gone, and an upload that goes on beside the answer is taken out of it.
     pub(super) async fn exchange(
         mut self: Box<Self>,
         outgoing: Outgoing<'_>,
-        (pool, clock): (&Arc<Pool>, &Clock),
+        home: &Arc<Pool>,
         until: Option<Until>,
     ) -> Result<Exchanged, Unanswered> {
         let mut upload = match Upload::begin(&mut self.write, &outgoing) {
@@ -123,7 +124,7 @@ impl Connection {
         let request = outgoing.request;
         let is_head = *request.method() == Method::HEAD;
         let begun = poll_fn(|cx| {
-            let head = self.poll_head(cx, &mut upload, request.body_mut(), is_head);
+            let head = self.poll_head(cx, &mut upload, request, is_head);
             match until {
                 Some(until) if head.is_pending() => {
                     self.alarm.poll(cx, until.deadline).map(|()| Err(NoHead::new(until.missed())))
@@ -143,7 +144,7 @@ impl Connection {
                 return Err(Unanswered { error: error.error, again });
             }
         };
-        Ok(self.answered(head, upload, request, pool, clock))
+        Ok(self.answered(head, upload, request, home))
     }
 
     fn answered(
@@ -151,13 +152,12 @@ impl Connection {
         head: Head,
         upload: Upload,
         request: &mut Request<Body>,
-        pool: &Arc<Pool>,
-        clock: &Clock,
+        home: &Arc<Pool>,
     ) -> Exchanged {
-        let Head { response, framing, keep } = head;
+        let Head { response, seen, framing, keep } = head;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let tunnel = Tunnel { before: self.read.split().freeze(), socket: self.socket };
-            return Exchanged::Switched(response.map(|()| Body::empty()), tunnel);
+            return Exchanged::Switched((response.map(|()| Body::empty()), seen), tunnel);
         }
         // Nearly every answer is small and came with its head.
         let whole = match framing {
@@ -170,18 +170,18 @@ impl Connection {
             Some(length) if upload.is_over() => {
                 let body = Body::full(self.read.split_to(length).freeze());
                 if keep && self.read.is_empty() {
-                    pool.keep(self, clock);
+                    home.keep(self);
                 }
                 body
             }
             _ => {
                 let upload = (!upload.is_over())
                     .then(|| (upload, std::mem::replace(request.body_mut(), Body::empty())));
-                let home = keep.then(|| Home { pool: pool.clone(), clock: clock.clone() });
+                let home = keep.then(|| home.clone());
                 Answer::new(self, framing, upload, home).into_body()
             }
         };
-        Exchanged::Answer(response.map(|()| body))
+        Exchanged::Answer((response.map(|()| body), seen))
     }
 
     /// Sends what there is to send, and reads until the head is there.
@@ -189,11 +189,11 @@ impl Connection {
         &mut self,
         cx: &mut Context<'_>,
         upload: &mut Upload,
-        body: &mut Body,
+        request: &mut Request<Body>,
         is_head: bool,
     ) -> Poll<Result<Head, NoHead>> {
         if !upload.is_over() {
-            match upload.poll_send(cx, &mut self.socket, &mut self.write, body) {
+            match upload.poll_send(cx, &mut self.socket, &mut self.write, request.body_mut()) {
                 Poll::Ready(Err(Failure::Client(error))) => {
                     return Poll::Ready(Err(NoHead::new(ProxyError::of_client(&error))));
                 }
@@ -203,7 +203,7 @@ impl Connection {
         }
         loop {
             while !self.read.is_empty() {
-                match head::read(&mut self.read, is_head, &mut self.spans) {
+                match head::read(&mut self.read, is_head, &mut self.reader, request.headers_mut()) {
                     Ok(Some(head)) if head.is_interim() => {}
                     Ok(Some(head)) => return Poll::Ready(Ok(head)),
                     Ok(None) if self.read.len() < MOST_HEAD => break,

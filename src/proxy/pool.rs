@@ -2,18 +2,17 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::client::conn::http2;
 
 use super::http1::Connection;
-use crate::clock::Clock;
 use crate::http::{Body, End, Watcher};
 
-/// A connection that waited longer is not used again; most origins close theirs after 60 s.
-const IDLE: Duration = Duration::from_secs(50);
 /// How often connections that wait are looked after.
 const LOOK: Duration = Duration::from_secs(5);
+/// A connection that waited for more looks is not used again (50 s; most origins close theirs after 60 s).
+const IDLE: u64 = 10;
 /// So many connections may wait.
 const MOST_IDLE: usize = 1024;
 /// So many requests share an HTTP/2 connection before another is opened; most origins allow 100 or more.
@@ -31,18 +30,23 @@ pub(super) enum Sender {
 pub(super) struct Pool {
     http1: Mutex<Idle>,
     http2: Mutex<Vec<Shared>>,
+    /// Whether there ever was one of those.
+    has_http2: AtomicBool,
 }
 
 #[derive(Default)]
 struct Idle {
     waiting: Vec<Waiting>,
+    /// How often they were looked after.
+    looks: u64,
     /// Whether somebody looks after them.
     is_watched: bool,
 }
 
 struct Waiting {
     connection: Box<Connection>,
-    since: Instant,
+    /// How often others had been looked after when it began to wait.
+    since: u64,
 }
 
 struct Shared {
@@ -66,16 +70,10 @@ pub(super) enum Taken {
 /// One stream of a shared connection; counted until it is dropped.
 pub(super) struct Stream(Arc<AtomicUsize>);
 
-/// Where an HTTP/1.1 connection goes when the answer on it has been read to its end.
-pub(super) struct Home {
-    pub(super) pool: Arc<Pool>,
-    pub(super) clock: Clock,
-}
-
 impl Pool {
     /// A waiting connection, the one that was used last. `http1`: it has to be HTTP/1.1.
-    pub(super) fn take(&self, http1: bool, now: Instant) -> Option<Taken> {
-        if !http1 {
+    pub(super) fn take(&self, http1: bool) -> Option<Taken> {
+        if !http1 && self.has_http2.load(Ordering::Acquire) {
             let mut shared = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
             shared.retain(|one| !one.sender.is_closed() && !one.retired.load(Ordering::Relaxed));
             let free = |one: &&Shared| {
@@ -90,13 +88,7 @@ impl Pool {
             }
         }
         let waiting = &mut self.idle().waiting;
-        while let Some(Waiting { mut connection, since }) = waiting.pop() {
-            let waited = now.saturating_duration_since(since);
-            if waited > IDLE {
-                // The ones below it have waited longer still.
-                waiting.clear();
-                break;
-            }
+        while let Some(Waiting { mut connection, .. }) = waiting.pop() {
             // Closed, or it says what nobody asked for: not to be used again.
             if connection.is_quiet() {
                 return Some(Taken::Http1(connection));
@@ -106,15 +98,16 @@ impl Pool {
     }
 
     /// Lets an HTTP/1.1 connection wait for the next request.
-    pub(super) fn keep(self: &Arc<Self>, mut connection: Box<Connection>, clock: &Clock) {
+    pub(super) fn keep(self: &Arc<Self>, mut connection: Box<Connection>) {
         connection.rest();
         let mut idle = self.idle();
         if idle.waiting.len() >= MOST_IDLE {
             return;
         }
-        idle.waiting.push(Waiting { connection, since: clock.instant() });
+        let since = idle.looks;
+        idle.waiting.push(Waiting { connection, since });
         if !std::mem::replace(&mut idle.is_watched, true) {
-            tokio::spawn(look_after(Arc::downgrade(self), clock.clone()));
+            tokio::spawn(look_after(Arc::downgrade(self)));
         }
     }
 
@@ -132,6 +125,7 @@ impl Pool {
             allowed,
             retired,
         });
+        self.has_http2.store(true, Ordering::Release);
         taken
     }
 }
@@ -153,22 +147,17 @@ impl Watcher for Stream {
     fn ended(self: Box<Self>, _: End, _: u64) {}
 }
 
-impl Home {
-    pub(super) fn give(self, connection: Box<Connection>) {
-        self.pool.keep(connection, &self.clock);
-    }
-}
-
 /// Closes connections that have waited for too long or that the upstream has closed, as long as any wait.
-async fn look_after(pool: Weak<Pool>, clock: Clock) {
+async fn look_after(pool: Weak<Pool>) {
     loop {
         tokio::time::sleep(LOOK).await;
         let Some(pool) = pool.upgrade() else { return };
-        let now = clock.instant();
         let mut idle = pool.idle();
+        idle.looks += 1;
+        let now = idle.looks;
         idle.waiting.retain_mut(|one| {
-            let waited = now.saturating_duration_since(one.since);
-            if waited > LOOK {
+            let waited = now - one.since;
+            if waited > 1 {
                 one.connection.shrink();
             }
             waited <= IDLE && one.connection.is_quiet()

@@ -7,7 +7,7 @@ use ::http::header::{COOKIE, HeaderValue};
 
 use super::{Handle, Sessions};
 use crate::crypto;
-use crate::http::cookies;
+use crate::http::{cookies, headers::single};
 
 /// A longer line is read anew each time: it would be held for as long as its connection.
 const LONGEST: usize = 2048;
@@ -70,6 +70,5 @@ impl Known {
 
 /// The line of cookies, when there is just one.
 pub(super) fn only_line(headers: &HeaderMap) -> Option<&HeaderValue> {
-    let mut lines = headers.get_all(COOKIE).iter();
-    lines.next().filter(|_| lines.next().is_none())
+    single(headers, &COOKIE).ok().flatten()
 }

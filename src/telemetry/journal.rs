@@ -100,7 +100,7 @@ impl Journal {
         self.0.write(&mut buffer, now, message, fill);
         if buffer.bytes.len() >= FULL {
             self.0.hand_over(&mut buffer, now);
-        } else if !self.0.armed.swap(true, Ordering::AcqRel) {
+        } else if !self.0.armed.load(Ordering::Acquire) && !self.0.armed.swap(true, Ordering::AcqRel) {
             drop(buffer);
             match tokio::runtime::Handle::try_current() {
                 Ok(runtime) => {

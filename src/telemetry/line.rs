@@ -64,13 +64,6 @@ impl Stamp {
 }
 
 impl Said<'_> {
-    /// What is said, to be written by [`Line::written`].
-    pub fn of(most: usize, tell: impl FnOnce(&mut Said<'_>)) -> Box<[u8]> {
-        let mut out = Vec::new();
-        tell(&mut Said { out: &mut out, left: Some(most) });
-        out.into()
-    }
-
     /// Says a part.
     pub fn say(&mut self, part: &str) {
         let Some(left) = self.left else { return };
@@ -158,6 +151,23 @@ impl<'a> Line<'a> {
             self.out.push(b'"');
         }
         self
+    }
+
+    /// How it is written.
+    pub const fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Fields as they stand in a line, to be [added](Self::add) to one.
+    pub fn fields(format: Format, write: impl FnOnce(&mut Line<'_>)) -> Box<[u8]> {
+        let mut out = Vec::new();
+        write(&mut Line { out: &mut out, format });
+        out.into()
+    }
+
+    /// Adds [fields](Self::fields) that were made before.
+    pub fn add(&mut self, fields: &[u8]) {
+        self.out.extend_from_slice(fields);
     }
 
     /// Adds a text that needs no escaping, written by the caller.
@@ -335,8 +345,11 @@ mod tests {
     #[test]
     fn what_is_said_in_parts_is_escaped_and_cut_off_once() {
         let said = |most: usize, parts: &[&str]| {
-            let text = Said::of(most, |said| parts.iter().for_each(|part| said.say(part)));
-            serde_json::from_str::<String>(&format!("\"{}\"", String::from_utf8_lossy(&text))).unwrap()
+            let text = Line::fields(Format::Json, |line| {
+                line.said(key!("saw"), most, |said| parts.iter().for_each(|part| said.say(part)));
+            });
+            let text = text.strip_prefix(br#","saw":"#).unwrap();
+            serde_json::from_slice::<String>(text).unwrap()
         };
         assert_eq!(said(100, &["a\"b", "", "\n\\", "é"]), "a\"b\n\\é");
         assert_eq!(said(4, &["abcd"]), "abcd");

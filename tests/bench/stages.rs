@@ -17,7 +17,7 @@ use portcullis::connection::Connection;
 use portcullis::crypto::Signer;
 use portcullis::http::forwarded::ForwardedRules;
 use portcullis::http::headers::{HeaderRules, remove_hop_by_hop, scrub};
-use portcullis::http::{Canonical, PathRules, Readings, Scheme, Seen, canonicalise, cookies};
+use portcullis::http::{Canonical, LastHost, PathRules, Readings, Scheme, Seen, canonicalise, cookies};
 use portcullis::identity::{Caller, Identity, Reading};
 use portcullis::route::{HostPattern, Match, PathMatch, Table};
 use portcullis::session::{Content, Found, Origin, Recent, Sessions, Settings, Tags, Tokens};
@@ -96,10 +96,11 @@ fn route_match(bench: &mut Criterion) {
 fn canonical_request(bench: &mut Criterion) {
     let mut request = Request::builder().uri("/items/1?x=2").body(()).expect("a request");
     *request.headers_mut() = fields();
+    let host = LastHost::default();
     bench.bench_function("http: canonical request", |bench| {
         bench.iter(|| {
             let seen = Seen::of(request.headers());
-            canonicalise(black_box(&request), seen, Scheme::Https, PathRules::default())
+            canonicalise(black_box(&request), seen, Scheme::Https, PathRules::default(), &host)
         });
     });
 }

@@ -4,14 +4,12 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::connection::Connection;
 
 fn of<S>(stream: S) -> Gate<S> {
     let clock = Clock::system();
-    let address = "127.0.0.1:1".parse().unwrap();
-    let downstream = Downstream::new(Connection::new(address, address), clock.instant());
+    let activity = Activity::since(clock.instant());
     let limits = Limits { head_size: 1000, ..Limits::new(Duration::from_secs(300)) };
-    Gate::new(stream, limits, Arc::new(downstream), clock)
+    Gate::new(stream, limits, Arc::new(activity), clock)
 }
 
 /// What hyper would get of these bytes, sent in such parts, and what was refused.

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use ::http::header::HeaderMap;
@@ -12,7 +13,7 @@ use super::Connection;
 use super::head::{Framing, MOST_FIELDS};
 use super::upload::{Failure, Upload};
 use crate::http::{Body, BodyError, Chunks, Piece, Stream};
-use crate::proxy::pool::Home;
+use crate::proxy::pool::Pool;
 
 /// The most that is read at once; as much as comes is read twice as much the next time.
 const MOST_READ: usize = 256 * 1024;
@@ -29,7 +30,7 @@ pub(super) struct Answer {
     /// The request's body, when it goes on beside the answer.
     upload: Option<(Upload, Body)>,
     /// Where the connection goes then; `None` when it is closed.
-    home: Option<Home>,
+    home: Option<Arc<Pool>>,
     /// Why it broke off, while what came before that is on its way to the client.
     failed: Option<BodyError>,
 }
@@ -54,7 +55,7 @@ impl Answer {
         connection: Box<Connection>,
         framing: Framing,
         upload: Option<(Upload, Body)>,
-        home: Option<Home>,
+        home: Option<Arc<Pool>>,
     ) -> Self {
         let part = match framing {
             Framing::Length(length) => Part::Length(length),
@@ -80,12 +81,12 @@ impl Answer {
             return;
         }
         match self.upload.take() {
-            None => home.give(connection),
+            None => home.keep(connection),
             // An upstream that answered early may want the rest all the same.
             Some((mut upload, mut body)) => drop(tokio::spawn(async move {
                 let Connection { socket, write, .. } = &mut *connection;
                 if poll_fn(|cx| upload.poll_send(cx, socket, write, &mut body)).await.is_ok() {
-                    home.give(connection);
+                    home.keep(connection);
                 }
             })),
         }

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use hyper::ext::ReasonPhrase;
 
 use super::Outgoing;
+use crate::http::Seen;
 use crate::http::headers::has_token;
 
 /// The most fields in a head, or behind a body.
@@ -20,6 +21,8 @@ const USUAL_FIELDS: usize = 20;
 /// An answer without its body.
 pub(super) struct Head {
     pub(super) response: Response<()>,
+    /// Which fields something has to be done about.
+    pub(super) seen: Seen,
     pub(super) framing: Framing,
     /// Whether the connection stays open after this answer.
     pub(super) keep: bool,
@@ -37,8 +40,12 @@ pub(super) enum Framing {
 impl Head {
     /// Another head follows (RFC 9110 §15.2).
     pub(super) fn is_interim(&self) -> bool {
-        self.response.status().is_informational() && self.response.status() != StatusCode::SWITCHING_PROTOCOLS
+        is_interim(self.response.status())
     }
+}
+
+fn is_interim(status: StatusCode) -> bool {
+    status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
 }
 
 /// Writes a request's head. `Transfer-Encoding` is left out of it unless the body is in chunks.
@@ -70,17 +77,52 @@ pub(super) fn write_field(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderVa
 }
 
 /// Where a field lies in the bytes of a head: from and to of its name, from and to of its value.
-pub(super) type Span = [usize; 4];
+type Span = [usize; 4];
+
+/// What is kept from one head to the next.
+#[derive(Default)]
+pub(super) struct Reader {
+    spans: Vec<Span>,
+    names: Vec<Known>,
+}
+
+/// A name of the last head, and how it was spelt: the next one's are mostly the same, and need not be made anew.
+struct Known {
+    spelt: Box<[u8]>,
+    name: HeaderName,
+}
+
+impl Reader {
+    /// The name of the field in this place.
+    fn name(&mut self, place: usize, spelt: &[u8]) -> Option<HeaderName> {
+        match self.names.get(place) {
+            Some(known) if *known.spelt == *spelt => Some(known.name.clone()),
+            _ => self.learn(place, spelt),
+        }
+    }
+
+    fn learn(&mut self, place: usize, spelt: &[u8]) -> Option<HeaderName> {
+        let name = HeaderName::from_bytes(spelt).ok()?;
+        let known = Known { spelt: spelt.into(), name: name.clone() };
+        match self.names.get_mut(place) {
+            Some(there) => *there = known,
+            None => self.names.push(known),
+        }
+        Some(name)
+    }
+}
 
 /// Takes a head from what was read; `None` when it is not all there. `is_head`: the request's method was HEAD.
-/// `spans` is room that is used meanwhile.
+/// `spent` holds the request's fields, of which nobody needs any more when this is the answer: they make room for
+/// its own.
 ///
 /// # Errors
 /// When it is no head, or somebody else could read another one in it.
 pub(super) fn read(
     bytes: &mut BytesMut,
     is_head: bool,
-    spans: &mut Vec<Span>,
+    reader: &mut Reader,
+    spent: &mut HeaderMap,
 ) -> Result<Option<Head>, String> {
     let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
@@ -100,6 +142,7 @@ pub(super) fn read(
     let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
     // What the fields lie in is about to be shared, so that their values need not be copied.
     let base = bytes.as_ptr() as usize;
+    let mut spans = std::mem::take(&mut reader.spans);
     spans.clear();
     spans.extend(parsed.headers.iter().map(|field| {
         let (name, value) = (field.name.as_ptr() as usize - base, field.value.as_ptr() as usize - base);
@@ -107,27 +150,34 @@ pub(super) fn read(
     }));
     let head = bytes.split_to(length).freeze();
     let mut response = Response::new(());
+    *response.status_mut() = status;
     let (headers, mut signs) = (response.headers_mut(), Signs::default());
+    if !is_interim(status) {
+        *headers = std::mem::take(spent);
+        headers.clear();
+    }
     headers.reserve(spans.len().max(USUAL_FIELDS));
-    for &[from, to, value_from, value_to] in &*spans {
-        let name = head.get(from..to).and_then(|name| HeaderName::from_bytes(name).ok());
+    let mut seen = Seen::default();
+    for (place, &[from, to, value_from, value_to]) in spans.iter().enumerate() {
+        let name = head.get(from..to).and_then(|name| reader.name(place, name));
         let value = HeaderValue::from_maybe_shared(head.slice(value_from..value_to)).ok();
         let (Some(name), Some(value)) = (name, value) else {
             return Err("a field of its answer is malformed".into());
         };
         if signs.see(&name, &value) {
+            seen = seen.with(&name);
             headers.append(name, value);
         }
     }
+    reader.spans = spans;
     let keep = signs.keeps(is_http11, headers);
     signs.check()?;
     let is_bodiless = is_head || status.is_informational() || matches!(status.as_u16(), 204 | 304);
     let framing = if is_bodiless { Framing::Length(0) } else { signs.framing(is_http11)? };
-    *response.status_mut() = status;
     if let Some(reason) = reason {
         response.extensions_mut().insert(reason);
     }
-    Ok(Some(Head { response, framing, keep: keep && framing != Framing::Close }))
+    Ok(Some(Head { response, seen, framing, keep: keep && framing != Framing::Close }))
 }
 
 /// What the fields say about where the body ends.
@@ -192,5 +242,33 @@ impl Signs {
     fn keeps(&self, is_http11: bool, headers: &HeaderMap) -> bool {
         let says = |token| self.says_more && has_token(headers, &CONNECTION, token);
         !(self.closes || says("close")) && (is_http11 || self.keeps || says("keep-alive"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_says_its_own_names_whatever_the_one_before_said() {
+        let mut reader = Reader::default();
+        let long = "X-A: 1\r\nX-B: 2\r\nX-C: 3\r\n";
+        for fields in
+            [long, long, "X-a: 1\r\nX-C: 3\r\n", "", "Set-Cookie: a=b\r\n", "X-B: 2\r\nX-A: 1\r\n", long]
+        {
+            let text = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
+            let mut bytes = BytesMut::from(text.as_bytes());
+            let mut spent = HeaderMap::from_iter([(HOST, HeaderValue::from_static("a.test"))]);
+            let head = read(&mut bytes, false, &mut reader, &mut spent).unwrap().unwrap();
+            let read: String = head
+                .response
+                .headers()
+                .iter()
+                .map(|(name, value)| format!("{name}: {}\r\n", value.to_str().unwrap()))
+                .collect();
+            assert_eq!(read, fields.to_ascii_lowercase());
+            assert_eq!(head.seen, Seen::of(head.response.headers()));
+            assert_eq!(head.seen.any(Seen::SET_COOKIE), fields.starts_with("Set"));
+        }
     }
 }

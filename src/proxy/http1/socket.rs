@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -35,13 +35,13 @@ impl Socket {
 
     /// Whether neither a byte nor the end came. Hardly ever costs a system call: the reactor knows.
     pub(super) fn is_quiet(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
         // TLS may hold bytes that it has read already, and have messages of its own between them.
         if let Self::Plain(stream) = self
-            && stream.poll_read_ready(&mut cx).is_pending()
+            && stream.try_io(Interest::READABLE, || Ok(())).is_err()
         {
             return true;
         }
+        let mut cx = Context::from_waker(Waker::noop());
         let mut byte = [0];
         Pin::new(self).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
     }
