@@ -5,7 +5,7 @@
 //! rule decided and why. [`Permit`] is the only way to the upstream, and this module is the only one that
 //! can make it.
 //!
-//! Order: a deny rule that holds comes first, so that a refusal by address, method or path asks nobody to
+//! Order: a deny rule that holds comes first, one about client certificates before all others, so that a refusal by address, method or path asks nobody to
 //! sign in; then, when anything that matters concerns identity and nobody has signed in, the caller is
 //! challenged; then allow; then refusal. An empty policy allows nobody. Where a refusal would be none if the
 //! sign-in were stronger (`acr`) or fresher (`auth_time`), the caller is asked to sign in again, once.
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ::http::{HeaderMap, Method};
 
 use crate::clock::Timestamp;
+use crate::connection::Shown;
 use crate::identity::{Caller, Strength};
 
 mod compile;
@@ -60,6 +61,8 @@ pub struct Facts<'a> {
     pub query: &'a str,
     /// The request's header fields.
     pub headers: &'a HeaderMap,
+    /// The client certificate of its connection.
+    pub certificate: Option<&'a Shown>,
     /// The time.
     pub time: Timestamp,
 }
@@ -73,6 +76,8 @@ pub enum Decision {
     SignIn(Decided),
     /// The caller has to sign in again: nothing but the strength or the age of the sign-in is missing.
     StepUp(Decided, Strength),
+    /// The client has to show another certificate, or one at all.
+    ClientCertificate(Decided),
     /// The request is refused.
     Deny(Decided),
 }
@@ -190,6 +195,7 @@ impl Decision {
             Self::Allow(permit) => ("allow", &permit.decided),
             Self::SignIn(decided) => ("login", decided),
             Self::StepUp(decided, _) => ("step_up", decided),
+            Self::ClientCertificate(decided) => ("client_certificate", decided),
             Self::Deny(decided) => ("deny", decided),
         }
     }

@@ -1,6 +1,7 @@
 //! Plain data about the connection a request came in on.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ::http::HeaderValue;
 
@@ -24,6 +25,44 @@ pub struct Connection {
 pub struct Tls {
     /// The server name that the client asked for, in lower case (RFC 6066 §3).
     pub server_name: Option<Box<str>>,
+    /// Which rule about client certificates the handshake followed; `None` when none was asked for.
+    pub client_auth: Option<ClientAuthId>,
+    /// The client certificate that was shown. Its owner proved to have its key; nothing more is said here.
+    pub certificate: Option<Arc<ClientCertificate>>,
+}
+
+/// Tells rules about client certificates apart. Rules that ask alike are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientAuthId(pub u64);
+
+/// A client certificate, as it was shown.
+#[derive(Clone, Debug, Default)]
+pub struct ClientCertificate {
+    /// The chain as it came, DER, the certificate itself first.
+    pub chain: Vec<Vec<u8>>,
+    /// SHA-256 of the certificate, in lower-case hexadecimal digits.
+    pub fingerprint: String,
+    /// SHA-256 of its public key (SubjectPublicKeyInfo), base64.
+    pub spki_hash: String,
+    /// The DNS names among its alternative names, in lower case.
+    pub dns: Vec<String>,
+    /// Its e-mail addresses.
+    pub emails: Vec<String>,
+    /// Its URIs.
+    pub uris: Vec<String>,
+    /// Its IP addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its user principal names (Microsoft's `otherName`).
+    pub principals: Vec<String>,
+}
+
+/// A client certificate, and what is wrong with it.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// The certificate.
+    pub certificate: Arc<ClientCertificate>,
+    /// Why it is not accepted; `None` when it is.
+    pub flaw: Option<Arc<str>>,
 }
 
 /// The version of HTTP that a connection speaks.

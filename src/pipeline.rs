@@ -27,6 +27,7 @@ use crate::session::{Found, Freshness, Known, Session};
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Journal;
 
+mod client_certificate;
 mod downstream;
 mod own;
 mod records;
@@ -162,8 +163,11 @@ async fn answer(
     if found.is_err() && !snapshot.serves(&canonical.host) {
         return Err(Refusal::NotFound.into());
     }
+    let shown = client_certificate::shown(snapshot, downstream, &canonical.host, record.began())?;
+    let certificate = shown.as_ref();
     if let Some(endpoint) = own::endpoint(snapshot, &canonical, request, found.is_ok())? {
-        return Box::pin(own::answer(snapshot, downstream, endpoint, &canonical, request, record)).await;
+        let visit = own::Visit { canonical: &canonical, certificate };
+        return Box::pin(own::answer(snapshot, downstream, endpoint, &visit, request, record)).await;
     }
 
     let route = found?;
@@ -192,6 +196,7 @@ async fn answer(
         query: request.uri().query().unwrap_or_default(),
         client: record.client(),
         headers: request.headers(),
+        certificate,
         time: record.began(),
     };
     let (permit, (now, time)) = match route.policy.decide_readings(&facts, &canonical.path.others) {
@@ -219,6 +224,11 @@ async fn answer(
             record.decided(downstream, route, (&facts, &canonical.path.others), false, &decided);
             let needed = sign_in::needed(snapshot, route, &canonical, request, Some(&strength));
             return Err(Box::pin(needed).await);
+        }
+        Decision::ClientCertificate(decided) => {
+            record.decided(downstream, route, (&facts, &canonical.path.others), false, &decided);
+            let flaw = shown.and_then(|shown| shown.flaw);
+            return Err(Refusal::ClientCertificate(flaw).into());
         }
         Decision::Deny(decided) => {
             record.decided(downstream, route, (&facts, &canonical.path.others), false, &decided);

@@ -15,6 +15,7 @@ use crate::proxy::{AddedNames, Cluster, SharedTls, UpstreamTlsError};
 use crate::route::Table;
 use crate::session::Sessions;
 use crate::store::Store;
+use crate::tls::ClientAuths;
 
 /// A configuration in force.
 pub struct Snapshot {
@@ -26,6 +27,8 @@ pub struct Snapshot {
     pub sessions: Arc<Sessions>,
     /// Signs assertions.
     pub signer: Arc<Signer>,
+    /// Which client certificates are asked for.
+    pub client_auths: ClientAuths,
     /// How paths are read.
     pub path_rules: PathRules,
     /// Which headers a client may send.
@@ -132,6 +135,7 @@ impl Snapshot {
             authenticate,
             sessions,
             signer: parts.signer,
+            client_auths: settings.listen.tls.map(|tls| tls.client_auths).unwrap_or_default(),
             path_rules: settings.path_rules,
             header_rules: Arc::new(settings.header_rules),
             forwarded_rules: settings.forwarded_rules,

@@ -2,9 +2,10 @@
 //!
 //! A certificate is chosen by the server name that the client asks for: an exact name first, then a
 //! wildcard of one label (RFC 6125 §6.4.3), then the first certificate. TLS 1.2 and 1.3; no 0-RTT, because
-//! early data can be replayed.
+//! early data can be replayed. Which client certificate is asked for is chosen by the same name.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +13,20 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
-use crate::connection::{Protocol, Tls};
+use crate::connection::{ClientAuthId, Protocol, Tls};
+
+mod client_auth;
+
+use client_auth::Asking;
+pub use client_auth::{
+    ClientAuth, ClientAuthError, ClientAuthParts, ClientAuths, NameKind, NameTest, read_pem,
+};
 
 /// A handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(15);
@@ -30,6 +38,8 @@ pub struct Settings {
     pub certificates: Vec<Certificate>,
     /// `codec_type`.
     pub protocols: Protocols,
+    /// Who has to show a certificate.
+    pub client_auths: ClientAuths,
 }
 
 /// A certificate chain with its key.
@@ -70,8 +80,15 @@ pub enum CertificateError {
 
 /// Answers handshakes.
 #[derive(Clone)]
-pub struct Acceptor {
-    acceptor: TlsAcceptor,
+pub struct Acceptor(Arc<Offers>);
+
+/// What is offered to clients.
+struct Offers {
+    client_auths: ClientAuths,
+    /// To those of whom no certificate is asked.
+    plain: Arc<ServerConfig>,
+    /// To the others.
+    asking: HashMap<ClientAuthId, Arc<ServerConfig>>,
 }
 
 impl Certificate {
@@ -131,33 +148,89 @@ impl Acceptor {
     /// # Errors
     /// When the versions of TLS cannot be served, which does not happen with the built-in provider.
     pub fn new(settings: &Settings) -> Result<Self, rustls::Error> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(Names::new(&settings.certificates)));
-        config.alpn_protocols = match settings.protocols {
-            Protocols::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
-            Protocols::Http1 => vec![b"http/1.1".to_vec()],
-            Protocols::Http2 => vec![b"h2".to_vec()],
-        };
-        config.max_early_data_size = 0;
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)) })
+        let names = Arc::new(Names::new(&settings.certificates));
+        let mut asking = HashMap::new();
+        for client_auth in settings.client_auths.all() {
+            if let Entry::Vacant(entry) = asking.entry(client_auth.id()) {
+                entry.insert(offer(&names, settings.protocols, Some(client_auth))?);
+            }
+        }
+        let plain = offer(&names, settings.protocols, None)?;
+        Ok(Self(Arc::new(Offers { client_auths: settings.client_auths.clone(), plain, asking })))
     }
 
     /// Completes a handshake.
     ///
     /// # Errors
-    /// When the client breaks it off, speaks no TLS or takes longer than 15 s.
+    /// When the client breaks it off, speaks no TLS, shows no certificate where one is demanded, or takes longer
+    /// than 15 s.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Tls, Protocol)> {
-        let stream = tokio::time::timeout(HANDSHAKE, self.acceptor.accept(stream))
+        let (stream, client_auth) = tokio::time::timeout(HANDSHAKE, self.shake_hands(stream))
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let (_, session) = stream.get_ref();
-        let tls = Tls { server_name: session.server_name().map(Into::into) };
+        let shown = session.peer_certificates().filter(|_| client_auth.is_some());
+        let tls = Tls {
+            server_name: session.server_name().map(Into::into),
+            client_auth,
+            certificate: shown.map(|chain| {
+                let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
+                Arc::new(client_auth::read_chain(chain))
+            }),
+        };
         let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
         Ok((stream, tls, protocol))
     }
+
+    async fn shake_hands(
+        &self,
+        stream: TcpStream,
+    ) -> io::Result<(TlsStream<TcpStream>, Option<ClientAuthId>)> {
+        let offers = &*self.0;
+        if offers.client_auths.is_uniform() {
+            let (config, client_auth) = offers.of("");
+            return Ok((TlsAcceptor::from(config).accept(stream).await?, client_auth));
+        }
+        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+        let name = hello.client_hello().server_name().unwrap_or_default().to_ascii_lowercase();
+        let (config, client_auth) = offers.of(&name);
+        Ok((hello.into_stream(config).await?, client_auth))
+    }
+}
+
+impl Offers {
+    /// To a client that wants this host.
+    fn of(&self, host: &str) -> (Arc<ServerConfig>, Option<ClientAuthId>) {
+        let asked = self.client_auths.of(host).map(|auth| auth.id());
+        let config = asked.and_then(|id| self.asking.get(&id)).unwrap_or(&self.plain);
+        (config.clone(), asked)
+    }
+}
+
+fn offer(
+    names: &Arc<Names>,
+    protocols: Protocols,
+    client_auth: Option<&Arc<ClientAuth>>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder = match client_auth {
+        Some(client_auth) => builder.with_client_cert_verifier(Arc::new(Asking(client_auth.clone()))),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(names.clone());
+    config.alpn_protocols = match protocols {
+        Protocols::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        Protocols::Http1 => vec![b"http/1.1".to_vec()],
+        Protocols::Http2 => vec![b"h2".to_vec()],
+    };
+    config.max_early_data_size = 0;
+    if client_auth.is_some() {
+        // A resumed connection shows no certificate: it has the one of the connection before, unchecked.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
+    Ok(Arc::new(config))
 }
 
 /// Certificates by name.

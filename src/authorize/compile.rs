@@ -51,7 +51,7 @@ pub(super) struct At<'a> {
 }
 
 impl<'a> At<'a> {
-    const ROOT: At<'static> = At { above: None, step: None };
+    pub(super) const ROOT: At<'static> = At { above: None, step: None };
 
     pub(super) fn key(&'a self, key: &str) -> Self {
         Self { above: Some(self), step: Some(Step::Key(key.into())) }
@@ -141,6 +141,21 @@ impl Policy {
         }
         policy.settle();
         policy
+    }
+
+    /// Adds the rule that refuses whoever shows no valid client certificate.
+    pub fn demand_client_certificate(&mut self) {
+        self.deny
+            .push(Rule { lists: vec![List::new(Operator::Or, vec![Criterion::InvalidClientCertificate])] });
+        self.settle();
+    }
+
+    /// Whether it looks at client certificates.
+    pub fn looks_at_client_certificates(&self) -> bool {
+        let lists = self.allow.iter().chain(&self.deny).flat_map(|rule| &rule.lists);
+        lists.flat_map(|list| &list.criteria).any(|criterion| {
+            matches!(criterion, Criterion::ClientCertificate(_) | Criterion::InvalidClientCertificate)
+        })
     }
 
     fn add(&mut self, rules: &Value, at: &At<'_>, errors: &mut Vec<PolicyError>) {

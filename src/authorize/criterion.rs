@@ -15,8 +15,10 @@ use super::{Action, Facts, Reason};
 use crate::clock::{self, Timestamp};
 use crate::identity::{Caller, ClaimPath, Identity, Strength};
 
+mod certificate;
 mod moment;
 
+use certificate::CertificateMatcher;
 use moment::{DateRange, DayOfWeek, TimeOfDay};
 
 /// A compiled criterion.
@@ -28,6 +30,7 @@ pub(super) enum Criterion {
     AuthenticatedUser,
     AuthTime(Duration),
     Claim(ClaimPath, ListMatcher),
+    ClientCertificate(Box<CertificateMatcher>),
     CorsPreflight,
     Date(DateRange),
     DayOfWeek(DayOfWeek),
@@ -38,6 +41,7 @@ pub(super) enum Criterion {
     HttpMethod(StringMatcher),
     HttpPath(StringMatcher),
     HttpQuery(Box<str>, StringMatcher),
+    InvalidClientCertificate,
     Provider(StringMatcher),
     Reject,
     SessionAge(Duration),
@@ -78,9 +82,7 @@ pub(super) struct Asking {
 
 /// Criteria of Pomerium that are not there (yet), and what to do instead.
 const ABSENT: &[(&str, &str)] = &[
-    ("client_certificate", "client certificates are not there yet"),
     ("device", "device identity is not supported; require a second factor at the identity provider instead"),
-    ("invalid_client_certificate", "client certificates are not there yet"),
     ("mcp_tool", "MCP is not supported"),
     ("pomerium_routes", "this criterion exists in no version of Pomerium"),
     ("record", "external data is not supported; let the identity provider send it as a claim"),
@@ -98,6 +100,7 @@ const KNOWN: &[&str] = &[
     "auth_time",
     "authenticated_user",
     "claim/…",
+    "client_certificate",
     "cors_preflight",
     "date",
     "day_of_week",
@@ -108,6 +111,7 @@ const KNOWN: &[&str] = &[
     "http_method",
     "http_path",
     "http_query/…",
+    "invalid_client_certificate",
     "provider",
     "reject",
     "session_age",
@@ -155,7 +159,9 @@ impl Criterion {
             "accept" => Self::Accept.flag(data, at)?,
             "reject" => Self::Reject.flag(data, at)?,
             "authenticated_user" => Self::AuthenticatedUser.flag(data, at)?,
+            "client_certificate" => Self::ClientCertificate(Box::new(CertificateMatcher::compile(data, at)?)),
             "cors_preflight" => Self::CorsPreflight.flag(data, at)?,
+            "invalid_client_certificate" => Self::InvalidClientCertificate.flag(data, at)?,
             "acr" => Self::Acr(StringMatcher::compile(data, at, false)?),
             "amr" => Self::Amr(ListMatcher::compile(data, at, true)?),
             "auth_time" => Self::AuthTime(within(data, at)?),
@@ -191,6 +197,7 @@ impl Criterion {
             Self::AuthenticatedUser => "authenticated_user",
             Self::AuthTime(_) => "auth_time",
             Self::Claim(..) => "claim",
+            Self::ClientCertificate(_) => "client_certificate",
             Self::CorsPreflight => "cors_preflight",
             Self::Date(_) => "date",
             Self::DayOfWeek(_) => "day_of_week",
@@ -201,6 +208,7 @@ impl Criterion {
             Self::HttpMethod(_) => "http_method",
             Self::HttpPath(_) => "http_path",
             Self::HttpQuery(..) => "http_query",
+            Self::InvalidClientCertificate => "invalid_client_certificate",
             Self::Provider(_) => "provider",
             Self::Reject => "reject",
             Self::SessionAge(_) => "session_age",
@@ -230,6 +238,19 @@ impl Criterion {
             Self::Reject => Given::of(false, Reason::Reject, Reason::Reject),
             Self::CorsPreflight => {
                 Given::of(is_preflight(facts), Reason::CorsRequest, Reason::NonCorsRequest)
+            }
+            Self::ClientCertificate(matcher) => Given::of(
+                matcher.matches(facts.certificate, action),
+                Reason::ClientCertificateOk,
+                Reason::ClientCertificateUnauthorized,
+            ),
+            Self::InvalidClientCertificate => {
+                let lack = match facts.certificate {
+                    None => Reason::ClientCertificateRequired,
+                    Some(_) => Reason::InvalidClientCertificate,
+                };
+                let is_good = facts.certificate.is_some_and(|shown| shown.flaw.is_none());
+                Given::of(!is_good, lack, Reason::ValidClientCertificate)
             }
             Self::Date(range) => Given::of(range.holds(facts.time), Reason::DateOk, Reason::DateUnauthorized),
             Self::DayOfWeek(days) => {
@@ -282,6 +303,7 @@ impl Criterion {
             | Self::SessionAge(_)
             | Self::User(_) => true,
             Self::Accept
+            | Self::ClientCertificate(_)
             | Self::CorsPreflight
             | Self::Date(_)
             | Self::DayOfWeek(_)
@@ -289,6 +311,7 @@ impl Criterion {
             | Self::HttpMethod(_)
             | Self::HttpPath(_)
             | Self::HttpQuery(..)
+            | Self::InvalidClientCertificate
             | Self::Reject
             | Self::SourceIp(_)
             | Self::TimeOfDay(_) => false,

@@ -21,6 +21,12 @@ impl Policy {
     pub fn decide(&self, facts: &Facts<'_>) -> Decision {
         let deny = self.evaluate(Action::Deny, facts, false);
         if deny.holds {
+            // Nobody is asked to sign in, or told more, before that.
+            if deny.reasons.contains(Reason::ClientCertificateRequired)
+                || deny.reasons.contains(Reason::InvalidClientCertificate)
+            {
+                return Decision::ClientCertificate(deny.decided());
+            }
             return self.refuse(deny, facts);
         }
         let allow = self.evaluate(Action::Allow, facts, false);

@@ -34,6 +34,9 @@ reasons! {
     AuthTimeUnauthorized "auth-time-unauthorized"
     ClaimOk "claim-ok"
     ClaimUnauthorized "claim-unauthorized"
+    ClientCertificateOk "client-certificate-ok"
+    ClientCertificateRequired "client-certificate-required"
+    ClientCertificateUnauthorized "client-certificate-unauthorized"
     CorsRequest "cors-request"
     DateOk "date-ok"
     DateUnauthorized "date-unauthorized"
@@ -53,6 +56,7 @@ reasons! {
     HttpPathUnauthorized "http-path-unauthorized"
     HttpQueryOk "http-query-ok"
     HttpQueryUnauthorized "http-query-unauthorized"
+    InvalidClientCertificate "invalid-client-certificate"
     NonCorsRequest "non-cors-request"
     ProviderOk "provider-ok"
     ProviderUnauthorized "provider-unauthorized"
@@ -66,6 +70,7 @@ reasons! {
     UserOk "user-ok"
     UserUnauthenticated "user-unauthenticated"
     UserUnauthorized "user-unauthorized"
+    ValidClientCertificate "valid-client-certificate"
 }
 
 /// A set of reasons, without an allocation.

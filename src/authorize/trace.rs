@@ -105,6 +105,17 @@ impl Criterion {
         match self {
             Self::Accept | Self::Reject => say("everyone"),
             Self::CorsPreflight => say(facts.method.as_str()),
+            Self::ClientCertificate(_) | Self::InvalidClientCertificate => match facts.certificate {
+                None => say("no client certificate"),
+                Some(shown) => {
+                    say(&shown.certificate.fingerprint);
+                    if let Some(flaw) = &shown.flaw {
+                        say(" (");
+                        say(flaw);
+                        say(")");
+                    }
+                }
+            },
             Self::Date(_) => say(&facts.time.to_string()),
             Self::DayOfWeek(days) => say(&days.sees(facts.time)),
             Self::TimeOfDay(range) => say(&range.sees(facts.time)),

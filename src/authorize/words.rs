@@ -73,6 +73,8 @@ impl Criterion {
             Self::Reject => "nobody".into(),
             Self::AuthenticatedUser => "anyone who has signed in".into(),
             Self::CorsPreflight => "CORS preflights".into(),
+            Self::ClientCertificate(matcher) => format!("clients with a certificate {}", matcher.words()),
+            Self::InvalidClientCertificate => "clients without a valid certificate".into(),
             Self::Acr(matcher) => format!("a sign-in of the strength (acr) {}", matcher.words()),
             Self::Amr(matcher) => format!("a sign-in by the methods (amr) {}", matcher.words()),
             Self::AuthTime(within) => format!("a sign-in within the last {}", span(*within)),

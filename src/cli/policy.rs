@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
@@ -15,9 +15,11 @@ use super::WRONG;
 use crate::authorize::{Facts, Place, Reason, Traced};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, RouteSettings, Sources};
+use crate::connection::{ClientCertificate, Shown};
 use crate::http::{LastHost, PathRules, Scheme, Seen, canonicalise};
 use crate::identity::{Caller, Identity, Reading};
 use crate::route::Table;
+use crate::tls::{ClientAuths, read_pem};
 
 mod explain;
 mod test;
@@ -41,6 +43,7 @@ pub(super) fn main(command: &Command) -> ExitCode {
 struct Policies {
     routes: Table<RouteSettings>,
     path_rules: PathRules,
+    client_auths: ClientAuths,
     /// How claims are read, by provider.
     readings: HashMap<String, Reading>,
     clock: Clock,
@@ -52,6 +55,7 @@ struct Question {
     url: String,
     ip: IpAddr,
     headers: HeaderMap,
+    certificate: Option<ClientCertificate>,
     time: Timestamp,
 }
 
@@ -81,6 +85,7 @@ impl Policies {
         Ok(Self {
             routes: Table::new(settings.routes.into_iter().map(|route| (route.matched.clone(), route))),
             path_rules: settings.path_rules,
+            client_auths: settings.listen.tls.map(|tls| tls.client_auths).unwrap_or_default(),
             readings: readings.map(|(id, origin)| (id, origin.reading)).collect(),
             clock: Clock::system(),
         })
@@ -144,6 +149,7 @@ impl Policies {
                 trace: Vec::new(),
             });
         };
+        let shown = self.shown(question, &canonical.host)?;
         let facts = Facts {
             caller,
             method: request.method(),
@@ -151,6 +157,7 @@ impl Policies {
             query: request.uri().query().unwrap_or_default(),
             client: question.ip,
             headers: request.headers(),
+            certificate: shown.as_ref(),
             time: question.time,
         };
         let decision = route.policy.decide_readings(&facts, &canonical.path.others);
@@ -165,6 +172,18 @@ impl Policies {
     }
 }
 
+impl Policies {
+    /// The certificate that comes with a question, checked.
+    fn shown(&self, question: &Question, host: &str) -> Result<Option<Shown>, String> {
+        let Some(certificate) = &question.certificate else { return Ok(None) };
+        let asked = self.client_auths.of(host).ok_or_else(|| {
+            format!("{}: no client certificate is asked for at this host; see downstream_mtls", question.url)
+        })?;
+        let flaw = asked.check(certificate, question.time).err().map(Into::into);
+        Ok(Some(Shown { certificate: certificate.clone().into(), flaw }))
+    }
+}
+
 impl Question {
     fn new(url: &str, clock: &Clock) -> Self {
         Self {
@@ -172,6 +191,7 @@ impl Question {
             url: url.to_owned(),
             ip: IpAddr::from([127, 0, 0, 1]),
             headers: HeaderMap::new(),
+            certificate: None,
             time: clock.now(),
         }
     }
@@ -181,6 +201,16 @@ impl Question {
         let read = Timestamp::parse(time);
         self.time =
             read.ok_or_else(|| format!("{time}: a time such as 2026-01-31T18:00:00Z was expected"))?;
+        Ok(())
+    }
+
+    /// Shows a certificate: a PEM file, the certificate itself first, then those between it and the authority.
+    fn show(&mut self, file: &Path) -> Result<(), String> {
+        let name = file.display();
+        let pem = std::fs::read(file).map_err(|error| format!("{name}: {error}"))?;
+        let read = read_pem(&pem);
+        self.certificate =
+            Some(read.map_err(|error| format!("{name}: PEM certificates were expected: {error}"))?);
         Ok(())
     }
 

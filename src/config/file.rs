@@ -2,6 +2,8 @@
 //!
 //! A default in parentheses is described, not typed.
 
+use std::collections::BTreeMap;
+
 use figment::value::{Dict, Value};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny};
@@ -29,6 +31,26 @@ pub struct CertificatePair {
     pub cert: Text,
     /// The key, PEM.
     pub key: Text,
+}
+
+/// `downstream_mtls`: client certificates.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DownstreamMtls {
+    /// Certificates of the authorities: base64 of PEM.
+    pub ca: Option<Text>,
+    /// A file with them, PEM.
+    pub ca_file: Option<Text>,
+    /// Lists of revoked certificates: base64 of PEM.
+    pub crl: Option<Text>,
+    /// A file with them, PEM.
+    pub crl_file: Option<Text>,
+    /// `policy_with_default_deny`, `policy` or `reject_connection`.
+    pub enforcement: Option<Text>,
+    /// Alternative names, each one key (`dns`, `email`, …) with a regular expression.
+    pub match_subject_alt_names: Option<Vec<BTreeMap<String, Text>>>,
+    /// How long a chain may be.
+    pub max_verify_depth: Option<Count>,
 }
 
 /// Routes are read one by one, key by key.
@@ -112,6 +134,14 @@ keys! {
         certificate_key_file: Text = "";
         /// More certificates, chosen by the name that is asked for: a list of `cert` and `key` files.
         certificates: CertificatePairs = "";
+        /// Client certificates. `ca` or `ca_file`: the authorities whose certificates are asked for (base64 of PEM, or a
+        /// PEM file). `crl` or `crl_file`: lists of revoked certificates; when there is one for an authority of a chain,
+        /// there has to be one for each. `enforcement`: `policy_with_default_deny` (whoever shows no valid certificate is
+        /// refused on every route), `policy` (only the policies look at it) or `reject_connection` (the handshake
+        /// fails). `match_subject_alt_names`: a list of `dns`, `email`, `uri`, `ip_address` or `user_principal_name`,
+        /// each with a regular expression for the whole name, of which a certificate has to meet one.
+        /// `max_verify_depth`: so many authorities may be in a chain (1 by default; 0 is no limit).
+        downstream_mtls: DownstreamMtls = "";
         /// Trust roots besides the system's, for providers and upstreams: base64 of PEM.
         certificate_authority: Text = "";
         /// A file with trust roots besides the system's, PEM.
@@ -280,6 +310,12 @@ keys! {
         allow_spdy: Flag = "true";
         /// The only protocols that requests may change to; all of them when it is not set.
         allow_upgrades: List = "";
+
+        /// Instead of `downstream_mtls.ca`, the authorities whose client certificates are asked for at this host: base64 of
+        /// PEM. All routes of a host have the same.
+        tls_downstream_client_ca: Text = "";
+        /// A file with them, PEM.
+        tls_downstream_client_ca_file: Text = "";
 
         /// Believe any certificate of the upstream.
         tls_skip_verify: Flag = "false";

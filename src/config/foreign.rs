@@ -107,7 +107,6 @@ pub(super) const GLOBAL: &[Foreign] = &[
         "redis and postgres are not there yet; use `file` or `memory`",
     ),
     refused("debug_address", "there is no debug port"),
-    refused("downstream_mtls*", "client certificates are not there yet"),
     refused("google_cloud_serverless_authentication_service_account", "it is not supported"),
     refused("http_redirect_addr", NOT_YET),
     refused("mcp_*", "MCP is not supported"),
@@ -120,8 +119,8 @@ pub(super) const GLOBAL: &[Foreign] = &[
     refused("timeout_write", "it would cut streams off; set timeout on the routes that need one"),
     refused("use_proxy_protocol", "the PROXY protocol is not there yet"),
     // Removed from Pomerium itself.
-    refused("client_ca", "it was removed from Pomerium; client certificates are not there yet"),
-    refused("client_ca_file", "it was removed from Pomerium; client certificates are not there yet"),
+    refused("client_ca", "it was removed from Pomerium; use downstream_mtls"),
+    refused("client_ca_file", "it was removed from Pomerium; use downstream_mtls"),
     refused(
         "idp_service_account",
         "it was removed from Pomerium; groups come from the provider's claims (groups_claim)",
@@ -185,7 +184,6 @@ pub(super) const ROUTE: &[Foreign] = &[
     refused("rewrite_response_headers", NOT_YET),
     refused("session_recording", "it is not supported"),
     refused("sub_policies", "Rego is not supported; write the rule as `policy`"),
-    refused("tls_downstream_client_ca*", "client certificates are not there yet"),
     refused("tls_downstream_server_name", "the name in `from` decides"),
     refused("upstream_tunnel", "SSH is not supported"),
     refused(

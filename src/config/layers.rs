@@ -92,6 +92,9 @@ const OTHERS: &[&str] = &[
     "databroker_storage_connection_string_file",
 ];
 
+/// `DOWNSTREAM_MTLS_CA_FILE` is `ca_file` below `downstream_mtls`.
+const MTLS: &str = "downstream_mtls_";
+
 /// Environment variables whose names are keys of ours or of Pomerium. Values stay texts. `strict`: the
 /// variables come from a file of ours, so every name should be one.
 fn environment(
@@ -108,9 +111,19 @@ fn environment(
         let ours = File::KEYS.iter().any(|known| known.name == key);
         // Only whole names, and those whose loss would weaken access: METRICS_SERVER_SERVICE_HOST is not ours.
         let links = ["_service_", "_port_"].iter().any(|part| key.contains(part)) || key.ends_with("_port");
+        if let Some(inner) = key.strip_prefix(MTLS).filter(|_| !links) {
+            if !text.is_empty() {
+                let of = dict.entry("downstream_mtls".into()).or_insert_with(|| Value::from(Dict::new()));
+                if let Value::Dict(_, of) = of {
+                    of.insert(inner.into(), Value::from(text.as_str()));
+                }
+                names.insert(format!("downstream_mtls.{inner}"), name.clone());
+            }
+            continue;
+        }
         let pomeriums = foreign::GLOBAL.iter().any(|known| known.refused && known.name == key)
             || OTHERS.contains(&key.as_str())
-            || (!links && ["downstream_mtls", "autocert_"].iter().any(|start| key.starts_with(start)));
+            || (!links && key.starts_with("autocert_"));
         if !(ours || pomeriums || strict) || text.is_empty() {
             continue;
         }
@@ -147,13 +160,9 @@ fn routes(text: &str) -> Result<Value, String> {
 impl Layers {
     /// Where a value stands that was last set at this path.
     pub(super) fn place(&self, path: &[Step]) -> Place {
-        if let Some(Step::Key(key)) = path.first()
-            && self.from_environment.contains_key(key)
-        {
+        if let Some((name, _)) = self.variable(path) {
             let in_file = self.document.as_ref().filter(|document| document.is_environment);
-            let entry = in_file.and_then(|document| {
-                document.root.entry(&key.to_ascii_uppercase()).map(|entry| (document, entry))
-            });
+            let entry = in_file.and_then(|document| document.root.entry(name).map(|entry| (document, entry)));
             return match entry {
                 Some((document, entry)) => {
                     Place::File { name: document.name.clone(), line: entry.line, column: entry.column }
@@ -173,14 +182,23 @@ impl Layers {
     /// A problem at a path.
     pub(super) fn problem(&self, path: &[Step], message: String) -> Problem {
         let place = self.place(path);
-        let key = match (path.first(), &place) {
-            (Some(Step::Key(key)), Place::Environment) => {
-                let name = self.from_environment.get(key).cloned().unwrap_or_else(|| key.clone());
-                format!("{name}{}", dotted(path.get(1..).unwrap_or_default(), true))
-            }
+        let key = match (self.variable(path), &place) {
+            (Some((name, inner)), Place::Environment) => format!("{name}{}", dotted(inner, true)),
             _ => dotted(path, false),
         };
         Problem::new(place, key, message)
+    }
+
+    /// The environment variable that set what is at a path, and what is below it.
+    fn variable<'p>(&self, path: &'p [Step]) -> Option<(&str, &'p [Step])> {
+        let named = |key: &str| self.from_environment.get(key).map(String::as_str);
+        let Some((Step::Key(outer), below)) = path.split_first() else { return None };
+        if let Some((Step::Key(inner), below)) = below.split_first()
+            && let Some(name) = named(&format!("{outer}.{inner}"))
+        {
+            return Some((name, below));
+        }
+        Some((named(outer)?, below))
     }
 
     /// Whether anything but a default set this key.

@@ -49,6 +49,8 @@ pub struct RouteSettings {
     pub identity: Option<(IssuerFormat, Vec<ClaimHeader>)>,
     /// `show_error_details`.
     pub show_error_details: bool,
+    /// `tls_downstream_client_ca`: the authorities of client certificates, PEM.
+    pub(super) client_authorities: Option<Vec<u8>>,
     /// Where it stands.
     pub(super) place: Vec<Step>,
 }
@@ -135,7 +137,13 @@ impl Reader<'_, '_> {
         let policy = self.policy();
         let report = self.report_policy();
         let cluster = self.cluster();
+        let authorities = self.pem(
+            "tls_downstream_client_ca",
+            self.file.tls_downstream_client_ca.as_ref(),
+            self.file.tls_downstream_client_ca_file.as_ref(),
+        );
         let (from, path, policy, report, cluster) = (from?, path?, policy?, report?, cluster?);
+        let client_authorities = authorities?;
         // `url` drops a port that is the scheme's own; here it was typed, so it is meant.
         let typed = self
             .file
@@ -191,6 +199,7 @@ impl Reader<'_, '_> {
             cluster,
             identity: passes.then(|| (format, self.defaults.claims.0.clone())),
             show_error_details: flag(self.file.show_error_details).unwrap_or_default(),
+            client_authorities,
             place: self.path.to_vec(),
         })
     }
@@ -433,24 +442,7 @@ impl Reader<'_, '_> {
     /// A PEM value or its file. `None` when there was a problem, `Some(None)` when neither is set.
     #[allow(clippy::option_option, reason = "a problem is not the same as nothing")]
     fn pem(&mut self, name: &str, inline: Option<&Text>, file: Option<&Text>) -> Option<Option<Vec<u8>>> {
-        match (inline, file) {
-            (Some(_), Some(_)) => {
-                self.error(name, format!("{name}_file is set too; set one of them"));
-                None
-            }
-            (Some(Text(text)), None) => match pem_or_base64(text) {
-                Some(pem) => Some(Some(pem)),
-                None => {
-                    self.error(name, "base64 of PEM was expected");
-                    None
-                }
-            },
-            (None, Some(Text(path))) => {
-                let at = self.at(&format!("{name}_file"));
-                self.resolver.read_file(&at, path).map(Some)
-            }
-            (None, None) => Some(None),
-        }
+        self.resolver.pem(self.path, name, inline, file)
     }
 
     fn request_headers(&mut self) -> HeaderList {

@@ -27,6 +27,7 @@ use crate::session::{self, CookieSettings, Origin, SameSite};
 use crate::telemetry::Format;
 use crate::tls;
 
+mod mtls;
 mod provider;
 mod secrets;
 mod serving;
@@ -167,7 +168,8 @@ impl Resolver<'_> {
         self.refuse_variables();
         let url = self.authenticate_url(&routes, insecure);
         let provider = self.provider(roots);
-        let listen = self.listen(insecure, url.as_ref(), &routes);
+        let client_auths = self.client_auths(insecure, &mut routes);
+        let listen = self.listen(insecure, url.as_ref(), &routes, client_auths);
         let cookie = self.cookie();
         let secret = self.secret();
         let signing_key = self.signing_key();

@@ -1,5 +1,7 @@
 //! Refusals: what every stage can say no with, and what is said about it.
 
+use std::sync::Arc;
+
 use ::http::StatusCode;
 
 use super::views::{Action, Fact};
@@ -31,6 +33,10 @@ pub enum Refusal {
         /// How a program sends its person to sign in.
         sign_in_url: String,
     },
+    /// The connection was opened for another host, where other certificates are asked for.
+    Misdirected,
+    /// A client certificate is needed: none was shown, or one with this flaw.
+    ClientCertificate(Option<Arc<str>>),
     /// The policy refuses it.
     Denied(Box<Denied>),
     /// The change of protocol is refused.
@@ -124,6 +130,36 @@ impl Refusal {
                 "sign-in required",
                 "16",
             ),
+            Self::Misdirected => Told {
+                advice: Some("Please reload the page.".into()),
+                ..say(
+                    StatusCode::MISDIRECTED_REQUEST,
+                    "This came on the wrong connection",
+                    "It was opened for another address, where other client certificates are asked for.",
+                    "misdirected request: open a connection for this host",
+                    "9",
+                )
+            },
+            Self::ClientCertificate(flaw) => {
+                let (message, error) = match flaw {
+                    None => (
+                        "Only clients with a certificate are served here, and yours showed none.".to_owned(),
+                        "client certificate required".to_owned(),
+                    ),
+                    Some(flaw) => (
+                        format!("The certificate that your client showed is not accepted: {flaw}."),
+                        format!("client certificate not accepted: {flaw}"),
+                    ),
+                };
+                Told {
+                    advice: Some(
+                        "Install the certificate that you were given for this, and open the page in a new window."
+                            .into(),
+                    ),
+                    show_contact: true,
+                    ..say(certificate_status(), "A client certificate is needed", &message, &error, "16")
+                }
+            }
             Self::Denied(denied) => denied.tell(),
             Self::Upgrade(UpgradeError::Origin) => say(
                 StatusCode::FORBIDDEN,
@@ -194,6 +230,11 @@ impl Refusal {
             _ => Vec::new(),
         }
     }
+}
+
+/// 495, which nginx made customary: no certificate, or none that is accepted.
+fn certificate_status() -> StatusCode {
+    StatusCode::from_u16(495).unwrap_or(StatusCode::FORBIDDEN)
 }
 
 impl Denied {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Context;
+use super::client_certificate::Checked;
 use crate::connection::Connection;
 use crate::http::LastHost;
 use crate::session::Recent;
@@ -19,6 +20,8 @@ pub struct Downstream {
     pub recent: Recent,
     /// The host that its last request named.
     pub host: LastHost,
+    /// What is known about its client certificate.
+    pub checked: Checked,
     /// Its requests.
     pub activity: Arc<Activity>,
 }
@@ -69,6 +72,7 @@ impl Downstream {
             connection,
             recent: Recent::default(),
             host: LastHost::default(),
+            checked: Checked::default(),
         }
     }
 }

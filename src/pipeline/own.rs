@@ -9,6 +9,7 @@ use super::records::Record;
 use super::{Downstream, Exit, Identified, identify, sign_in as begin};
 use crate::authenticate::{ANEW, Failure, Redirect};
 use crate::authorize::{Decision, Facts};
+use crate::connection::Shown;
 use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_cross_site};
 use crate::identity::{Caller, Identity, Strength};
 use crate::pages::{self, Application, Fact, Occasion, Refusal};
@@ -89,15 +90,22 @@ pub(super) fn endpoint(
     Ok(Some(found))
 }
 
+/// A request for one of our own, as far as it was read.
+pub(super) struct Visit<'a> {
+    pub(super) canonical: &'a Canonical,
+    pub(super) certificate: Option<&'a Shown>,
+}
+
 /// Answers it.
 pub(super) async fn answer(
     snapshot: &Arc<Snapshot>,
     downstream: &Downstream,
     endpoint: Endpoint,
-    canonical: &Canonical,
+    visit: &Visit<'_>,
     request: &mut Request<Body>,
     record: &Record,
 ) -> Result<Response<Body>, Exit> {
+    let Visit { canonical, certificate } = *visit;
     match *request.method() {
         Method::GET => {}
         // What works once, or ends something, is not done for somebody who only looks.
@@ -153,7 +161,7 @@ pub(super) async fn answer(
             Ok(match endpoint {
                 Endpoint::Claims => pages::json_reply(StatusCode::OK, &claims(identity)),
                 Endpoint::RoutesApi => {
-                    let all: Vec<_> = applications(snapshot, &caller, record)
+                    let all: Vec<_> = applications(snapshot, &caller, certificate, record)
                         .into_iter()
                         .map(|one| json!({ "name": one.name, "from": one.url, "description": one.description }))
                         .collect();
@@ -172,7 +180,7 @@ pub(super) async fn answer(
                         &identity.name,
                         &facts,
                         &shown_claims(identity),
-                        &applications(snapshot, &caller, record),
+                        &applications(snapshot, &caller, certificate, record),
                         &at,
                     )
                 }
@@ -379,7 +387,12 @@ fn fact(name: &str, value: &str) -> Fact {
 }
 
 /// The applications that a caller may open, judged as if each were opened now by `GET`.
-fn applications(snapshot: &Snapshot, caller: &Caller, record: &Record) -> Vec<Application> {
+fn applications(
+    snapshot: &Snapshot,
+    caller: &Caller,
+    certificate: Option<&Shown>,
+    record: &Record,
+) -> Vec<Application> {
     let headers = HeaderMap::new();
     let allowed = |route: &&crate::snapshot::Route| {
         let facts = Facts {
@@ -389,6 +402,7 @@ fn applications(snapshot: &Snapshot, caller: &Caller, record: &Record) -> Vec<Ap
             query: "",
             client: record.client(),
             headers: &headers,
+            certificate,
             time: record.began(),
         };
         route.is_place && matches!(route.policy.decide(&facts), Decision::Allow(_))

@@ -196,6 +196,7 @@ fn decision(bench: &mut Criterion) {
             client,
             query: "page=7&sort=name",
             headers: &headers,
+            certificate: None,
             time: now(),
         };
         assert!(matches!(policy.decide(&facts(&jane)), Decision::Allow(_)), "{name}");

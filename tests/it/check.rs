@@ -338,7 +338,22 @@ fn what_could_weaken_access_is_refused_at_load() {
         assert!(checked.err.contains(text), "{route}: {}", checked.err);
     }
     for (global, text) in [
-        ("downstream_mtls: {ca: x}", "client certificates are not there yet"),
+        ("downstream_mtls: {ca: x}", "3:19: downstream_mtls.ca: base64 of PEM was expected"),
+        ("downstream_mtls: {ca_file: /nonexistent}", "downstream_mtls.ca_file: /nonexistent cannot be read"),
+        (
+            "downstream_mtls: {ca: '-----BEGIN NOTHING-----'}",
+            "PEM certificates of the authorities were expected",
+        ),
+        ("downstream_mtls: {enforcement: policy}", "`ca` or `ca_file` is missing"),
+        ("downstream_mtls: {}", "`ca` or `ca_file` is missing"),
+        ("downstream_mtls: {enforcement: strict}", "`strict` is not one of policy_with_default_deny"),
+        ("downstream_mtls: {cafile: x}", "unknown field"),
+        ("downstream_mtls: {match_subject_alt_names: [{host: x}]}", "`host` is not one of dns, email"),
+        ("downstream_mtls: {match_subject_alt_names: [{dns: '('}]}", "a regular expression was expected"),
+        (
+            "downstream_mtls: {match_subject_alt_names: [{dns: x, uri: y}]}",
+            "one key with a regular expression",
+        ),
         ("autocert: true", "ACME"),
         ("services: proxy", "only `all` is possible"),
         ("shared_secret: 80ldlrU2d7w+wVpKNfevk6fmb8otEx6CqOfshj2LwhQ=", "printed in a public guide"),

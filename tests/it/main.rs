@@ -15,6 +15,7 @@
 mod answers;
 mod browser;
 mod check;
+mod client_certificates;
 mod framing;
 mod headers;
 mod house;

@@ -177,13 +177,14 @@ fn compiled(policy: &Value, request: &Plain) -> String {
         query: request.query,
         client: "10.0.0.1".parse().unwrap(),
         headers: &headers,
+        certificate: None,
         time: Timestamp::default(),
     });
     let (name, decided) = match &decision {
         Decision::Allow(permit) => ("allow", permit.decided()),
         Decision::SignIn(decided) => ("sign in", decided),
         Decision::Deny(decided) => ("deny", decided),
-        Decision::StepUp(..) => unreachable!("no criterion asks for strength"),
+        Decision::StepUp(..) | Decision::ClientCertificate(_) => unreachable!("no criterion asks for that"),
     };
     let reasons: Vec<_> = decided.reasons.iter().map(Reason::as_str).collect();
     format!("{name}: {}", reasons.join(" "))

@@ -3,10 +3,12 @@
 use std::fmt::Write;
 
 use ::http::{HeaderMap, HeaderValue, Method, header};
+use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
 use super::super::*;
 use crate::clock::Timestamp;
+use crate::connection::{ClientCertificate, Shown};
 use crate::identity::{Caller, Identity, Reading};
 
 /// A request and who makes it.
@@ -17,6 +19,7 @@ struct Scene {
     query: &'static str,
     client: &'static str,
     headers: HeaderMap,
+    certificate: Option<Shown>,
     time: &'static str,
 }
 
@@ -27,6 +30,45 @@ fn person(claims: Value, provider: &str, age: u64, now: &str) -> Caller {
     Caller::Identified(
         Identity::read("s".into(), provider.into(), claims, &reading, signed_in).unwrap().into(),
     )
+}
+
+/// A certificate of `NAME@example.com`.
+fn certificate(name: &str, flaw: Option<&str>) -> Shown {
+    let certificate = ClientCertificate {
+        fingerprint: fingerprint(name),
+        spki_hash: spki_hash(name),
+        dns: vec![format!("{name}.example.com")],
+        emails: vec![format!("{name}@example.com")],
+        uris: vec![format!("spiffe://example.com/{name}")],
+        ..ClientCertificate::default()
+    };
+    Shown { certificate: certificate.into(), flaw: flaw.map(Into::into) }
+}
+
+fn fingerprint(name: &str) -> String {
+    format!("{:02x}", name.len()).repeat(32)
+}
+
+fn spki_hash(name: &str) -> String {
+    base64::engine::general_purpose::STANDARD.encode([name.as_bytes()[0]; 32])
+}
+
+/// `client_certificate` with each of its keys.
+fn certificates() -> Vec<Value> {
+    let keyed =
+        |key: &'static str, matchers: Vec<Value>| matchers.into_iter().map(move |one| json!({ key: one }));
+    let all = [
+        keyed(
+            "fingerprint",
+            vec![json!(fingerprint("jane")), json!([fingerprint("bob"), fingerprint("jane")])],
+        ),
+        keyed("spki_hash", vec![json!(spki_hash("jane")), json!([spki_hash("bob"), spki_hash("jane")])]),
+        keyed("san_dns", texts("jane.example.com", "bob.example.com")),
+        keyed("san_email", texts("jane@example.com", "bob@example.com")),
+        keyed("san_uri", texts("spiffe://example.com/jane", "spiffe://example.com/bob")),
+    ];
+    let both = json!({ "fingerprint": fingerprint("jane"), "san_email": "bob@example.com" });
+    all.into_iter().flatten().chain([both, json!({ "fingerprint": fingerprint("bob") })]).collect()
 }
 
 /// Whom the criteria of the table are made for, in a request that they are made for.
@@ -49,6 +91,7 @@ fn matching() -> Scene {
         query: "page=1",
         client: "10.0.0.5",
         headers,
+        certificate: Some(certificate("jane", None)),
         time,
     }
 }
@@ -71,13 +114,14 @@ fn other() -> Scene {
         query: "page=2",
         client: "192.0.2.1",
         headers,
+        certificate: Some(certificate("bob", Some("it has expired"))),
         time,
     }
 }
 
 /// Nobody, in a request that has nothing of what is looked for.
 fn nobody() -> Scene {
-    Scene { caller: Caller::Anonymous, query: "", headers: HeaderMap::new(), ..other() }
+    Scene { caller: Caller::Anonymous, query: "", headers: HeaderMap::new(), certificate: None, ..other() }
 }
 
 fn decided(policy: &Policy, scene: &Scene) -> String {
@@ -88,12 +132,14 @@ fn decided(policy: &Policy, scene: &Scene) -> String {
         query: scene.query,
         client: scene.client.parse().unwrap(),
         headers: &scene.headers,
+        certificate: scene.certificate.as_ref(),
         time: Timestamp::parse(scene.time).unwrap(),
     });
     let (name, decided) = match &decision {
         Decision::Allow(permit) => ("allow", permit.decided()),
         Decision::SignIn(decided) => ("login", decided),
         Decision::StepUp(decided, _) => ("step_up", decided),
+        Decision::ClientCertificate(decided) => ("client_certificate", decided),
         Decision::Deny(decided) => ("deny", decided),
     };
     let reasons: Vec<_> = decided.reasons.iter().map(Reason::as_str).collect();
@@ -141,6 +187,8 @@ fn rows() -> Vec<(&'static str, Vec<Value>)> {
         ("http_path", texts("/items/1", "/")),
         ("http_header/x-team", texts("blue", "red")),
         ("http_query/page", texts("1", "2")),
+        ("client_certificate", certificates()),
+        ("invalid_client_certificate", vec![json!(true)]),
         ("source_ip", vec![json!("10.0.0.5"), json!("10.0.0.0/8"), json!(["192.168.0.0/16", "10.0.0.0/8"])]),
         (
             "date",

@@ -33,6 +33,7 @@ fn decide_with(policy: &Policy, caller: &Caller, method: &Method, path: &str, ip
         client: ip.parse().unwrap(),
         query: "",
         headers: &headers,
+        certificate: None,
         time: Timestamp::default(),
     })
 }
@@ -48,6 +49,7 @@ fn name(decision: &Decision) -> &'static str {
         Decision::Allow(_) => "allow",
         Decision::SignIn(_) => "sign in",
         Decision::StepUp(..) => "step up",
+        Decision::ClientCertificate(_) => "client certificate",
         Decision::Deny(_) => "deny",
     }
 }
@@ -256,6 +258,7 @@ fn a_preflight_needs_its_three_marks() {
             query: "",
             client,
             headers,
+            certificate: None,
             time: Timestamp::default(),
         }))
     };
@@ -355,6 +358,7 @@ fn a_decision_allocates_nothing() {
             query: "",
             client,
             headers: &headers,
+            certificate: None,
             time: Timestamp::default(),
         };
         let mut decided = None;

@@ -9,7 +9,7 @@ use ::http::Method;
 use serde_json::{Map, Value};
 
 use super::{Policies, Question};
-use crate::cli::WRONG;
+use crate::cli::{FAILED, WRONG};
 use crate::identity::Caller;
 
 /// A request and who makes it.
@@ -36,6 +36,10 @@ pub(in crate::cli) struct Arguments {
     /// The provider that the caller signed in at; the only one when it is not said.
     #[arg(long, requires = "claims")]
     provider: Option<String>,
+    /// The client certificate of the connection: a PEM file, the certificate itself first, then those between it and
+    /// the authority.
+    #[arg(long, value_name = "FILE")]
+    client_certificate: Option<PathBuf>,
     /// When: RFC 3339; now when it is not said. The caller has signed in then.
     #[arg(long, value_name = "TIME")]
     at: Option<String>,
@@ -50,7 +54,8 @@ pub(super) fn main(arguments: &Arguments) -> ExitCode {
         Err(code) => return code,
     };
     match explain(arguments, &policies) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
         Err(why) => {
             eprintln!("portcullis policy explain: {why}");
             ExitCode::from(WRONG)
@@ -58,7 +63,8 @@ pub(super) fn main(arguments: &Arguments) -> ExitCode {
     }
 }
 
-fn explain(arguments: &Arguments, policies: &Policies) -> Result<(), String> {
+/// Says what would become of the request; whether it would pass.
+fn explain(arguments: &Arguments, policies: &Policies) -> Result<bool, String> {
     let mut question = Question::new(&arguments.url, &policies.clock);
     question.method.clone_from(&arguments.method);
     question.ip = arguments.ip;
@@ -70,6 +76,9 @@ fn explain(arguments: &Arguments, policies: &Policies) -> Result<(), String> {
     if let Some(at) = &arguments.at {
         question.ask_at(at)?;
     }
+    if let Some(file) = &arguments.client_certificate {
+        question.show(file)?;
+    }
     let caller = match &arguments.claims {
         Some(file) => policies.caller(claims(file)?, arguments.provider.as_deref(), question.time)?,
         None => Caller::Anonymous,
@@ -80,7 +89,7 @@ fn explain(arguments: &Arguments, policies: &Policies) -> Result<(), String> {
     } else {
         verdict.print("");
     }
-    Ok(())
+    Ok(verdict.decision == "allow")
 }
 
 fn claims(file: &Path) -> Result<Map<String, Value>, String> {

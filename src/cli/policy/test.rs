@@ -53,6 +53,9 @@ struct Asked {
     ip: Option<IpAddr>,
     #[serde(default)]
     headers: BTreeMap<String, Value>,
+    /// A PEM file, from where the cases are.
+    #[serde(default)]
+    client_certificate: Option<PathBuf>,
     #[serde(default)]
     at: Option<String>,
 }
@@ -73,6 +76,7 @@ enum Expectation {
     Allow,
     Deny,
     Login,
+    ClientCertificate,
     StepUp,
     NotFound,
 }
@@ -83,6 +87,7 @@ impl Expectation {
             Self::Allow => "allow",
             Self::Deny => "deny",
             Self::Login => "login",
+            Self::ClientCertificate => "client_certificate",
             Self::StepUp => "step_up",
             Self::NotFound => "not_found",
         }
@@ -142,8 +147,14 @@ fn read(file: &Path) -> Result<Vec<(String, Case)>, Vec<String>> {
     let (mut cases, mut wrong) = (Vec::new(), Vec::new());
     for (line, item) in items {
         let place = format!("{}:{line}", file.display());
-        match serde_json::from_value(item) {
-            Ok(case) => cases.push((place, case)),
+        match serde_json::from_value::<Case>(item) {
+            Ok(mut case) => {
+                if let (Some(named), Some(directory)) = (&mut case.request.client_certificate, file.parent())
+                {
+                    *named = directory.join(&named);
+                }
+                cases.push((place, case));
+            }
             Err(error) => wrong.push(format!("{place}: {error}")),
         }
     }
@@ -159,6 +170,9 @@ fn ask<'p>(policies: &'p Policies, case: &Case) -> Result<Verdict<'p>, String> {
     }
     if let Some(ip) = asked.ip {
         question.ip = ip;
+    }
+    if let Some(file) = &asked.client_certificate {
+        question.show(file)?;
     }
     if let Some(at) = &asked.at {
         question.ask_at(at)?;

@@ -1,6 +1,7 @@
 //! Secrets, and values that were copied and never filled in.
 
 use super::{Resolver, collect_variables, decode_secret, key};
+use crate::authorize::Step;
 use crate::config::values::Text;
 use crate::config::{routes, samples};
 use crate::crypto;
@@ -69,6 +70,32 @@ impl Resolver<'_> {
                 Some(text)
             }
             _ => None,
+        }
+    }
+
+    /// PEM, typed (as it is, or as base64 of it) or in a file. `Some(None)`: neither is set.
+    pub(in crate::config) fn pem(
+        &mut self,
+        below: &[Step],
+        name: &str,
+        inline: Option<&Text>,
+        file: Option<&Text>,
+    ) -> Option<Option<Vec<u8>>> {
+        let at = |name: &str| below.iter().cloned().chain([key(name)]).collect::<Vec<_>>();
+        match (inline, file) {
+            (Some(_), Some(_)) => {
+                self.error_at(&at(name), format!("{name}_file is set too; set one of them"));
+                None
+            }
+            (Some(Text(text)), None) => match routes::pem_or_base64(text) {
+                Some(pem) => Some(Some(pem)),
+                None => {
+                    self.error_at(&at(name), "base64 of PEM was expected");
+                    None
+                }
+            },
+            (None, Some(Text(path))) => self.read_file(&at(&format!("{name}_file")), path).map(Some),
+            (None, None) => Some(None),
         }
     }
 

@@ -8,7 +8,7 @@ use super::{ListenSettings, Resolver, is_listen_address, key, span, text};
 use crate::authorize::Step;
 use crate::config::routes::{self, RouteSettings};
 use crate::config::values::{Count, Text};
-use crate::tls::{self, Certificate, Protocols};
+use crate::tls::{self, Certificate, ClientAuths, Protocols};
 
 impl Resolver<'_> {
     pub(super) fn listen(
@@ -16,6 +16,7 @@ impl Resolver<'_> {
         insecure: bool,
         url: Option<&Url>,
         routes: &[RouteSettings],
+        client_auths: Option<ClientAuths>,
     ) -> Option<ListenSettings> {
         let file = self.file;
         let address = text(file.address.as_ref());
@@ -52,7 +53,8 @@ impl Resolver<'_> {
             if certificates.is_empty() {
                 certificates.extend(self.self_signed(url, routes));
             }
-            Some(tls::Settings { certificates, protocols: protocols.flatten().unwrap_or_default() })
+            let protocols = protocols.flatten().unwrap_or_default();
+            Some(tls::Settings { certificates, protocols, client_auths: client_auths? })
         };
         Some(ListenSettings {
             address,

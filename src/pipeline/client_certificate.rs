@@ -1,0 +1,98 @@
+//! The client certificate of a connection, and whether it is good now.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Downstream;
+use crate::clock::Timestamp;
+use crate::connection::{ClientCertificate, Shown};
+use crate::pages::Refusal;
+use crate::snapshot::Snapshot;
+use crate::tls::ClientAuth;
+
+/// For so long what a check gave holds: certificates expire while connections last.
+const HOLDS: Duration = Duration::from_secs(60);
+
+/// What the last check of a connection's certificate gave.
+#[derive(Default)]
+pub struct Checked(Mutex<Option<Check>>);
+
+struct Check {
+    by: Arc<ClientAuth>,
+    at: Timestamp,
+    flaw: Option<Arc<str>>,
+}
+
+/// The certificate that counts for a request to this host.
+///
+/// # Errors
+/// When the connection was asked for another one than is asked for there, or for none (RFC 9110 §15.5.20).
+pub(super) fn shown(
+    snapshot: &Snapshot,
+    downstream: &Downstream,
+    host: &str,
+    now: Timestamp,
+) -> Result<Option<Shown>, Refusal> {
+    let Some(tls) = &downstream.connection.tls else { return Ok(None) };
+    let asked = snapshot.client_auths.of(host);
+    if tls.client_auth != asked.map(|auth| auth.id()) {
+        return Err(Refusal::Misdirected);
+    }
+    let (Some(auth), Some(certificate)) = (asked, &tls.certificate) else { return Ok(None) };
+    let flaw = downstream.checked.flaw(auth, certificate, now);
+    Ok(Some(Shown { certificate: certificate.clone(), flaw }))
+}
+
+impl Checked {
+    fn flaw(
+        &self,
+        by: &Arc<ClientAuth>,
+        certificate: &ClientCertificate,
+        now: Timestamp,
+    ) -> Option<Arc<str>> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let holds =
+            |check: &&Check| Arc::ptr_eq(&check.by, by) && check.at <= now && now.since(check.at) < HOLDS;
+        if let Some(check) = last.as_ref().filter(holds) {
+            return check.flaw.clone();
+        }
+        let flaw = by.check(certificate, now).err().map(Arc::from);
+        *last = Some(Check { by: by.clone(), at: now, flaw: flaw.clone() });
+        flaw
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd};
+
+    use super::*;
+    use crate::tls::{ClientAuthParts, read_pem};
+
+    #[test]
+    fn a_certificate_expires_while_its_connection_lasts() {
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+        let mut params = CertificateParams::default();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        (params.not_before, params.not_after) = (date_time_ymd(2026, 1, 1), date_time_ymd(2026, 2, 1));
+        let certificate = params.signed_by(&KeyPair::generate().unwrap(), &authority).unwrap();
+        let shown = read_pem(certificate.pem().as_bytes()).unwrap();
+        let pem = authority.pem();
+        let parts =
+            || ClientAuthParts { authorities: pem.as_bytes(), depth: 1, ..ClientAuthParts::default() };
+        let auth = Arc::new(ClientAuth::new(parts()).unwrap());
+        let checked = Checked::default();
+        let flaw = |auth: &Arc<ClientAuth>, time: &str| {
+            checked.flaw(auth, &shown, Timestamp::parse(time).unwrap()).map(|flaw| flaw.to_string())
+        };
+        assert_eq!(flaw(&auth, "2026-01-31T23:59:30Z"), None);
+        // Within a minute it is not checked again; by other rules it is, and when the clock was set back.
+        assert_eq!(flaw(&auth, "2026-02-01T00:00:20Z"), None);
+        let anew = Arc::new(ClientAuth::new(parts()).unwrap());
+        assert_eq!(flaw(&anew, "2026-02-01T00:00:20Z").as_deref(), Some("it has expired"));
+        assert_eq!(flaw(&auth, "2026-02-01T00:00:40Z").as_deref(), Some("it has expired"));
+        assert_eq!(flaw(&auth, "2025-12-31T23:59:50Z").as_deref(), Some("it is not valid yet"));
+    }
+}
