@@ -5,8 +5,8 @@
 //! rule decided and why. [`Permit`] is the only way to the upstream, and this module is the only one that
 //! can make it.
 //!
-//! Order: a deny rule that holds comes first, one about client certificates before all others, so that a refusal by address, method or path asks nobody to
-//! sign in; then, when anything that matters concerns identity and nobody has signed in, the caller is
+//! Order: a deny rule that holds comes first, one about client certificates before all others, so that a refusal by
+//! certificate, address, method or path asks nobody to sign in; then, when anything that matters concerns identity and nobody has signed in, the caller is
 //! challenged; then allow; then refusal. An empty policy allows nobody. Where a refusal would be none if the
 //! sign-in were stronger (`acr`) or fresher (`auth_time`), the caller is asked to sign in again, once.
 

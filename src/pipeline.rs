@@ -15,7 +15,7 @@ use arc_swap::{ArcSwap, Cache};
 use hyper::body::Incoming;
 
 use crate::authenticate::{Failure, RenewError};
-use crate::authorize::{Decision, Facts};
+use crate::authorize::{Decided, Decision, Facts};
 use crate::clock::{Clock, Timestamp};
 use crate::connection::Protocol;
 use crate::http::headers::{self, REQUEST_ID};
@@ -172,6 +172,7 @@ async fn answer(
 
     let route = found?;
     record.routed(route);
+    client_certificate::check_way(route, &downstream.connection)?;
     let trusted = snapshot.forwarded_rules.trusts(connection.peer_ip());
     headers::scrub(request.headers_mut(), &snapshot.header_rules, trusted)?;
     let upgrade = if seen.any(Seen::UPGRADE) {
@@ -199,21 +200,18 @@ async fn answer(
         certificate,
         time: record.began(),
     };
+    let tell = |record: &Record, allow, decided: &Decided| {
+        record.decided(downstream, route, (&facts, &canonical.path.others), allow, decided)
+    };
     let (permit, (now, time)) = match route.policy.decide_readings(&facts, &canonical.path.others) {
         Decision::Allow(permit) => {
             let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, request.headers());
-            let now = record.decided(
-                downstream,
-                route,
-                (&facts, &canonical.path.others),
-                origin.is_ok(),
-                permit.decided(),
-            );
+            let now = tell(record, origin.is_ok(), permit.decided());
             origin?;
             (permit, now)
         }
         Decision::SignIn(decided) => {
-            record.decided(downstream, route, (&facts, &canonical.path.others), false, &decided);
+            tell(record, false, &decided);
             // Who is calling cannot be told now; what anybody may see is not held back for that.
             if let Some(trouble) = trouble {
                 return Err(trouble.into());
@@ -221,17 +219,17 @@ async fn answer(
             return Err(Box::pin(sign_in::needed(snapshot, route, &canonical, request, None)).await);
         }
         Decision::StepUp(decided, strength) => {
-            record.decided(downstream, route, (&facts, &canonical.path.others), false, &decided);
+            tell(record, false, &decided);
             let needed = sign_in::needed(snapshot, route, &canonical, request, Some(&strength));
             return Err(Box::pin(needed).await);
         }
         Decision::ClientCertificate(decided) => {
-            record.decided(downstream, route, (&facts, &canonical.path.others), false, &decided);
+            tell(record, false, &decided);
             let flaw = shown.and_then(|shown| shown.flaw);
             return Err(Refusal::ClientCertificate(flaw).into());
         }
         Decision::Deny(decided) => {
-            record.decided(downstream, route, (&facts, &canonical.path.others), false, &decided);
+            tell(record, false, &decided);
             let explanation = route.show_error_details.then(|| route.policy.explain(&facts, &decided));
             let sign_in_anew = sign_in::anew_url(snapshot, route, &canonical, request);
             let denied = Denied { caller, decided, sign_in_anew, explanation };

@@ -7,6 +7,7 @@ use crate::authenticate::Authenticate;
 use crate::authorize::Policy;
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::connection::ClientAuthId;
 use crate::crypto::{KeyRing, Signer};
 use crate::http::forwarded::ForwardedRules;
 use crate::http::headers::HeaderRules;
@@ -63,6 +64,8 @@ pub struct Route {
     pub policy: Policy,
     /// A policy that is tried, and not acted on.
     pub report: Option<Policy>,
+    /// Which client certificate has been asked for on a connection that it is reached by; `None`: that is all the same.
+    pub client_auth: Option<ClientAuthId>,
     /// Where it leads.
     pub cluster: Arc<Cluster>,
     /// What its upstream is told about the caller.
@@ -123,6 +126,7 @@ impl Snapshot {
                 is_place: route.matched.host.exact().is_some(),
                 policy: route.policy,
                 report: route.report,
+                client_auth: route.client_auth,
                 cluster: Arc::new(Cluster::new(route.cluster, workers, &tls)?),
                 added: AddedNames::with(identity.iter().flat_map(Form::names)),
                 identity,

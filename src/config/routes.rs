@@ -17,6 +17,7 @@ use super::settings::{Resolver, flag, key, list, span};
 use super::values::{ClaimHeaders, Span, Text, TextMap};
 use crate::assertion::{ClaimHeader, IssuerFormat, claim_header_name};
 use crate::authorize::{Policy, Step};
+use crate::connection::ClientAuthId;
 use crate::http::Scheme;
 use crate::proxy::{self, HostHeader, Rewrite, Upstream, UpstreamScheme, UpstreamTls};
 use crate::route::{HostPattern, Match, PathMatch};
@@ -51,6 +52,8 @@ pub struct RouteSettings {
     pub show_error_details: bool,
     /// `tls_downstream_client_ca`: the authorities of client certificates, PEM.
     pub(super) client_authorities: Option<Vec<u8>>,
+    /// Which client certificate has been asked for on a connection that it is reached by; `None`: that is all the same.
+    pub client_auth: Option<ClientAuthId>,
     /// Where it stands.
     pub(super) place: Vec<Step>,
 }
@@ -200,6 +203,7 @@ impl Reader<'_, '_> {
             identity: passes.then(|| (format, self.defaults.claims.0.clone())),
             show_error_details: flag(self.file.show_error_details).unwrap_or_default(),
             client_authorities,
+            client_auth: None,
             place: self.path.to_vec(),
         })
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::Downstream;
 use crate::clock::Timestamp;
-use crate::connection::{ClientCertificate, Shown};
+use crate::connection::{ClientCertificate, Connection, Shown};
 use crate::pages::Refusal;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Route, Snapshot};
 use crate::tls::ClientAuth;
 
 /// For so long what a check gave holds: certificates expire while connections last.
@@ -41,6 +41,19 @@ pub(super) fn shown(
     let (Some(auth), Some(certificate)) = (asked, &tls.certificate) else { return Ok(None) };
     let flaw = downstream.checked.flaw(auth, certificate, now);
     Ok(Some(Shown { certificate: certificate.clone(), flaw }))
+}
+
+/// Whether a route is reached by a connection that was asked for the certificate it wants. Its host has said so already;
+/// but where patterns of hosts overlap, the first of them has.
+///
+/// # Errors
+/// When it is not.
+pub(super) fn check_way(route: &Route, connection: &Connection) -> Result<(), Refusal> {
+    let asked = connection.tls.as_ref().and_then(|tls| tls.client_auth);
+    if route.client_auth.is_some() && route.client_auth != asked {
+        return Err(Refusal::Misdirected);
+    }
+    Ok(())
 }
 
 impl Checked {

@@ -1,7 +1,7 @@
 //! Client certificates: which are asked for, which are good, and what becomes of everybody else.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
@@ -9,7 +9,7 @@ use rcgen::{
     RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 
-use crate::rig::{HTTPS, Rig, Setup};
+use crate::rig::{self, HTTPS, Rig, Setup};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -96,23 +96,13 @@ fn revocation_list(by: &Authority, serials: &[u64], until: i32) -> String {
 
 /// The status, and the body or what curl complains about.
 fn curl(rig: &Rig, sni: &str, path: &str, card: Option<&Card>, more: &[&str]) -> (u16, String) {
-    let port = rig.server.address.port();
-    let mut command = Command::new("curl");
-    command.args(["-sS", "-k", "--resolve", &format!("{sni}:{port}:127.0.0.1"), "--max-time", "10"]);
-    command.args(["-w", "\n%{http_code}"]);
+    let mut arguments = vec!["-w", "\n%{http_code}"];
     if let Some(card) = card {
-        command.args(["--cert", &card.chain, "--key", &card.key]);
+        arguments.extend(["--cert", &card.chain, "--key", &card.key]);
     }
-    let done = command
-        .args(more)
-        .arg(format!("https://{sni}:{port}{path}"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .output()
-        .unwrap();
-    let out = String::from_utf8_lossy(&done.stdout).into_owned();
+    arguments.extend(more);
+    let (out, complaint) = rig::curl(rig, sni, path, &arguments);
     let (body, status) = out.rsplit_once('\n').unwrap();
-    let complaint = String::from_utf8_lossy(&done.stderr);
     (status.parse().unwrap(), format!("{body}{complaint}"))
 }
 
@@ -436,6 +426,15 @@ fn a_connection_that_was_asked_for_another_certificate_is_misdirected() {
   - from: https://plain.wild.localhost
     to: http://UPSTREAM
     allow_public_unauthenticated_access: true
+  - from: https://*.over.localhost
+    to: http://UPSTREAM
+    prefix: /ours
+    tls_downstream_client_ca_file: {place}/ours-ca.pem
+    allow_public_unauthenticated_access: true
+  - from: https://*.x.over.localhost
+    to: http://UPSTREAM
+    tls_downstream_client_ca_file: {place}/theirs-ca.pem
+    allow_public_unauthenticated_access: true
 "
     );
     let rig = rig("", &routes);
@@ -469,7 +468,12 @@ fn a_connection_that_was_asked_for_another_certificate_is_misdirected() {
             assert_eq!(by_way_of(&rig, sni, host, card), 421, "{sni} {host}");
         }
     }
+    // Where patterns overlap, the first one says what is asked for; a route that wants another one is not reached.
+    for card in [None, Some(&card), Some(&their_card)] {
+        assert_eq!(curl(&rig, "a.x.over.localhost", "/", card, &[]).0, 421);
+    }
     assert_eq!(rig.upstream.seen(), before);
+    assert_eq!(curl(&rig, "a.x.over.localhost", "/ours", Some(&card), &[]).0, 200);
     for (sni, host) in [
         ("mtls.localhost", "same.localhost"),
         ("same.localhost", "b.wild.localhost"),

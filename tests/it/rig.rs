@@ -285,6 +285,18 @@ impl Drop for Server {
     }
 }
 
+/// Asks with curl, which speaks TLS and HTTP/2 independently of us: what it prints, and what it complains about.
+pub fn curl(rig: &Rig, host: &str, path: &str, more: &[&str]) -> (String, String) {
+    let port = rig.server.address.port();
+    let done = Command::new("curl")
+        .args(["-sS", "-k", "--resolve", &format!("{host}:{port}:127.0.0.1"), "--max-time", "10"])
+        .args(more)
+        .arg(format!("https://{host}:{port}{path}"))
+        .output()
+        .unwrap();
+    (String::from_utf8_lossy(&done.stdout).into_owned(), String::from_utf8_lossy(&done.stderr).into_owned())
+}
+
 /// A self-signed certificate for a name.
 pub fn self_signed(name: &str) -> CertifiedKey<KeyPair> {
     rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap()

@@ -1,24 +1,15 @@
 //! TLS: certificates by name, HTTP/2, encrypted upstreams.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::rig::{HTTPS, Rig, Setup, self_signed, write_certificate};
+use crate::rig::{self, HTTPS, Rig, Setup, self_signed, write_certificate};
 
-/// Asks with curl, which speaks TLS and HTTP/2 independently of us.
+/// Asks with curl; the answer with its head.
 fn curl(rig: &Rig, host: &str, path: &str, more: &[&str]) -> (String, String) {
-    let port = rig.server.address.port();
-    let done = Command::new("curl")
-        .args(["-sS", "-k", "-i", "--resolve", &format!("{host}:{port}:127.0.0.1"), "--max-time", "10"])
-        .args(more)
-        .arg(format!("https://{host}:{port}{path}"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .output()
-        .unwrap();
-    (String::from_utf8_lossy(&done.stdout).into_owned(), String::from_utf8_lossy(&done.stderr).into_owned())
+    rig::curl(rig, host, path, &[&["-i"], more].concat())
 }
 
 const ROUTES: &str = "

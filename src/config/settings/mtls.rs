@@ -68,13 +68,14 @@ impl Resolver<'_> {
             );
             return None;
         }
+        let id = default.as_ref().map(|auth| auth.id());
+        routes.iter_mut().for_each(|route| route.client_auth = id);
         let mut auths = ClientAuths::everywhere(default);
         if has_own {
             self.ask_at_hosts(&mut auths, routes, &common)?;
         }
         for route in routes {
-            let host = route.matched.host.as_str();
-            match auths.of(host) {
+            match route.client_auth {
                 Some(_) if common.enforcement != Enforcement::Policy => {
                     let policies = std::iter::once(&mut route.policy).chain(&mut route.report);
                     policies.for_each(crate::authorize::Policy::demand_client_certificate);
@@ -95,10 +96,10 @@ impl Resolver<'_> {
     fn ask_at_hosts(
         &mut self,
         auths: &mut ClientAuths,
-        routes: &[RouteSettings],
+        routes: &mut [RouteSettings],
         common: &Common,
     ) -> Option<()> {
-        let mut made: BTreeMap<&[u8], Arc<ClientAuth>> = BTreeMap::new();
+        let mut made: BTreeMap<Vec<u8>, Arc<ClientAuth>> = BTreeMap::new();
         for route in routes {
             let path: Vec<_> = route.place.iter().cloned().chain([key("tls_downstream_client_ca")]).collect();
             let own = match &route.client_authorities {
@@ -107,11 +108,14 @@ impl Resolver<'_> {
                     Some(known) => known.clone(),
                     None => {
                         let auth = self.client_auth(&path, pem, common)?;
-                        made.insert(pem, auth.clone());
+                        made.insert(pem.clone(), auth.clone());
                         auth
                     }
                 }),
             };
+            if let Some(own) = &own {
+                route.client_auth = Some(own.id());
+            }
             if !auths.ask_at(&route.matched.host, own) {
                 self.error_at(
                     &path,
