@@ -44,7 +44,6 @@ pub use keep::Kept;
 pub use pending::SignInRequest;
 pub use provider::{ClientAuth, Kind, Provider, ProviderSettings, Secret};
 pub use renew::RenewError;
-pub use sign_in::ANEW;
 pub use sign_out::SignOut;
 
 /// The settings of the service.

@@ -42,6 +42,8 @@ pub struct Policy {
     sees_caller_only: bool,
     /// Whether any criterion looks at the path, so that other readings of it must agree.
     reads_path: bool,
+    /// Whether any criterion looks at the method.
+    reads_method: bool,
     /// `require_verified_email`.
     require_verified_email: bool,
 }
@@ -163,6 +165,16 @@ impl Policy {
         self.sees_caller_only
     }
 
+    /// Whether the method can make a difference.
+    pub const fn reads_method(&self) -> bool {
+        self.reads_method
+    }
+
+    /// Whether addresses count only when the provider has verified them.
+    pub const fn requires_verified_email(&self) -> bool {
+        self.require_verified_email
+    }
+
     /// What is worked out beforehand.
     fn settle(&mut self) {
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -171,6 +183,10 @@ impl Policy {
             self.allow.iter().chain(&self.deny).flat_map(|rule| &rule.lists).flat_map(|list| &list.criteria)
         };
         let reads_path = criteria().any(|criterion| matches!(criterion, criterion::Criterion::HttpPath(_)));
+        let reads_method = criteria().any(|criterion| {
+            matches!(criterion, criterion::Criterion::HttpMethod(_) | criterion::Criterion::CorsPreflight)
+        });
+        self.reads_method = reads_method;
         let sees_caller_only = criteria().all(criterion::Criterion::is_about_caller);
         (self.reads_path, self.sees_caller_only) = (reads_path, sees_caller_only);
     }

@@ -18,6 +18,17 @@ pub struct Connection {
     pub protocol: Protocol,
     /// The peer's address as records and forwarded headers show it.
     pub peer_text: HeaderValue,
+    /// What it was opened for.
+    pub port: Port,
+}
+
+/// What those who connect to a port want.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// The applications.
+    Public,
+    /// Decisions, over gRPC: they are other proxies.
+    Calls,
 }
 
 /// What a TLS handshake agreed on.
@@ -80,7 +91,7 @@ impl Connection {
         let text = peer.ip().to_canonical().to_string();
         // An address has no character that a field cannot hold.
         let peer_text = HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { peer, local, tls: None, protocol: Protocol::Http1, peer_text }
+        Self { peer, local, tls: None, protocol: Protocol::Http1, peer_text, port: Port::Public }
     }
 
     /// The peer's address; an IPv4 address that came in as `::ffff:a.b.c.d` is the IPv4 address.

@@ -22,5 +22,5 @@ pub use chunks::{Chunks, Piece};
 pub use client::{Client, is_cross_site, is_same_site_form};
 pub use forwarded::Forwarded;
 pub use path::{EscapedSlashes, PathRules, Readings};
-pub use request::{BadRequest, Canonical, LastHost, Misread, Scheme, canonicalise, split_host};
+pub use request::{BadRequest, Canonical, LastHost, Misread, Scheme, canonicalise, parameter, split_host};
 pub use seen::Seen;

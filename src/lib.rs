@@ -45,7 +45,7 @@
 //! | stages | [`tls`], [`session`], [`assertion`], [`proxy`] |
 //! | | [`authenticate`] |
 //! | what was typed, and what it compiles to | [`config`], then [`snapshot`] |
-//! | replies | [`pages`] |
+//! | replies | [`pages`], then [`ext_auth`] in the terms of other proxies |
 //! | the road | [`pipeline`], then [`listener`] |
 //! | the process | [`runtime`], [`admin`], [`demo`], then [`cli`] |
 
@@ -60,6 +60,7 @@ pub mod config;
 pub mod connection;
 pub mod crypto;
 pub mod demo;
+pub mod ext_auth;
 pub mod http;
 pub mod identity;
 pub mod listener;

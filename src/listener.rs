@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol as Transport, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::connection::{Connection, Protocol};
+use crate::connection::{Connection, Port, Protocol};
 use crate::pipeline::Context;
 use crate::tls::Acceptor;
 
@@ -43,6 +43,7 @@ pub struct Listener {
     acceptor: Option<Acceptor>,
     limits: Limits,
     context: Arc<Context>,
+    port: Port,
     /// Turns `true` when the server stops.
     stopping: watch::Receiver<bool>,
     /// Held by every connection; when all are gone, the drain is done.
@@ -130,10 +131,12 @@ impl Listener {
         acceptor: Option<Acceptor>,
         limits: Limits,
         context: Arc<Context>,
+        port: Port,
         stopping: watch::Receiver<bool>,
         alive: tokio::sync::mpsc::Sender<()>,
     ) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::from_std(listener)?, acceptor, limits, context, stopping, alive })
+        let listener = TcpListener::from_std(listener)?;
+        Ok(Self { listener, acceptor, limits, context, port, stopping, alive })
     }
 
     /// Accepts until the server stops.
@@ -161,8 +164,17 @@ impl Listener {
         let (acceptor, limits) = (self.acceptor.clone(), self.limits);
         let (context, stopping, alive) = (self.context.clone(), self.stopping.clone(), self.alive.clone());
         let mut connection = Connection::new(peer, local);
+        connection.port = self.port;
         // One task a kind of connection, so that each is as large as it has to be, for as long as it lasts.
         let Some(acceptor) = acceptor else {
+            if self.port == Port::Calls {
+                connection.protocol = Protocol::Http2;
+                tokio::spawn(async move {
+                    Box::pin(drive::http2(stream, connection, limits, context, stopping)).await;
+                    drop(alive);
+                });
+                return;
+            }
             tokio::spawn(async move {
                 drive::http1(stream, connection, limits, context, stopping).await;
                 drop(alive);

@@ -9,34 +9,37 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
-use ::http::header::{AUTHORIZATION, CONNECTION, EXPECT, HeaderValue};
+use ::http::header::{CONNECTION, EXPECT, HeaderValue};
 use ::http::{HeaderMap, Request, Response, StatusCode};
 use arc_swap::{ArcSwap, Cache};
 use hyper::body::Incoming;
 
-use crate::authenticate::{Failure, RenewError};
-use crate::authorize::{Decided, Decision, Facts};
-use crate::clock::{Clock, Timestamp};
-use crate::connection::Protocol;
+use crate::authenticate::Failure;
+use crate::clock::Clock;
+use crate::connection::{Port, Protocol};
 use crate::http::headers::{self, REQUEST_ID};
-use crate::http::{BadRequest, Body, Canonical, Client, Misread, Scheme, Seen, canonicalise, cookies};
+use crate::http::{BadRequest, Body, Client, Misread, Scheme, Seen, canonicalise};
 use crate::identity::Caller;
-use crate::pages::{self, Denied, Occasion, Refusal};
+use crate::pages::{self, Occasion, Refusal};
 use crate::proxy::{Added, Errand, ResponseRules, Upgrade};
-use crate::session::{Found, Freshness, Known, Session};
-use crate::snapshot::{Route, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::telemetry::Journal;
 
 mod client_certificate;
+mod door;
 mod downstream;
+mod familiar;
+mod judge;
 mod own;
 mod records;
 mod sign_in;
 
 use downstream::Passage;
 pub use downstream::{Activity, Downstream};
+use judge::{Matter, Passed, judge};
 use records::Record;
 pub use records::RequestIds;
+use sign_in::Means;
 
 /// What a worker serves requests with.
 pub struct Context {
@@ -153,6 +156,12 @@ async fn answer(
     let connection = &downstream.connection;
     let scheme = if connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
     let Some(request) = slot else { return Err(Refusal::Internal("there is no request".into()).into()) };
+    if connection.port == Port::Calls {
+        return Ok(Box::pin(door::call(snapshot, downstream, request, record)).await);
+    }
+    if let Some(door) = door::at(request) {
+        return Ok(Box::pin(door::answer(snapshot, downstream, door, request, record)).await);
+    }
     request.body_mut().set_rules(&snapshot.header_rules);
     let canonical = canonicalise(request, seen, scheme, snapshot.path_rules, &downstream.host)?;
     if seen.any(Seen::EXPECT) {
@@ -160,99 +169,53 @@ async fn answer(
     }
     record.about(&canonical);
     let found = snapshot.routes.find(&canonical);
-    if found.is_err() && !snapshot.serves(&canonical.host) {
-        return Err(Refusal::NotFound.into());
+    let cluster = found.as_ref().ok().and_then(|route| route.cluster.as_ref());
+    if cluster.is_none() {
+        if let Some(door) = door::beside(&canonical) {
+            return Ok(Box::pin(door::answer(snapshot, downstream, door, request, record)).await);
+        }
+        if found.is_err() && !snapshot.serves(&canonical.host) {
+            if door::is_call(request, &downstream.connection) {
+                return Ok(Box::pin(door::call(snapshot, downstream, request, record)).await);
+            }
+            return Err(Refusal::NotFound.into());
+        }
     }
     let shown = client_certificate::shown(snapshot, downstream, &canonical.host, record.began())?;
     let certificate = shown.as_ref();
-    if let Some(endpoint) = own::endpoint(snapshot, &canonical, request, found.is_ok())? {
+    if let Some(endpoint) = own::endpoint(snapshot, &canonical, request, found.as_ref().ok().copied())? {
         let visit = own::Visit { canonical: &canonical, certificate };
         return Box::pin(own::answer(snapshot, downstream, endpoint, &visit, request, record)).await;
     }
 
     let route = found?;
     record.routed(route);
+    let Some(cluster) = cluster else {
+        return Err(Refusal::NotHere("its route is decide_only, and another proxy forwards").into());
+    };
     client_certificate::check_way(route, &downstream.connection)?;
     let trusted = snapshot.forwarded_rules.trusts(connection.peer_ip());
     headers::scrub(request.headers_mut(), &snapshot.header_rules, trusted)?;
     let upgrade = if seen.any(Seen::UPGRADE) {
-        Upgrade::of(request)?.filter(|upgrade| route.cluster.settings().upgrades.allows(&upgrade.protocol()))
+        Upgrade::of(request)?.filter(|upgrade| cluster.settings().upgrades.allows(&upgrade.protocol()))
     } else {
         None
     };
     headers::remove_hop_by_hop(request.headers_mut(), seen);
 
-    let identified = identify(snapshot, downstream, &canonical.host, request.headers(), record.began()).await;
-    let (caller, cookies_known, trouble) = match identified {
-        Ok(Identified { caller, known, .. }) => (caller, known, None),
-        Err(Exit::Refuse(trouble @ (Refusal::Store(_) | Refusal::Provider(_)))) => {
-            (Caller::Anonymous, None, Some(trouble))
-        }
-        Err(exit) => return Err(exit),
+    let matter = Matter {
+        canonical: &canonical,
+        route,
+        shown: certificate,
+        tunnel: upgrade.is_some(),
+        means: Means::Whole,
     };
-    let facts = Facts {
-        caller: &caller,
-        method: request.method(),
-        path: &canonical.path.canonical,
-        query: request.uri().query().unwrap_or_default(),
-        client: record.client(),
-        headers: request.headers(),
-        certificate,
-        time: record.began(),
-    };
-    let tell = |record: &Record, allow, decided: &Decided| {
-        record.decided(downstream, route, (&facts, &canonical.path.others), allow, decided)
-    };
-    let (permit, (now, time)) = match route.policy.decide_readings(&facts, &canonical.path.others) {
-        Decision::Allow(permit) => {
-            let origin = check_origin(upgrade.as_ref(), &permit, route, &canonical, request.headers());
-            let now = tell(record, origin.is_ok(), permit.decided());
-            origin?;
-            (permit, now)
-        }
-        Decision::SignIn(decided) => {
-            tell(record, false, &decided);
-            // Who is calling cannot be told now; what anybody may see is not held back for that.
-            if let Some(trouble) = trouble {
-                return Err(trouble.into());
-            }
-            return Err(Box::pin(sign_in::needed(snapshot, route, &canonical, request, None)).await);
-        }
-        Decision::StepUp(decided, strength) => {
-            tell(record, false, &decided);
-            let needed = sign_in::needed(snapshot, route, &canonical, request, Some(&strength));
-            return Err(Box::pin(needed).await);
-        }
-        Decision::ClientCertificate(decided) => {
-            tell(record, false, &decided);
-            let flaw = shown.and_then(|shown| shown.flaw);
-            return Err(Refusal::ClientCertificate(flaw).into());
-        }
-        Decision::Deny(decided) => {
-            tell(record, false, &decided);
-            let explanation = route.show_error_details.then(|| route.policy.explain(&facts, &decided));
-            let sign_in_anew = sign_in::anew_url(snapshot, route, &canonical, request);
-            let denied = Denied { caller, decided, sign_in_anew, explanation };
-            return Err(Refusal::Denied(Box::new(denied)).into());
-        }
-    };
+    let Passed { permit, known, now, time } = judge(snapshot, downstream, &matter, request, record).await?;
 
-    let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
     let fields = request.headers_mut();
-    if seen.any(Seen::COOKIE) {
-        match &cookies_known {
-            Some(known) => known.strip(fields),
-            None => {
-                cookies::remove(fields, is_ours);
-                cookies::join(fields);
-            }
-        }
-    }
-    if seen.any(Seen::AUTHORIZATION) {
-        remove_own_authorization(fields);
-    }
+    judge::remove_own_credentials(snapshot, fields, seen, known.as_deref());
     let forwarded = snapshot.forwarded_rules.chain(fields, connection, &canonical, route.external);
-    route.cluster.edit_request(fields);
+    cluster.edit_request(fields);
     let statement = match &route.identity {
         Some(form) => Some(form.state(&snapshot.signer, permit.caller(), &canonical.host, time)?),
         None => None,
@@ -274,8 +237,9 @@ async fn answer(
         clock: &downstream.context.clock,
         now,
     };
+    let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
     let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
-    Ok(route.cluster.forward(permit, &errand, slot, &rules).await?)
+    Ok(cluster.forward(permit, &errand, slot, &rules).await?)
 }
 
 /// The one expectation that can be met is `100-continue` (RFC 9110 §10.1.1): by us, when the body is first
@@ -287,70 +251,5 @@ fn meet_expectation(headers: &mut HeaderMap) -> Result<(), Refusal> {
             Err(Refusal::Unreadable(StatusCode::EXPECTATION_FAILED, reason))
         }
         _ => Ok(()),
-    }
-}
-
-/// Who is calling, and how that was told.
-struct Identified {
-    caller: Caller,
-    session: Option<Arc<Session>>,
-    /// The request's cookies, when the connection brought the same ones before.
-    known: Option<Arc<Known>>,
-}
-
-/// Who is calling: the session that the cookie opens, renewed when its tokens have expired.
-async fn identify(
-    snapshot: &Arc<Snapshot>,
-    downstream: &Downstream,
-    host: &str,
-    headers: &HeaderMap,
-    now: Timestamp,
-) -> Result<Identified, Exit> {
-    let (found, known) = snapshot.sessions.find_on(&downstream.recent, host, headers, now).await?;
-    let Found::Session(session) = found else {
-        return Ok(Identified { caller: Caller::Anonymous, session: None, known });
-    };
-    match session.freshness(now) {
-        Freshness::Fresh => {}
-        Freshness::Due => snapshot.authenticate.renew_soon(&session),
-        Freshness::Stale => match Box::pin(snapshot.authenticate.renew(&session)).await {
-            Ok(()) if !session.has_ended() => {}
-            Ok(()) | Err(RenewError::Ended) => {
-                return Ok(Identified { caller: Caller::Anonymous, session: None, known });
-            }
-            Err(error) => return Err(error.into()),
-        },
-    }
-    Ok(Identified { caller: Caller::Identified(session.identity()), session: Some(session), known })
-}
-
-/// A tunnel that a session opens is for pages of this host alone: browsers send the cookie for any page.
-fn check_origin(
-    upgrade: Option<&Upgrade>,
-    permit: &crate::authorize::Permit,
-    route: &Route,
-    canonical: &Canonical,
-    headers: &HeaderMap,
-) -> Result<(), Refusal> {
-    if let (Some(upgrade), Caller::Identified(_)) = (upgrade, permit.caller()) {
-        let origin = external_origin(route, canonical);
-        upgrade.check_origin(headers, |sent| sent.eq_ignore_ascii_case(&origin))?;
-    }
-    Ok(())
-}
-
-/// Removes credentials that are for us. Others stay as they are.
-fn remove_own_authorization(fields: &mut HeaderMap) {
-    headers::retain(fields, &AUTHORIZATION, |value| {
-        let start = value.as_bytes().trim_ascii_start().get(..9);
-        !start.is_some_and(|start| start.eq_ignore_ascii_case(b"pomerium "))
-    });
-}
-
-/// The origin that a browser shows for this request.
-fn external_origin(route: &Route, canonical: &Canonical) -> String {
-    match canonical.port.filter(|port| *port != route.external.default_port()) {
-        Some(port) => format!("{}://{}:{port}", route.external.as_str(), canonical.host),
-        None => format!("{}://{}", route.external.as_str(), canonical.host),
     }
 }

@@ -32,7 +32,7 @@ pub use cluster::Cluster;
 pub use connect::{SharedTls, UpstreamTlsError};
 pub use forward::{Errand, ResponseRules};
 pub use rewrite::Rewrite;
-pub use upgrade::{Upgrade, UpgradeError};
+pub use upgrade::{Upgrade, UpgradeError, check_origin};
 
 /// What a route leads to.
 #[derive(Clone, Debug, Default)]

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
 use crate::config::{Settings, StorageKind};
+use crate::connection::Port;
 use crate::crypto::{self, KeyRing, Purpose, Signer};
 use crate::listener::{self, Limits, Listener};
 use crate::pipeline::{Context, RequestIds};
@@ -112,8 +113,20 @@ async fn serve(
     let admin =
         admin.map_err(|error| RuntimeError::Listen { address: health, key: "health_check_addr", error })?;
 
+    let calls = match &settings.listen.calls {
+        Some(calls) => {
+            let (address, key) = (calls.address.clone(), "grpc_address");
+            let bound = listener::bind(&address, workers);
+            bound.map_err(|error| RuntimeError::Listen { address, key, error })?
+        }
+        None => Vec::new(),
+    };
+    let tls_failed = |error| RuntimeError::Other(format!("TLS: {error}"));
+    let calls_acceptor =
+        settings.listen.calls.as_ref().and_then(|calls| calls.tls.as_ref()).map(Acceptor::new);
+    let calls_acceptor = calls_acceptor.transpose().map_err(tls_failed)?;
     let acceptor = match &settings.listen.tls {
-        Some(tls) => Some(Acceptor::new(tls).map_err(|error| RuntimeError::Other(format!("TLS: {error}")))?),
+        Some(tls) => Some(Acceptor::new(tls).map_err(tls_failed)?),
         None => None,
     };
     let (limits, format, drain) =
@@ -130,6 +143,8 @@ async fn serve(
     let sink =
         Sink::start().map_err(|error| RuntimeError::Other(format!("the log cannot start: {error}")))?;
     let bound = listeners.first().and_then(|listener| listener.local_addr().ok());
+    let bound_for_calls = calls.first().and_then(|listener| listener.local_addr().ok());
+    let mut calls = calls.into_iter();
     let mut threads = Vec::with_capacity(workers);
     for (worker, listener) in listeners.into_iter().enumerate() {
         let context = Context {
@@ -143,6 +158,7 @@ async fn serve(
         let start = Worker {
             listener,
             acceptor: acceptor.clone(),
+            calls: calls.next().map(|listener| (listener, calls_acceptor.clone())),
             limits,
             context,
             stopping: stopping.clone(),
@@ -168,6 +184,9 @@ async fn serve(
     if let Some(address) = bound {
         let scheme = if encrypted { "https" } else { "http" };
         tracing::info!(address = %address, scheme, workers, storage = kind, "listening");
+    }
+    if let Some(address) = bound_for_calls {
+        tracing::info!(address = %address, "listening for gRPC");
     }
     ready.store(true, Ordering::Release);
 
@@ -202,6 +221,8 @@ async fn serve(
 struct Worker {
     listener: TcpListener,
     acceptor: Option<Acceptor>,
+    /// `grpc_address`.
+    calls: Option<(TcpListener, Option<Acceptor>)>,
     limits: Limits,
     context: Context,
     stopping: watch::Receiver<bool>,
@@ -227,18 +248,17 @@ impl Worker {
     async fn work(self) {
         let context = Arc::new(self.context);
         let mut stopping = self.stopping.clone();
-        let listener = Listener::new(
-            self.listener,
-            self.acceptor,
-            self.limits,
-            context.clone(),
-            self.stopping,
-            self.alive.clone(),
-        );
-        match listener {
-            Ok(listener) => listener.run().await,
-            Err(error) => tracing::error!(%error, "a worker cannot listen"),
+        let ports = std::iter::once((Port::Public, self.listener, self.acceptor))
+            .chain(self.calls.map(|(listener, acceptor)| (Port::Calls, listener, acceptor)));
+        let mut listening = tokio::task::JoinSet::new();
+        for (port, listener, acceptor) in ports {
+            let (stopping, alive) = (self.stopping.clone(), self.alive.clone());
+            match Listener::new(listener, acceptor, self.limits, context.clone(), port, stopping, alive) {
+                Ok(listener) => drop(listening.spawn(listener.run())),
+                Err(error) => tracing::error!(%error, "a worker cannot listen"),
+            }
         }
+        while listening.join_next().await.is_some() {}
         let _ = stopping.wait_for(|stopping| *stopping).await;
         // What is under way goes on on this thread until its connections have gone, or the process ends.
         let alive = self.alive.downgrade();

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ::http::HeaderName;
+
 use crate::assertion::Form;
 use crate::authenticate::Authenticate;
 use crate::authorize::Policy;
@@ -34,6 +36,8 @@ pub struct Snapshot {
     pub path_rules: PathRules,
     /// Which headers a client may send.
     pub header_rules: Arc<HeaderRules>,
+    /// The headers by which it is said who is calling, on whatever route.
+    pub identity_names: Vec<HeaderName>,
     /// Whose forwarded headers are believed.
     pub forwarded_rules: ForwardedRules,
     /// The authenticate host.
@@ -66,8 +70,8 @@ pub struct Route {
     pub report: Option<Policy>,
     /// Which client certificate has been asked for on a connection that it is reached by; `None`: that is all the same.
     pub client_auth: Option<ClientAuthId>,
-    /// Where it leads.
-    pub cluster: Arc<Cluster>,
+    /// Where it leads; `None` where another proxy forwards, and asks.
+    pub cluster: Option<Arc<Cluster>>,
     /// What its upstream is told about the caller.
     pub identity: Option<Form>,
     /// The names of the fields that are added for the upstream.
@@ -127,7 +131,10 @@ impl Snapshot {
                 policy: route.policy,
                 report: route.report,
                 client_auth: route.client_auth,
-                cluster: Arc::new(Cluster::new(route.cluster, workers, &tls)?),
+                cluster: match route.cluster {
+                    Some(settings) => Some(Arc::new(Cluster::new(settings, workers, &tls)?)),
+                    None => None,
+                },
                 added: AddedNames::with(identity.iter().flat_map(Form::names)),
                 identity,
                 show_error_details: route.show_error_details,
@@ -139,9 +146,10 @@ impl Snapshot {
             authenticate,
             sessions,
             signer: parts.signer,
-            client_auths: settings.listen.tls.map(|tls| tls.client_auths).unwrap_or_default(),
+            client_auths: settings.listen.client_auths,
             path_rules: settings.path_rules,
             header_rules: Arc::new(settings.header_rules),
+            identity_names: settings.identity_names,
             forwarded_rules: settings.forwarded_rules,
             authenticate_host: url.host_str().unwrap_or_default().to_owned(),
             authenticate_port: url.port(),

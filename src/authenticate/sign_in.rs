@@ -1,18 +1,25 @@
 //! Beginning a sign-in: on the route host, then on the authenticate host, then at the provider.
 
+use std::time::Duration;
+
 use ::http::HeaderMap;
 use url::Url;
 
 use super::pending::{BEGIN, Pending, STATE, SignInRequest, dated_name};
 use super::{Authenticate, Failure, Redirect, SignInError};
 use crate::crypto;
+use crate::http::{BadRequest, parameter};
 use crate::identity::Strength;
 use crate::session::Found;
 
 /// The path of the sign-in endpoint.
 pub(super) const SIGN_IN: &str = "/.pomerium/sign_in";
 /// The parameter of that endpoint with which the provider asks the person anew who they are.
-pub const ANEW: &str = "pomerium_prompt";
+const PROMPT: &str = "pomerium_prompt";
+/// The one with which a stronger sign-in is asked for: values of `acr`, with spaces between them.
+const ACR_VALUES: &str = "pomerium_acr_values";
+/// The one with which a fresh sign-in is asked for: the seconds that may have passed since.
+const MAX_AGE: &str = "pomerium_max_age";
 /// The longest target that is remembered as it is; a longer one is kept on the server for a while.
 pub(super) const LONGEST_TARGET: usize = 1500;
 
@@ -43,17 +50,39 @@ impl Authenticate {
         Redirect { to, cookies }
     }
 
-    /// The URL with which a program can send a person to sign in and back to `target`.
-    pub fn sign_in_url(&self, origin: &str, target: &str) -> String {
-        let query = url::form_urlencoded::Serializer::new(String::new())
-            .append_pair("pomerium_redirect_uri", target)
-            .finish();
-        format!("{origin}{SIGN_IN}?{query}")
+    /// The URL with which a person can be sent to sign in and back to `target`. `strength`: what is wanted of the
+    /// sign-in, if anything.
+    pub fn sign_in_url(&self, origin: &str, target: &str, strength: Option<&Strength>) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.append_pair("pomerium_redirect_uri", target);
+        if let Some(Strength { acr, max_age }) = strength {
+            query.append_pair(PROMPT, "login");
+            if !acr.is_empty() {
+                query.append_pair(ACR_VALUES, &acr.join(" "));
+            }
+            if let Some(age) = max_age {
+                query.append_pair(MAX_AGE, &age.as_secs().to_string());
+            }
+        }
+        format!("{origin}{SIGN_IN}?{}", query.finish())
     }
 
-    /// The same, where the provider asks the person anew who they are.
-    pub fn sign_in_anew_url(&self, origin: &str, target: &str) -> String {
-        format!("{}&{ANEW}=login", self.sign_in_url(origin, target))
+    /// What a URL of [`sign_in_url`](Self::sign_in_url) wants of the sign-in.
+    ///
+    /// # Errors
+    /// When a parameter occurs twice, or an age is no number.
+    pub fn wanted_strength(&self, query: &str) -> Result<Option<Strength>, BadRequest> {
+        let prompt = parameter(query, PROMPT)?;
+        let acr = parameter(query, ACR_VALUES)?;
+        let max_age = parameter(query, MAX_AGE)?;
+        if prompt.is_none() && acr.is_none() && max_age.is_none() {
+            return Ok(None);
+        }
+        let seconds = max_age.map(|age| age.parse().map(Duration::from_secs)).transpose();
+        Ok(Some(Strength {
+            acr: acr.iter().flat_map(|acr| acr.split_whitespace()).map(str::to_owned).collect(),
+            max_age: seconds.map_err(|_| BadRequest("pomerium_max_age is not a number of seconds"))?,
+        }))
     }
 
     /// Goes on with a route host's request, on the authenticate host.

@@ -64,15 +64,16 @@ fn print_text(loaded: &Loaded) {
         println!("  none: every request is answered with 404");
     }
     for route in &settings.routes {
-        let to: Vec<_> = route
-            .cluster
-            .upstreams
-            .iter()
-            .map(|upstream| format!("{}:{}", upstream.host, upstream.port))
-            .collect();
+        let to = match &route.cluster {
+            None => "(another proxy forwards)".to_owned(),
+            Some(cluster) => {
+                let to = cluster.upstreams.iter().map(|to| format!("{}:{}", to.host, to.port));
+                to.collect::<Vec<_>>().join(", ")
+            }
+        };
         let nobody =
             if route.policy.allows_nobody() { "  (nobody may pass: it has no allow rule)" } else { "" };
-        println!("  {} -> {}{nobody}", route.name, to.join(", "));
+        println!("  {} -> {to}{nobody}", route.name);
     }
     println!();
     println!("Callback URL, to be registered at the identity provider:");

@@ -85,7 +85,7 @@ impl Policies {
         Ok(Self {
             routes: Table::new(settings.routes.into_iter().map(|route| (route.matched.clone(), route))),
             path_rules: settings.path_rules,
-            client_auths: settings.listen.tls.map(|tls| tls.client_auths).unwrap_or_default(),
+            client_auths: settings.listen.client_auths,
             readings: readings.map(|(id, origin)| (id, origin.reading)).collect(),
             clock: Clock::system(),
         })

@@ -94,6 +94,11 @@ keys! {
         insecure_server: Flag = "false";
         /// Which versions of HTTP are offered over TLS: `auto`, `http1` or `http2`.
         codec_type: Text = "auto";
+        /// Where other proxies ask over gRPC (Envoy's `ext_authz`), if they do: `host:port` or `:port`. They have to be
+        /// named in trusted_proxies.
+        grpc_address: Text = "";
+        /// Cleartext there, instead of TLS with the same certificates.
+        grpc_insecure: Flag = "false";
         /// Data-plane threads.
         workers: Count = "(the processors it may use)";
         /// Which services this process runs. There is only one process, so only `all`.
@@ -249,6 +254,8 @@ keys! {
         from: Text = "";
         /// The upstream's URL, or a list of them, each with `,weight` where they differ.
         to: Texts = "";
+        /// Another proxy forwards, and only asks whether it may: the route has no `to`.
+        decide_only: Flag = "false";
         /// Only this path.
         path: Text = "";
         /// Only this path and what is below it, by whole segments.

@@ -74,8 +74,6 @@ pub(super) const GLOBAL: &[Foreign] = &[
     inert("databroker_cluster_node_id", ONE_PROCESS),
     inert("databroker_cluster_nodes", ONE_PROCESS),
     inert("databroker_raft_bind_address", ONE_PROCESS),
-    inert("grpc_address", ONE_PROCESS),
-    inert("grpc_insecure", ONE_PROCESS),
     inert("grpc_client_timeout", ONE_PROCESS),
     inert("override_certificate_name", ONE_PROCESS),
     inert("tls_derive", ONE_PROCESS),

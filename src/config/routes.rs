@@ -17,6 +17,7 @@ use crate::assertion::{ClaimHeader, IssuerFormat, claim_header_name};
 use crate::authorize::{Policy, Step};
 use crate::connection::ClientAuthId;
 use crate::http::Scheme;
+use crate::http::headers::ASSERTION;
 use crate::proxy::{self};
 use crate::route::{HostPattern, Match, PathMatch};
 
@@ -43,8 +44,8 @@ pub struct RouteSettings {
     pub policy: Policy,
     /// `report_policy`: a policy that is tried, and not acted on.
     pub report: Option<Policy>,
-    /// Where it leads.
-    pub cluster: proxy::Settings,
+    /// Where it leads; `None` with `decide_only`.
+    pub cluster: Option<proxy::Settings>,
     /// `pass_identity_headers` with the form of what is passed.
     pub identity: Option<(IssuerFormat, Vec<ClaimHeader>)>,
     /// `show_error_details`.
@@ -99,6 +100,17 @@ impl ClaimNames {
         Self(names)
     }
 
+    /// Every header that states who is calling, the assertion included.
+    pub(super) fn names(&self) -> Vec<HeaderName> {
+        let mut names = vec![ASSERTION.clone()];
+        for claim in &self.0 {
+            if !names.contains(&claim.header) {
+                names.push(claim.header.clone());
+            }
+        }
+        names
+    }
+
     pub(super) fn headers(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|claim| claim.header.as_str())
     }
@@ -138,7 +150,7 @@ impl Reader<'_, '_> {
         let path = self.path_match();
         let policy = self.policy();
         let report = self.report_policy();
-        let cluster = self.cluster();
+        let cluster = self.leads_to();
         let authorities = self.pem(
             "tls_downstream_client_ca",
             self.file.tls_downstream_client_ca.as_ref(),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ::http::HeaderName;
 use ipnet::IpNet;
 use url::Url;
 
@@ -25,7 +26,7 @@ use crate::http::headers::{HeaderRules, Underscores};
 use crate::http::{EscapedSlashes, PathRules};
 use crate::session::{self, CookieSettings, Origin, SameSite};
 use crate::telemetry::Format;
-use crate::tls;
+use crate::tls::{self, ClientAuths};
 
 mod mtls;
 mod provider;
@@ -64,6 +65,8 @@ pub struct Settings {
     pub path_rules: PathRules,
     /// Which headers a client may send.
     pub header_rules: HeaderRules,
+    /// The headers by which it is said who is calling, on whatever route.
+    pub identity_names: Vec<HeaderName>,
     /// Whose forwarded headers are believed.
     pub forwarded_rules: ForwardedRules,
     /// `error_contact`.
@@ -81,8 +84,21 @@ pub struct ListenSettings {
     pub workers: usize,
     /// TLS; `None` with `insecure_server`.
     pub tls: Option<tls::Settings>,
+    /// Which client certificates are asked for, here or by a proxy that passes them on.
+    pub client_auths: ClientAuths,
+    /// Where other proxies ask over gRPC.
+    pub calls: Option<CallSettings>,
     /// `timeout_idle`.
     pub idle: Duration,
+}
+
+/// Where other proxies ask over gRPC.
+#[derive(Debug)]
+pub struct CallSettings {
+    /// `grpc_address`.
+    pub address: String,
+    /// TLS; `None` with `grpc_insecure`.
+    pub tls: Option<tls::Settings>,
 }
 
 /// `databroker_storage_type`.
@@ -221,6 +237,7 @@ impl Resolver<'_> {
             },
             path_rules: rules.0,
             header_rules: rules.1,
+            identity_names: headers.names(),
             forwarded_rules: rules.2,
             error_contact: file.error_contact.as_ref().map(|Text(contact)| contact.clone()),
             routes,

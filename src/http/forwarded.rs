@@ -33,7 +33,12 @@ static HTTPS_PORT: HeaderValue = HeaderValue::from_static("443");
 impl ForwardedRules {
     /// Whether what this peer says about the client is believed.
     pub fn trusts(&self, peer: IpAddr) -> bool {
-        self.trusted_hops > 0 || self.trusted.iter().any(|network| network.contains(&peer.to_canonical()))
+        self.trusted_hops > 0 || self.names(peer)
+    }
+
+    /// Whether this peer is named in `trusted_proxies`. What another proxy asks is answered to no other.
+    pub fn names(&self, peer: IpAddr) -> bool {
+        self.trusted.iter().any(|network| network.contains(&peer.to_canonical()))
     }
 
     /// The client's address: the peer's, or, when the peer is trusted, the nearest address in its chain
@@ -125,6 +130,11 @@ fn hops(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
             address.map(|address: IpAddr| address.to_canonical())
         })
         .collect()
+}
+
+/// Whether the last address of `X-Forwarded-For`, which the peer wrote, is one.
+pub fn names_client(headers: &HeaderMap) -> bool {
+    hops(headers).last().is_some_and(Option::is_some)
 }
 
 fn one_word(headers: &HeaderMap, name: &http::HeaderName) -> bool {

@@ -193,6 +193,20 @@ const fn oddness(byte: u8) -> u8 {
     }
 }
 
+/// A parameter of a query that may occur once.
+///
+/// # Errors
+/// When it occurs twice.
+pub fn parameter(query: &str, name: &str) -> Result<Option<String>, BadRequest> {
+    let mut values =
+        url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name).map(|(_, value)| value);
+    let first = values.next().map(Cow::into_owned);
+    if values.next().is_some() {
+        return Err(BadRequest("a parameter that may occur once occurs twice"));
+    }
+    Ok(first)
+}
+
 /// `host[:port]`, with the host in lower case and without a trailing dot; `None` when it is malformed.
 pub fn split_host(authority: &str) -> Option<(Cow<'_, str>, Option<u16>)> {
     if authority.is_empty() || authority.len() > 261 {

@@ -1,5 +1,6 @@
 //! Refusals: what every stage can say no with, and what is said about it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ::http::StatusCode;
@@ -24,6 +25,10 @@ pub enum Refusal {
     Unreadable(StatusCode, BadRequest),
     /// There is no such host or path.
     NotFound,
+    /// It is not answered here, and this is why.
+    NotHere(&'static str),
+    /// Whoever asks on behalf of others is not known as a proxy: its address.
+    Stranger(IpAddr),
     /// The method is not for this path.
     Method,
     /// Somebody has to sign in first.
@@ -85,6 +90,11 @@ impl Refusal {
         self.tell().status
     }
 
+    /// What programs are told about it.
+    pub fn error(&self) -> String {
+        self.tell().error
+    }
+
     pub(super) fn tell(&self) -> Told {
         let say = |status, title, message: &str, error: &str, grpc| Told {
             status,
@@ -115,6 +125,20 @@ impl Refusal {
                 "No application is served at this address. Check the address for a typing error.",
                 "not found",
                 "12",
+            ),
+            Self::NotHere(why) => say(
+                StatusCode::NOT_FOUND,
+                "There is nothing here",
+                &format!("This address is not answered here: {why}."),
+                "not answered here",
+                "12",
+            ),
+            Self::Stranger(_) => say(
+                StatusCode::FORBIDDEN,
+                "Only proxies are answered here",
+                "Whether a request may pass is told to the proxies that are named in trusted_proxies.",
+                "this peer is not one of trusted_proxies",
+                "7",
             ),
             Self::Method => say(
                 StatusCode::METHOD_NOT_ALLOWED,

@@ -43,6 +43,18 @@ pub(super) fn shown(
     Ok(Some(Shown { certificate: certificate.clone(), flaw }))
 }
 
+/// The certificate that counts for a request that another proxy asks about: the one that it passes on.
+pub(super) fn passed_on(
+    snapshot: &Snapshot,
+    host: &str,
+    certificate: Option<Arc<ClientCertificate>>,
+    now: Timestamp,
+) -> Option<Shown> {
+    let (auth, certificate) = (snapshot.client_auths.of(host)?, certificate?);
+    let flaw = auth.check(&certificate, now).err().map(Arc::from);
+    Some(Shown { certificate, flaw })
+}
+
 /// Whether a route is reached by a connection that was asked for the certificate it wants. Its host has said so already;
 /// but where patterns of hosts overlap, the first of them has.
 ///

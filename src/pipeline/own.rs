@@ -5,16 +5,18 @@ use std::sync::Arc;
 use ::http::{HeaderMap, Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::familiar::{self, Familiar};
+use super::judge::{Identified, identify};
 use super::records::Record;
-use super::{Downstream, Exit, Identified, identify, sign_in as begin};
-use crate::authenticate::{ANEW, Failure, Redirect};
+use super::{Downstream, Exit, sign_in as begin};
+use crate::authenticate::{Failure, Redirect};
 use crate::authorize::{Decision, Facts};
 use crate::connection::Shown;
-use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_cross_site};
+use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_cross_site, parameter};
 use crate::identity::{Caller, Identity, Strength};
 use crate::pages::{self, Application, Fact, Occasion, Refusal};
 use crate::session::{Found, SameSite, SessionError};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Route, Snapshot};
 
 /// An endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub(super) enum Endpoint {
     Ping,
     Robots,
     Home,
+    /// The ones that people know from oauth2-proxy.
+    Familiar(Familiar),
     Unknown,
 }
 
@@ -42,9 +46,10 @@ pub(super) fn endpoint(
     snapshot: &Snapshot,
     canonical: &Canonical,
     request: &Request<Body>,
-    routed: bool,
+    found: Option<&Route>,
 ) -> Result<Option<Endpoint>, BadRequest> {
     let path = canonical.path.canonical.as_str();
+    let routed = found.is_some();
     let on_authenticate = *canonical.host == *snapshot.authenticate_host;
     let authenticate = &snapshot.authenticate;
     let found = match path {
@@ -78,6 +83,16 @@ pub(super) fn endpoint(
                 }
             } else {
                 Endpoint::Callback
+            }
+        }
+        // An application's own paths, wherever we forward to one.
+        path if path.starts_with("/oauth2/")
+            && found.is_none_or(|route| route.cluster.is_none())
+            && (routed || on_authenticate) =>
+        {
+            match Familiar::at(path) {
+                Some(familiar) => Endpoint::Familiar(familiar),
+                None => return Ok(None),
             }
         }
         "/" if on_authenticate && !routed => Endpoint::Home,
@@ -117,8 +132,9 @@ pub(super) async fn answer(
                     | Endpoint::Resume
                     | Endpoint::SignIn
                     | Endpoint::SignOut
+                    | Endpoint::Familiar(Familiar::Start | Familiar::SignOut)
             ) => {}
-        Method::POST if endpoint == Endpoint::SignOut => {}
+        Method::POST if matches!(endpoint, Endpoint::SignOut | Endpoint::Familiar(Familiar::SignOut)) => {}
         _ => return Err(Refusal::Method.into()),
     }
     let at = Occasion {
@@ -144,22 +160,32 @@ pub(super) async fn answer(
             done.map(|redirect| arrive(snapshot, host, &redirect))
                 .map_err(failed(snapshot, request.headers()))
         }
-        Endpoint::SignOut => {
+        Endpoint::Familiar(Familiar::Start) => {
+            let target = familiar::target(snapshot, query, visit, &origin, request.headers())?;
+            Ok(begin_at(snapshot, &target, canonical, None, request.headers()))
+        }
+        Endpoint::Familiar(Familiar::SignIn) => familiar::sign_in(query, &origin, request.headers(), &at),
+        Endpoint::SignOut | Endpoint::Familiar(Familiar::SignOut) => {
             let found = snapshot.sessions.find(host, request.headers()).await;
             sign_out(snapshot, query, found, &origin, request.headers(), &at).await
         }
         Endpoint::SignedOut => Ok(signed_out(snapshot, &at)),
-        Endpoint::User | Endpoint::Claims | Endpoint::Routes | Endpoint::RoutesApi => {
+        Endpoint::User
+        | Endpoint::Claims
+        | Endpoint::Routes
+        | Endpoint::RoutesApi
+        | Endpoint::Familiar(Familiar::UserInfo) => {
             let Identified { caller, session, .. } =
                 identify(snapshot, downstream, host, request.headers(), record.began()).await?;
             let (Caller::Identified(identity), Some(session)) = (&caller, session) else {
                 let target = format!("{origin}{}", canonical.path.canonical);
-                let sign_in_url = snapshot.authenticate.sign_in_url(&origin, &target);
+                let sign_in_url = snapshot.authenticate.sign_in_url(&origin, &target, None);
                 let begin = Some(snapshot.authenticate.begin(&target, host, request.headers(), None));
                 return Err(Refusal::SignInNeeded { begin, sign_in_url }.into());
             };
             Ok(match endpoint {
                 Endpoint::Claims => pages::json_reply(StatusCode::OK, &claims(identity)),
+                Endpoint::Familiar(_) => pages::json_reply(StatusCode::OK, &familiar::user_info(identity)),
                 Endpoint::RoutesApi => {
                     let all: Vec<_> = applications(snapshot, &caller, certificate, record)
                         .into_iter()
@@ -219,31 +245,37 @@ async fn sign_in(
         return done.map(|redirect| pages::redirect(&redirect)).map_err(failed(snapshot, headers));
     }
     let target = match parameter(query, "pomerium_redirect_uri")? {
-        Some(target) => {
-            let serves = |host: &str, port: Option<u16>| {
-                snapshot.serves(host) && snapshot.has_port(host, port, canonical)
-            };
-            authenticate
-                .safe_target(&target, serves)
-                .ok_or(BadRequest("pomerium_redirect_uri does not lead to an application here"))?
-        }
+        Some(target) => safe_target(snapshot, &target, canonical)
+            .ok_or(BadRequest("pomerium_redirect_uri does not lead to an application here"))?,
         None => url::Url::parse(&format!("{origin}/.pomerium/"))
             .map_err(|_| BadRequest("the host is malformed"))?,
     };
-    let is_anew = parameter(query, ANEW)?.is_some();
+    let strength = authenticate.wanted_strength(query)?;
+    Ok(begin_at(snapshot, &target, canonical, strength.as_ref(), headers))
+}
+
+/// Where a sign-in may lead: to what is served here.
+pub(super) fn safe_target(snapshot: &Snapshot, target: &str, canonical: &Canonical) -> Option<url::Url> {
+    let serves = |host: &str, port| snapshot.serves(host) && snapshot.has_port(host, port, canonical);
+    snapshot.authenticate.safe_target(target, serves)
+}
+
+/// Begins a sign-in that leads to `target`, on the host that it is on.
+fn begin_at(
+    snapshot: &Snapshot,
+    target: &url::Url,
+    canonical: &Canonical,
+    strength: Option<&Strength>,
+    headers: &HeaderMap,
+) -> Response<Body> {
+    let authenticate = &snapshot.authenticate;
     if target.host_str() == Some(&canonical.host) {
-        let strength = is_anew.then(Strength::default);
-        let begun = authenticate.begin(target.as_str(), &canonical.host, headers, strength.as_ref());
-        return Ok(pages::redirect(&begun));
+        return pages::redirect(&authenticate.begin(target.as_str(), &canonical.host, headers, strength));
     }
     // The binding cookie has to be set by the host that the target is on.
     let origin = target.origin().ascii_serialization();
-    let to = if is_anew {
-        authenticate.sign_in_anew_url(&origin, target.as_str())
-    } else {
-        authenticate.sign_in_url(&origin, target.as_str())
-    };
-    Ok(pages::redirect(&Redirect { to, cookies: Vec::new() }))
+    let to = authenticate.sign_in_url(&origin, target.as_str(), strength);
+    pages::redirect(&Redirect { to, cookies: Vec::new() })
 }
 
 async fn hand_off(
@@ -349,17 +381,6 @@ fn signed_out(snapshot: &Snapshot, at: &Occasion<'_>) -> Response<Body> {
 fn failed(snapshot: &Snapshot, headers: &HeaderMap) -> impl FnOnce(Failure) -> Exit {
     let retried = begin::has_retried(snapshot, headers);
     move |failure| Exit::SignInFailed { failure, retried }
-}
-
-/// A parameter that may occur once.
-fn parameter(query: &str, name: &str) -> Result<Option<String>, BadRequest> {
-    let mut values =
-        url::form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == name).map(|(_, value)| value);
-    let first = values.next().map(std::borrow::Cow::into_owned);
-    if values.next().is_some() {
-        return Err(BadRequest("a parameter that may occur once occurs twice"));
-    }
-    Ok(first)
 }
 
 /// The claims about the person; those about the token are left out, as in Pomerium.

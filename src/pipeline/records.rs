@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ::http::header::{HOST, USER_AGENT};
 use ::http::uri::PathAndQuery;
-use ::http::{HeaderMap, HeaderValue, Method, Request, Response};
+use ::http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 
 use super::downstream::{Count, Downstream, Passage};
 use crate::authorize::{Decided, Decision, Facts, Policy, Reason};
@@ -20,6 +20,14 @@ use crate::identity::Caller;
 use crate::pages::Refusal;
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::{Key, Line, key};
+
+/// What was sent, copied once.
+struct Words {
+    text: Vec<u8>,
+    authority: Range<usize>,
+    path: Range<usize>,
+    agent: Option<Range<usize>>,
+}
 
 /// Names for requests: random for a worker, then counted. They name, they protect nothing.
 pub struct RequestIds {
@@ -87,6 +95,25 @@ fn hexadecimal(number: u64) -> [u8; 16] {
     })
 }
 
+impl Words {
+    fn of(headers: &HeaderMap, uri: &Uri) -> Self {
+        let authority = match uri.authority() {
+            Some(authority) => authority.as_str().as_bytes(),
+            None => headers.get(HOST).map_or(&[][..], HeaderValue::as_bytes),
+        };
+        let path = uri.path_and_query().map_or("", PathAndQuery::path);
+        let agent = headers.get(USER_AGENT).map(HeaderValue::as_bytes);
+        let mut text = Vec::with_capacity(authority.len() + path.len() + agent.map_or(0, <[u8]>::len));
+        let mut copy = |piece: &[u8]| {
+            let from = text.len();
+            text.extend_from_slice(piece);
+            from..text.len()
+        };
+        let (authority, path, agent) = (copy(authority), copy(path.as_bytes()), agent.map(copy));
+        Self { text, authority, path, agent }
+    }
+}
+
 /// The most bytes that a record says about what a policy saw.
 const MOST_SEEN: usize = 1000;
 
@@ -102,19 +129,7 @@ impl Record {
         let started = context.clock.instant();
         let believed = snapshot.forwarded_rules.trusts(connection.peer_ip());
         let id = believed.then(|| given_id(headers)).flatten().unwrap_or_else(|| context.ids.next());
-        let authority = match uri.authority() {
-            Some(authority) => authority.as_str().as_bytes(),
-            None => headers.get(HOST).map_or(&[][..], HeaderValue::as_bytes),
-        };
-        let path = uri.path_and_query().map_or("", PathAndQuery::path);
-        let agent = headers.get(USER_AGENT).map(HeaderValue::as_bytes);
-        let mut text = Vec::with_capacity(authority.len() + path.len() + agent.map_or(0, <[u8]>::len));
-        let mut copy = |piece: &[u8]| {
-            let from = text.len();
-            text.extend_from_slice(piece);
-            from..text.len()
-        };
-        let (authority, path, agent) = (copy(authority), copy(path.as_bytes()), agent.map(copy));
+        let Words { text, authority, path, agent } = Words::of(headers, uri);
         Self {
             id,
             began: context.clock.at(started),
@@ -130,6 +145,31 @@ impl Record {
             route: None,
             note: None,
         }
+    }
+
+    /// What will be recorded about a request that another proxy asks about with this one.
+    pub(super) fn of_question(&self, request: &Request<Body>, client: Option<IpAddr>) -> Self {
+        let Words { text, authority, path, agent } = Words::of(request.headers(), request.uri());
+        Self {
+            id: self.id.clone(),
+            method: request.method().clone(),
+            text,
+            authority,
+            path,
+            agent,
+            host: 0..0,
+            misread: None,
+            client: client.unwrap_or(self.client),
+            route: None,
+            note: None,
+            ..*self
+        }
+    }
+
+    /// Says about the question what is known about the request that it was about.
+    pub(super) fn adopt(&mut self, about: Self) {
+        self.route = about.route;
+        self.note = about.note;
     }
 
     /// The request's name, for the fields that carry it.
@@ -185,8 +225,15 @@ impl Record {
             Refusal::Store(error) => Some(error.to_string()),
             Refusal::Provider(error) | Refusal::Internal(error) => Some(error.clone()),
             Refusal::Upgrade(error) => Some(error.to_string()),
+            Refusal::NotHere(why) => Some((*why).to_owned()),
+            Refusal::Stranger(peer) => Some(format!("{peer} asks, and is not one of trusted_proxies")),
             _ => None,
         };
+    }
+
+    /// What kept a request out besides the decision.
+    pub(super) fn note_text(&mut self, text: &str) {
+        self.note = Some(text.to_owned());
     }
 
     /// The decision record: one for every request that reached a route. When that was, and what time it was.

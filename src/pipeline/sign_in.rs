@@ -4,8 +4,9 @@ use ::http::header::REFERER;
 use ::http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt as _, Limited};
 
-use super::{Exit, external_origin};
-use crate::authenticate::{Failure, Kept};
+use super::Exit;
+use super::judge::{Matter, external_origin};
+use crate::authenticate::{Failure, Kept, Redirect};
 use crate::http::{Body, Canonical, Client, Seen, cookies, is_same_site_form};
 use crate::identity::Strength;
 use crate::pages::{self, Refusal};
@@ -22,31 +23,47 @@ const RETRY: &str = "retry";
 /// How long it says so.
 const RETRIED: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// How somebody who has to sign in can be sent there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Means {
+    /// The answer goes to the browser, and a form that it sent can be kept.
+    Whole,
+    /// The answer goes to the browser by way of a proxy, which keeps what was sent.
+    Answer,
+    /// Only where to go arrives at the browser, if that.
+    Place,
+}
+
 /// A way to sign in, in the form that the caller can use. `strength`: what a policy wants of it, if anything.
 pub(super) async fn needed(
     snapshot: &Snapshot,
-    route: &Route,
-    canonical: &Canonical,
+    matter: &Matter<'_>,
     request: &mut Request<Body>,
     strength: Option<&Strength>,
 ) -> Exit {
-    let origin = external_origin(route, canonical);
+    let Matter { canonical, means, .. } = *matter;
+    let origin = external_origin(matter.route, canonical);
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let authenticate = &snapshot.authenticate;
     let idempotent = matches!(*request.method(), Method::GET | Method::HEAD);
     // A program cannot repeat what it sent; its person comes back to the page that sent it.
     let back = if idempotent { format!("{origin}{path}") } else { referring_page(request, &origin) };
     let fits = length(&back) <= LONGEST_TARGET;
-    let sign_in_url = authenticate.sign_in_url(&origin, if fits { &back } else { &origin });
+    let sign_in_url = authenticate.sign_in_url(&origin, if fits { &back } else { &origin }, strength);
     let needed = |begin| Exit::Refuse(Refusal::SignInNeeded { begin, sign_in_url: sign_in_url.clone() });
     if Client::of(request, Seen::of(request.headers())) != Client::Navigation {
         return needed(None);
+    }
+    if means == Means::Place {
+        // There it begins: on this very host, which is served by us for that.
+        return needed(idempotent.then(|| Redirect { to: sign_in_url.clone(), cookies: Vec::new() }));
     }
     let host = canonical.host.to_string();
     if idempotent && fits {
         return needed(Some(authenticate.begin(&back, &host, request.headers(), strength)));
     }
-    let form = authenticate.settings().preserve_post
+    let form = means == Means::Whole
+        && authenticate.settings().preserve_post
         && is_same_site_form(request, |sent| sent.eq_ignore_ascii_case(&origin));
     if !idempotent && !form {
         return needed(None);
@@ -93,7 +110,8 @@ pub(super) fn anew_url(
     let target = format!("{origin}{path}");
     let comes_back = *request.method() == Method::GET && length(&target) <= LONGEST_TARGET;
     // On this very host.
-    snapshot.authenticate.sign_in_anew_url("", if comes_back { &target } else { &origin })
+    let target = if comes_back { &target } else { &origin };
+    snapshot.authenticate.sign_in_url("", target, Some(&Strength::default()))
 }
 
 /// How long a target is once it is sealed: as JSON.

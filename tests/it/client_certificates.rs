@@ -11,7 +11,7 @@ use rcgen::{
 
 use crate::rig::{self, HTTPS, Rig, Setup};
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub type Authority = CertifiedIssuer<'static, KeyPair>;
 
 const CLIENT: ExtendedKeyUsagePurpose = ExtendedKeyUsagePurpose::ClientAuth;
 
@@ -23,7 +23,7 @@ fn authority_params(name: &str) -> CertificateParams {
     params
 }
 
-fn authority(name: &str) -> Authority {
+pub fn authority(name: &str) -> Authority {
     CertifiedIssuer::self_signed(authority_params(name), KeyPair::generate().unwrap()).unwrap()
 }
 
@@ -32,7 +32,7 @@ fn below(above: &Authority, name: &str) -> Authority {
     CertifiedIssuer::signed_by(authority_params(name), KeyPair::generate().unwrap(), above).unwrap()
 }
 
-fn params(serial: u64) -> CertificateParams {
+pub fn params(serial: u64) -> CertificateParams {
     let mut params = CertificateParams::new(vec!["Laptop.Example.Test".to_owned()]).unwrap();
     params.subject_alt_names.extend([
         SanType::Rfc822Name("jane@example.test".try_into().unwrap()),

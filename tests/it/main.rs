@@ -16,6 +16,8 @@ mod answers;
 mod browser;
 mod check;
 mod client_certificates;
+mod doors;
+mod ext_authz;
 mod framing;
 mod headers;
 mod house;

@@ -18,7 +18,35 @@ use crate::config::values::{Span, Text, TextMap};
 use crate::proxy::{self, HostHeader, Rewrite, Upstream, UpstreamScheme, UpstreamTls};
 
 impl Reader<'_, '_> {
-    pub(super) fn cluster(&mut self) -> Option<proxy::Settings> {
+    /// Where the route leads, unless it is decided only. `None` when there was a problem.
+    #[allow(clippy::option_option, reason = "a problem is not the same as nothing")]
+    pub(super) fn leads_to(&mut self) -> Option<Option<proxy::Settings>> {
+        if !flag(self.file.decide_only).unwrap_or_default() {
+            return self.cluster().map(Some);
+        }
+        let file = self.file;
+        let idle = [
+            ("to", file.to.is_some()),
+            ("set_request_headers", file.set_request_headers.is_some()),
+            ("remove_request_headers", file.remove_request_headers.is_some()),
+            ("set_response_headers", file.set_response_headers.is_some()),
+            ("preserve_host_header", file.preserve_host_header.is_some()),
+            ("host_rewrite", file.host_rewrite.is_some()),
+            ("prefix_rewrite", file.prefix_rewrite.is_some()),
+            ("timeout", file.timeout.is_some()),
+            ("idle_timeout", file.idle_timeout.is_some()),
+            ("allow_websockets", file.allow_websockets.is_some()),
+            ("allow_spdy", file.allow_spdy.is_some()),
+            ("allow_upgrades", file.allow_upgrades.is_some()),
+            ("tls_skip_verify", file.tls_skip_verify.is_some()),
+        ];
+        for (name, _) in idle.into_iter().filter(|(_, set)| *set) {
+            self.error(name, "has no effect with decide_only: another proxy forwards the request");
+        }
+        Some(None)
+    }
+
+    fn cluster(&mut self) -> Option<proxy::Settings> {
         // What else is wrong is said too.
         let (upstreams, base) = self.upstreams().unzip();
         let file = self.file;
@@ -90,7 +118,7 @@ impl Reader<'_, '_> {
         let typed = self.file.to.as_ref().map(|to| to.0.clone()).unwrap_or_default();
         if typed.is_empty() {
             let path = self.path.to_vec();
-            self.resolver.error_at(&path, "`to` is missing: the URL of the upstream");
+            self.resolver.error_at(&path, "`to` is missing: the URL of the upstream; or decide_only: true, where another proxy forwards");
             return None;
         }
         let mut upstreams = Vec::with_capacity(typed.len());

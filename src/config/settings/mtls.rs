@@ -60,11 +60,14 @@ impl Resolver<'_> {
             self.error("downstream_mtls", "`ca` or `ca_file` is missing: no certificate would be asked for");
             return None;
         }
-        if insecure && (default.is_some() || has_own) {
+        // Another proxy that ends TLS can pass certificates on with what it asks.
+        let passed_on = file.grpc_address.as_ref().is_some_and(|Text(address)| !address.is_empty());
+        if insecure && !passed_on && (default.is_some() || has_own) {
             let name = if default.is_some() { "downstream_mtls" } else { "insecure_server" };
             self.error(
                 name,
-                "with insecure_server there is no TLS in which a certificate could be asked for",
+                "with insecure_server there is no TLS in which a certificate could be asked for, and without grpc_address \
+                 no proxy that could pass one on",
             );
             return None;
         }

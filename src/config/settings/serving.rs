@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{ListenSettings, Resolver, is_listen_address, key, span, text};
+use super::{CallSettings, ListenSettings, Resolver, flag, is_listen_address, key, span, text};
 use crate::authorize::Step;
 use crate::config::routes::{self, RouteSettings};
 use crate::config::values::{Count, Text};
@@ -46,6 +46,8 @@ impl Resolver<'_> {
             self.error("codec_type", "HTTP/3 is not there yet; use `auto`");
         }
         let certificates = self.certificates();
+        let calls = self.calls(&certificates);
+        let client_auths = client_auths?;
         let tls = if insecure {
             None
         } else {
@@ -54,14 +56,41 @@ impl Resolver<'_> {
                 certificates.extend(self.self_signed(url, routes));
             }
             let protocols = protocols.flatten().unwrap_or_default();
-            Some(tls::Settings { certificates, protocols, client_auths: client_auths? })
+            Some(tls::Settings { certificates, protocols, client_auths: client_auths.clone() })
         };
         Some(ListenSettings {
             address,
             workers,
             tls,
+            client_auths,
+            calls,
             idle: span(file.timeout_idle).unwrap_or(Duration::from_secs(300)),
         })
+    }
+
+    /// `grpc_address`. Those who ask there have to know the certificate, so none is made up.
+    fn calls(&mut self, certificates: &[Certificate]) -> Option<CallSettings> {
+        let file = self.file;
+        let address = text(file.grpc_address.as_ref());
+        if address.is_empty() {
+            return None;
+        }
+        if !is_listen_address(&address) {
+            self.error("grpc_address", format!("`{address}` is not `host:port` or `:port`"));
+        }
+        if flag(file.grpc_insecure).unwrap_or_default() {
+            return Some(CallSettings { address, tls: None });
+        }
+        if certificates.is_empty() {
+            self.error(
+                "grpc_address",
+                "a certificate is needed there (certificate_file), or grpc_insecure: true for cleartext",
+            );
+            return None;
+        }
+        let (certificates, protocols) = (certificates.to_vec(), Protocols::Http2);
+        let client_auths = ClientAuths::default();
+        Some(CallSettings { address, tls: Some(tls::Settings { certificates, protocols, client_auths }) })
     }
 
     pub(super) fn certificates(&mut self) -> Vec<Certificate> {

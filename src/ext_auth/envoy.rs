@@ -1,0 +1,346 @@
+//! Envoy's external authorization, version 3, over gRPC
+//! (`envoy/service/auth/v3/external_auth.proto`): the part of its messages that a decision needs.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body_util::BodyExt as _;
+use prost::{Message, Oneof};
+use serde_json::Value as Json;
+
+use super::{Allowed, Question, grpc, request};
+use crate::connection::ClientCertificate;
+use crate::http::{BadRequest, Body};
+
+/// The one method of the service.
+pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
+/// The service's name.
+pub const SERVICE: &str = "envoy.service.auth.v3.Authorization";
+
+/// What is asked.
+#[derive(Clone, PartialEq, Message)]
+pub struct CheckRequest {
+    #[prost(message, optional, tag = "1")]
+    attributes: Option<Attributes>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Attributes {
+    #[prost(message, optional, tag = "1")]
+    source: Option<Peer>,
+    #[prost(message, optional, tag = "4")]
+    request: Option<Attributed>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Peer {
+    #[prost(message, optional, tag = "1")]
+    address: Option<Address>,
+    /// PEM, percent-encoded.
+    #[prost(string, tag = "5")]
+    certificate: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Address {
+    #[prost(message, optional, tag = "1")]
+    socket: Option<Socket>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Socket {
+    #[prost(string, tag = "2")]
+    address: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Attributed {
+    #[prost(message, optional, tag = "2")]
+    http: Option<Http>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Http {
+    #[prost(string, tag = "2")]
+    method: String,
+    #[prost(map = "string, string", tag = "3")]
+    headers: HashMap<String, String>,
+    /// With its query, as it was sent.
+    #[prost(string, tag = "4")]
+    path: String,
+    #[prost(string, tag = "5")]
+    host: String,
+    /// Instead of `headers`, where `encode_raw_headers` is on: every line by itself.
+    #[prost(message, optional, tag = "13")]
+    header_map: Option<Fields>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Fields {
+    #[prost(message, repeated, tag = "1")]
+    headers: Vec<Field>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Field {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+    #[prost(bytes = "vec", tag = "3")]
+    raw_value: Vec<u8>,
+}
+
+/// What is answered.
+#[derive(Clone, PartialEq, Message)]
+struct CheckResponse {
+    /// `google.rpc.Status`: 0 lets the request pass.
+    #[prost(message, optional, tag = "1")]
+    status: Option<RpcStatus>,
+    #[prost(message, optional, tag = "4")]
+    dynamic_metadata: Option<Struct>,
+    #[prost(oneof = "Verdict", tags = "2, 3")]
+    verdict: Option<Verdict>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+enum Verdict {
+    #[prost(message, tag = "2")]
+    Denied(Denied),
+    #[prost(message, tag = "3")]
+    Ok(Passed),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Denied {
+    #[prost(message, optional, tag = "1")]
+    status: Option<HttpStatus>,
+    #[prost(message, repeated, tag = "2")]
+    headers: Vec<FieldOption>,
+    #[prost(string, tag = "3")]
+    body: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct HttpStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Passed {
+    #[prost(message, repeated, tag = "2")]
+    headers: Vec<FieldOption>,
+    #[prost(string, repeated, tag = "5")]
+    headers_to_remove: Vec<String>,
+}
+
+/// A field, and what becomes of one that is there already.
+#[derive(Clone, PartialEq, Message)]
+struct FieldOption {
+    #[prost(message, optional, tag = "1")]
+    header: Option<Field>,
+    /// `append`, which is deprecated, and what Envoy still goes by.
+    #[prost(message, optional, tag = "2")]
+    append: Option<Flag>,
+    #[prost(bool, tag = "4")]
+    keep_empty_value: bool,
+}
+
+/// `google.protobuf.BoolValue`.
+#[derive(Clone, Copy, PartialEq, Message)]
+struct Flag {
+    #[prost(bool, tag = "1")]
+    value: bool,
+}
+
+/// `google.protobuf.Struct`.
+#[derive(Clone, PartialEq, Message)]
+struct Struct {
+    #[prost(map = "string, message", tag = "1")]
+    fields: HashMap<String, Value>,
+}
+
+/// `google.protobuf.Value`.
+#[derive(Clone, PartialEq, Message)]
+struct Value {
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6")]
+    kind: Option<Kind>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+enum Kind {
+    #[prost(int32, tag = "1")]
+    Null(i32),
+    #[prost(double, tag = "2")]
+    Number(f64),
+    #[prost(string, tag = "3")]
+    Text(String),
+    #[prost(bool, tag = "4")]
+    Flag(bool),
+    #[prost(message, tag = "5")]
+    Struct(Struct),
+    #[prost(message, tag = "6")]
+    List(Values),
+}
+
+/// `google.protobuf.ListValue`.
+#[derive(Clone, PartialEq, Message)]
+struct Values {
+    #[prost(message, repeated, tag = "1")]
+    values: Vec<Value>,
+}
+
+/// Reads a question. `certificate` reads a PEM certificate.
+///
+/// # Errors
+/// When it does not say what is asked about.
+pub fn read_check(
+    check: CheckRequest,
+    certificate: impl FnOnce(&[u8]) -> Option<ClientCertificate>,
+) -> Result<Question, BadRequest> {
+    let Attributes { source, request: asked } =
+        check.attributes.ok_or(BadRequest("the check has no attributes"))?;
+    let http =
+        asked.and_then(|asked| asked.http).ok_or(BadRequest("the check is not about an HTTP request"))?;
+    let source = source.ok_or(BadRequest("the check names no source"))?;
+    let address = source.address.and_then(|address| address.socket).map(|socket| socket.address);
+    let client: IpAddr = address
+        .and_then(|address| address.parse().ok())
+        .ok_or(BadRequest("the check names no address of the client"))?;
+    let host = HeaderValue::from_str(&http.host).map_err(|_| BadRequest("the host is malformed"))?;
+    let fields = fields(http.header_map, http.headers)?;
+    let mut asking = Request::new(Body::empty());
+    *asking.headers_mut() = fields;
+    let request = request(&asking, &http.method, &host, &http.path)
+        .ok_or(BadRequest("the method or the target that is asked about is malformed"))?;
+    let certificate = if source.certificate.is_empty() {
+        None
+    } else {
+        let pem = percent_decode(&source.certificate);
+        let read = certificate(&pem).ok_or(BadRequest("the client certificate cannot be read"))?;
+        Some(Arc::new(read))
+    };
+    Ok(Question { request, client: Some(client.to_canonical()), certificate, method_unknown: false })
+}
+
+/// The client's fields. A field that cannot be one would be lost to a decision, so it is refused.
+fn fields(lines: Option<Fields>, map: HashMap<String, String>) -> Result<HeaderMap, BadRequest> {
+    let malformed = BadRequest("a header field is malformed");
+    let mut fields = HeaderMap::new();
+    let lines = lines.map(|lines| lines.headers).unwrap_or_default().into_iter();
+    let lines = lines.map(|field| {
+        let raw = if field.raw_value.is_empty() { field.value.into_bytes() } else { field.raw_value };
+        (field.key, raw)
+    });
+    let map = map.into_iter().map(|(name, value)| (name, value.into_bytes()));
+    for (name, value) in lines.chain(map).filter(|(name, _)| !name.starts_with(':')) {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| malformed)?;
+        // The host is what `host` says.
+        if name != HOST {
+            fields.append(name, HeaderValue::from_bytes(&value).map_err(|_| malformed)?);
+        }
+    }
+    Ok(fields)
+}
+
+fn percent_decode(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let decoded = match (byte, after) {
+            (b'%', [high, low, ..]) => std::str::from_utf8(&[*high, *low])
+                .ok()
+                .and_then(|digits| u8::from_str_radix(digits, 16).ok()),
+            _ => None,
+        };
+        out.push(decoded.unwrap_or(byte));
+        rest = if decoded.is_some() { after.get(2..).unwrap_or_default() } else { after };
+    }
+    out
+}
+
+/// The answer: what to change about a request that may pass, or what the client gets instead. `told`: for the proxy's
+/// own records and filters (`dynamic_metadata`).
+pub async fn check_response(
+    verdict: Result<Allowed, Response<Body>>,
+    told: serde_json::Map<String, Json>,
+) -> Response<Body> {
+    let (code, verdict) = match verdict {
+        Ok(allowed) => {
+            let passed = Passed {
+                headers: allowed.set.iter().map(|(name, value)| overwrite(name, value)).collect(),
+                headers_to_remove: allowed.remove.iter().map(|name| name.as_str().to_owned()).collect(),
+            };
+            (0, Verdict::Ok(passed))
+        }
+        Err(response) => (7, Verdict::Denied(denied(response).await)),
+    };
+    grpc::reply(&CheckResponse {
+        status: Some(RpcStatus { code }),
+        dynamic_metadata: Some(of_map(told)),
+        verdict: Some(verdict),
+    })
+}
+
+async fn denied(response: Response<Body>) -> Denied {
+    let (parts, body) = response.into_parts();
+    // Our own replies are at hand.
+    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let about_connection = [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING];
+    let mut headers: Vec<FieldOption> = Vec::with_capacity(parts.headers.len());
+    let mut last = None;
+    for (name, value) in &parts.headers {
+        if about_connection.contains(name) {
+            continue;
+        }
+        let mut field = overwrite(name, value);
+        // `Set-Cookie` occurs once a cookie.
+        if last == Some(name) {
+            field.append = Some(Flag { value: true });
+        }
+        last = Some(name);
+        headers.push(field);
+    }
+    Denied {
+        status: Some(HttpStatus { code: i32::from(parts.status.as_u16()) }),
+        headers,
+        body: String::from_utf8_lossy(&body).into_owned(),
+    }
+}
+
+fn overwrite(name: &HeaderName, value: &HeaderValue) -> FieldOption {
+    let field = match value.to_str() {
+        Ok(text) => Field { key: name.as_str().to_owned(), value: text.to_owned(), raw_value: Vec::new() },
+        Err(_) => {
+            let raw_value = value.as_bytes().to_owned();
+            Field { key: name.as_str().to_owned(), value: String::new(), raw_value }
+        }
+    };
+    FieldOption { header: Some(field), append: Some(Flag { value: false }), keep_empty_value: true }
+}
+
+fn of_map(map: serde_json::Map<String, Json>) -> Struct {
+    Struct { fields: map.into_iter().map(|(name, value)| (name, of_json(value))).collect() }
+}
+
+fn of_json(value: Json) -> Value {
+    let kind = match value {
+        Json::Null => Kind::Null(0),
+        Json::Bool(on) => Kind::Flag(on),
+        Json::Number(number) => Kind::Number(number.as_f64().unwrap_or_default()),
+        Json::String(text) => Kind::Text(text),
+        Json::Array(items) => Kind::List(Values { values: items.into_iter().map(of_json).collect() }),
+        Json::Object(map) => Kind::Struct(of_map(map)),
+    };
+    Value { kind: Some(kind) }
+}

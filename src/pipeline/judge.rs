@@ -1,0 +1,183 @@
+//! The decision about one request: who asks, what the policy says of it, and the record of that.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ::http::header::AUTHORIZATION;
+use ::http::{HeaderMap, Request};
+
+use super::records::Record;
+use super::sign_in::{self, Means};
+use super::{Downstream, Exit};
+use crate::authenticate::RenewError;
+use crate::authorize::{Decided, Decision, Facts, Permit};
+use crate::clock::Timestamp;
+use crate::connection::Shown;
+use crate::http::{Body, Canonical, Seen, cookies, headers};
+use crate::identity::Caller;
+use crate::pages::{Denied, Refusal};
+use crate::proxy;
+use crate::session::{Found, Freshness, Known, Session};
+use crate::snapshot::{Route, Snapshot};
+
+/// What is decided about, besides the request.
+pub(super) struct Matter<'a> {
+    pub(super) canonical: &'a Canonical,
+    pub(super) route: &'a Route,
+    /// The client certificate.
+    pub(super) shown: Option<&'a Shown>,
+    /// Whether it opens a tunnel, so that the page it comes from matters.
+    pub(super) tunnel: bool,
+    /// How somebody can be sent to sign in.
+    pub(super) means: Means,
+}
+
+/// A request that may pass.
+pub(super) struct Passed {
+    pub(super) permit: Permit,
+    /// The request's cookies, when the connection brought the same ones before.
+    pub(super) known: Option<Arc<Known>>,
+    /// When that was decided.
+    pub(super) now: Instant,
+    /// The same, as a time of day.
+    pub(super) time: Timestamp,
+}
+
+/// Who is calling, and how that was told.
+pub(super) struct Identified {
+    pub(super) caller: Caller,
+    pub(super) session: Option<Arc<Session>>,
+    /// The request's cookies, when the connection brought the same ones before.
+    pub(super) known: Option<Arc<Known>>,
+}
+
+/// Decides, and records it. What a client must not say has been removed from the request already.
+pub(super) async fn judge(
+    snapshot: &Arc<Snapshot>,
+    downstream: &Downstream,
+    matter: &Matter<'_>,
+    request: &mut Request<Body>,
+    record: &Record,
+) -> Result<Passed, Exit> {
+    let Matter { canonical, route, .. } = *matter;
+    let identified = identify(snapshot, downstream, &canonical.host, request.headers(), record.began()).await;
+    let (caller, known, trouble) = match identified {
+        Ok(Identified { caller, known, .. }) => (caller, known, None),
+        Err(Exit::Refuse(trouble @ (Refusal::Store(_) | Refusal::Provider(_)))) => {
+            (Caller::Anonymous, None, Some(trouble))
+        }
+        Err(exit) => return Err(exit),
+    };
+    let facts = Facts {
+        caller: &caller,
+        method: request.method(),
+        path: &canonical.path.canonical,
+        query: request.uri().query().unwrap_or_default(),
+        client: record.client(),
+        headers: request.headers(),
+        certificate: matter.shown,
+        time: record.began(),
+    };
+    let tell = |allow, decided: &Decided| {
+        record.decided(downstream, route, (&facts, &canonical.path.others), allow, decided)
+    };
+    match route.policy.decide_readings(&facts, &canonical.path.others) {
+        Decision::Allow(permit) => {
+            let origin = check_origin(matter, &permit, request.headers());
+            let (now, time) = tell(origin.is_ok(), permit.decided());
+            origin?;
+            Ok(Passed { permit, known, now, time })
+        }
+        Decision::SignIn(decided) => {
+            tell(false, &decided);
+            // Who is calling cannot be told now; what anybody may see is not held back for that.
+            if let Some(trouble) = trouble {
+                return Err(trouble.into());
+            }
+            Err(Box::pin(sign_in::needed(snapshot, matter, request, None)).await)
+        }
+        Decision::StepUp(decided, strength) => {
+            tell(false, &decided);
+            Err(Box::pin(sign_in::needed(snapshot, matter, request, Some(&strength))).await)
+        }
+        Decision::ClientCertificate(decided) => {
+            tell(false, &decided);
+            let flaw = matter.shown.and_then(|shown| shown.flaw.clone());
+            Err(Refusal::ClientCertificate(flaw).into())
+        }
+        Decision::Deny(decided) => {
+            tell(false, &decided);
+            let explanation = route.show_error_details.then(|| route.policy.explain(&facts, &decided));
+            let sign_in_anew = sign_in::anew_url(snapshot, route, canonical, request);
+            let denied = Denied { caller, decided, sign_in_anew, explanation };
+            Err(Refusal::Denied(Box::new(denied)).into())
+        }
+    }
+}
+
+/// Who is calling: the session that the cookie opens, renewed when its tokens have expired.
+pub(super) async fn identify(
+    snapshot: &Arc<Snapshot>,
+    downstream: &Downstream,
+    host: &str,
+    headers: &HeaderMap,
+    now: Timestamp,
+) -> Result<Identified, Exit> {
+    let (found, known) = snapshot.sessions.find_on(&downstream.recent, host, headers, now).await?;
+    let Found::Session(session) = found else {
+        return Ok(Identified { caller: Caller::Anonymous, session: None, known });
+    };
+    match session.freshness(now) {
+        Freshness::Fresh => {}
+        Freshness::Due => snapshot.authenticate.renew_soon(&session),
+        Freshness::Stale => match Box::pin(snapshot.authenticate.renew(&session)).await {
+            Ok(()) if !session.has_ended() => {}
+            Ok(()) | Err(RenewError::Ended) => {
+                return Ok(Identified { caller: Caller::Anonymous, session: None, known });
+            }
+            Err(error) => return Err(error.into()),
+        },
+    }
+    Ok(Identified { caller: Caller::Identified(session.identity()), session: Some(session), known })
+}
+
+/// Removes what opens a session of ours: no upstream sees it.
+pub(super) fn remove_own_credentials(
+    snapshot: &Snapshot,
+    fields: &mut HeaderMap,
+    seen: Seen,
+    known: Option<&Known>,
+) {
+    if seen.any(Seen::COOKIE) {
+        match known {
+            Some(known) => known.strip(fields),
+            None => {
+                cookies::remove(fields, |name| snapshot.sessions.cookie().is_ours(name));
+                cookies::join(fields);
+            }
+        }
+    }
+    if seen.any(Seen::AUTHORIZATION) {
+        headers::retain(fields, &AUTHORIZATION, |value| {
+            let start = value.as_bytes().trim_ascii_start().get(..9);
+            !start.is_some_and(|start| start.eq_ignore_ascii_case(b"pomerium "))
+        });
+    }
+}
+
+/// A tunnel that a session opens is for pages of this host alone: browsers send the cookie for any page.
+fn check_origin(matter: &Matter<'_>, permit: &Permit, headers: &HeaderMap) -> Result<(), Refusal> {
+    if matter.tunnel && matches!(permit.caller(), Caller::Identified(_)) {
+        let origin = external_origin(matter.route, matter.canonical);
+        proxy::check_origin(headers, |sent| sent.eq_ignore_ascii_case(&origin))?;
+    }
+    Ok(())
+}
+
+/// The origin that a browser shows for this request.
+pub(super) fn external_origin(route: &Route, canonical: &Canonical) -> String {
+    match canonical.port.filter(|port| *port != route.external.default_port()) {
+        Some(port) => format!("{}://{}:{port}", route.external.as_str(), canonical.host),
+        None => format!("{}://{}", route.external.as_str(), canonical.host),
+    }
+}
