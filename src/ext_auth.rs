@@ -7,7 +7,7 @@
 //!
 //! | door | path | passes | refused |
 //! |---|---|---|---|
-//! | Traefik, Caddy, HAProxy | `/.pomerium/auth/traefik`, `…/caddy`, `…/haproxy` | 200 | our answer, for the client as it is |
+//! | Traefik, Caddy, HAProxy, others | `/.pomerium/auth/traefik`, `…/caddy`, `…/haproxy`, `…/forward` | 200 | our answer, for the client as it is |
 //! | nginx | `/.pomerium/auth/nginx` | 200 | 401 with `Location`, or 403, or 5xx: nginx knows no other |
 //! | Envoy, HTTP | `/.pomerium/auth/envoy` and the path that was asked for | 200 | our answer |
 //! | Envoy, gRPC | `envoy.service.auth.v3.Authorization/Check` | `OK` | our answer in `denied_response` |
@@ -36,12 +36,9 @@ pub mod oauth2_proxy;
 /// A way to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
-    /// Traefik's ForwardAuth.
-    Traefik,
-    /// Caddy's `forward_auth`.
-    Caddy,
-    /// HAProxy, by `deploy/haproxy/portcullis.lua`.
-    HaProxy,
+    /// Traefik's ForwardAuth, Caddy's `forward_auth`, HAProxy with `deploy/haproxy/portcullis.lua`, and whatever else asks
+    /// like them.
+    Forward,
     /// nginx's `auth_request`.
     Nginx,
     /// Envoy's `ext_authz` over HTTP, and whatever speaks it (the Gateway API's external authorization).
@@ -80,9 +77,7 @@ impl Door {
     pub fn at(path: &str) -> Option<Self> {
         let name = path.strip_prefix(HERE)?;
         match name {
-            "traefik" => Some(Self::Traefik),
-            "caddy" => Some(Self::Caddy),
-            "haproxy" => Some(Self::HaProxy),
+            "traefik" | "caddy" | "haproxy" | "forward" => Some(Self::Forward),
             "nginx" => Some(Self::Nginx),
             _ => name.strip_prefix("envoy").filter(|rest| rest.starts_with('/')).map(|_| Self::Envoy),
         }
@@ -99,7 +94,7 @@ impl Door {
     /// When the proxy did not say what it has to.
     pub fn question(self, asking: &mut Request<Body>) -> Result<Question, BadRequest> {
         match self {
-            Self::Traefik | Self::Caddy | Self::HaProxy => forwarded::by_forwarded_headers(asking),
+            Self::Forward => forwarded::by_forwarded_headers(asking),
             Self::Nginx => forwarded::by_original_url(asking),
             Self::Envoy => forwarded::by_path(asking, &[HERE, "envoy"].concat()),
             Self::OAuth2Proxy => forwarded::by_host(asking),
@@ -188,9 +183,10 @@ mod tests {
     #[test]
     fn a_door_is_its_very_path() {
         let cases = [
-            ("/.pomerium/auth/traefik", Some(Door::Traefik)),
-            ("/.pomerium/auth/caddy", Some(Door::Caddy)),
-            ("/.pomerium/auth/haproxy", Some(Door::HaProxy)),
+            ("/.pomerium/auth/traefik", Some(Door::Forward)),
+            ("/.pomerium/auth/caddy", Some(Door::Forward)),
+            ("/.pomerium/auth/haproxy", Some(Door::Forward)),
+            ("/.pomerium/auth/forward", Some(Door::Forward)),
             ("/.pomerium/auth/nginx", Some(Door::Nginx)),
             ("/.pomerium/auth/envoy/", Some(Door::Envoy)),
             ("/.pomerium/auth/envoy/../../x", Some(Door::Envoy)),
@@ -225,10 +221,10 @@ mod tests {
         {
             assert_eq!(answer(Door::Nginx, status, "/x"), (expected, own.clone()));
             assert_eq!(answer(Door::OAuth2Proxy, status, "/x"), (expected, String::new()));
-            for door in [Door::Traefik, Door::Caddy, Door::HaProxy, Door::Envoy] {
+            for door in [Door::Forward, Door::Envoy] {
                 assert_eq!(answer(door, status, "/x"), (status, own.clone()));
             }
         }
-        assert_eq!(answer(Door::Caddy, 302, "https://idp.test/"), (302, "https://idp.test/".to_owned()));
+        assert_eq!(answer(Door::Forward, 302, "https://idp.test/"), (302, "https://idp.test/".to_owned()));
     }
 }

@@ -47,13 +47,24 @@ fn wanted(query: &str, origin: &str, headers: &HeaderMap) -> Result<String, BadR
         let sent = single(headers, &REDIRECT)?.and_then(|value| value.to_str().ok());
         Ok(sent.filter(|sent| !sent.is_empty()).map(str::to_owned))
     };
-    let wanted = match parameter(query, "rd")?.filter(|rd| !rd.is_empty()) {
+    let rd = match written_plainly(query) {
+        Some(rd) => Some(rd.to_owned()),
+        None => parameter(query, "rd")?,
+    };
+    let wanted = match rd.filter(|rd| !rd.is_empty()) {
         Some(rd) => rd,
         None => sent()?.unwrap_or_else(|| "/".into()),
     };
     // `//host` is a URL to browsers, and is read as one.
     let is_path = wanted.starts_with('/') && !wanted.starts_with("//") && !wanted.starts_with("/\\");
     Ok(if is_path { format!("{origin}{wanted}") } else { wanted })
+}
+
+/// `rd` as nginx writes `rd=$scheme://$host$request_uri`: not encoded, and so with whatever follows it.
+fn written_plainly(query: &str) -> Option<&str> {
+    let rd = query.strip_prefix("rd=")?;
+    let plain = ["https://", "http://", "/"].iter().any(|start| rd.starts_with(start));
+    plain.then_some(rd)
 }
 
 /// The same, when it is served here.

@@ -516,6 +516,9 @@ fn those_who_come_from_oauth2_proxy_find_their_endpoints() {
     let page = browser.get("http://app.localhost/oauth2/sign_in?rd=%2Fnext");
     assert_eq!(page.status, 403);
     assert!(page.body.contains("/oauth2/start?rd=http%3A%2F%2Fapp.localhost%2Fnext"), "{page:?}");
+    // nginx cannot encode it, and what follows is still part of it.
+    let page = browser.get("http://app.localhost/oauth2/sign_in?rd=http://app.localhost/next?a=1&b=%20c");
+    assert!(page.body.contains("rd=http%3A%2F%2Fapp.localhost%2Fnext%3Fa%3D1%26b%3D%2520c"), "{page:?}");
     let arrived = browser.until("http://app.localhost/oauth2/start?rd=%2Fnext%3Fa%3D1", "/next?a=1");
     assert_eq!(arrived, "http://app.localhost/next?a=1");
     let info = browser.get("http://app.localhost/oauth2/userinfo").json();
