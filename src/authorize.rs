@@ -134,7 +134,7 @@ pub enum Operator {
 
 /// The right to forward one request: the outcome of a decision, and who it was made for.
 ///
-/// There is no way to make one but [`Policy::decide`].
+/// There is no way to make one but [`Policy::decide`], and the answer of the service that decides for this process.
 #[derive(Debug)]
 pub struct Permit {
     caller: Caller,
@@ -218,6 +218,12 @@ impl Decision {
 }
 
 impl Permit {
+    /// The right that the authorize service gave, which this process asked (`services: proxy`): what it said of the
+    /// caller, if it knows one. Its answer is trusted as far as the call was: it has the secret, or its certificate.
+    pub fn of_service(caller: Caller) -> Self {
+        Self { caller, decided: Decided::default() }
+    }
+
     /// Who the request is forwarded for.
     pub const fn caller(&self) -> &Caller {
         &self.caller

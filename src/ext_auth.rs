@@ -32,6 +32,7 @@ pub mod envoy;
 mod forwarded;
 pub mod grpc;
 pub mod oauth2_proxy;
+pub mod proof;
 
 /// A way to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

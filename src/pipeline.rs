@@ -8,21 +8,23 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
 
 use ::http::header::{CONNECTION, EXPECT, HeaderValue};
-use ::http::{HeaderMap, Request, Response, StatusCode};
+use ::http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use arc_swap::{ArcSwap, Cache};
 use hyper::body::Incoming;
 
 use crate::authenticate::Failure;
+use crate::authorize::Permit;
 use crate::clock::Clock;
 use crate::connection::{Port, Protocol};
 use crate::http::headers::{self, REQUEST_ID};
-use crate::http::{BadRequest, Body, Client, Misread, Scheme, Seen, canonicalise};
+use crate::http::{BadRequest, Body, Canonical, Client, Misread, Scheme, Seen, canonicalise};
 use crate::identity::Caller;
 use crate::pages::{self, Occasion, Refusal};
-use crate::proxy::{Added, Errand, ResponseRules, Upgrade};
-use crate::snapshot::Snapshot;
+use crate::proxy::{Added, Cluster, Errand, ResponseRules, Upgrade};
+use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Journal;
 
 mod client_certificate;
@@ -32,6 +34,7 @@ mod familiar;
 mod judge;
 mod own;
 mod records;
+mod relay;
 mod sign_in;
 
 use downstream::Passage;
@@ -159,7 +162,7 @@ async fn answer(
     if connection.port == Port::Calls {
         return Ok(Box::pin(door::call(snapshot, downstream, request, record)).await);
     }
-    if let Some(door) = door::at(request) {
+    if let Some(door) = door::at(request).filter(|_| snapshot.services.authorize) {
         return Ok(Box::pin(door::answer(snapshot, downstream, door, request, record)).await);
     }
     request.body_mut().set_rules(&snapshot.header_rules);
@@ -169,7 +172,13 @@ async fn answer(
     }
     record.about(&canonical);
     let found = snapshot.routes.find(&canonical);
-    let cluster = found.as_ref().ok().and_then(|route| route.cluster.as_ref());
+    let of_authenticate = *canonical.host == *snapshot.authenticate_host && found.is_err();
+    if let Some(service) = &snapshot.authorize_service {
+        check_services(snapshot, of_authenticate)?;
+        let about = relay::About { canonical: &canonical, found, seen };
+        return Box::pin(relay::answer(snapshot, service, downstream, about, slot, record)).await;
+    }
+    let cluster = found.as_ref().ok().and_then(|route| route.cluster.as_deref());
     if cluster.is_none() {
         if let Some(door) = door::beside(&canonical) {
             return Ok(Box::pin(door::answer(snapshot, downstream, door, request, record)).await);
@@ -181,6 +190,7 @@ async fn answer(
             return Err(Refusal::NotFound.into());
         }
     }
+    check_services(snapshot, of_authenticate)?;
     let shown = client_certificate::shown(snapshot, downstream, &canonical.host, record.began())?;
     let certificate = shown.as_ref();
     if let Some(endpoint) = own::endpoint(snapshot, &canonical, request, found.as_ref().ok().copied())? {
@@ -212,34 +222,76 @@ async fn answer(
     };
     let Passed { permit, known, now, time } = judge(snapshot, downstream, &matter, request, record).await?;
 
-    let fields = request.headers_mut();
-    judge::remove_own_credentials(snapshot, fields, seen, known.as_deref());
-    let forwarded = snapshot.forwarded_rules.chain(fields, connection, &canonical, route.external);
-    cluster.edit_request(fields);
+    judge::remove_own_credentials(snapshot, request.headers_mut(), seen, known.as_deref());
     let statement = match &route.identity {
         Some(form) => Some(form.state(&snapshot.signer, permit.caller(), &canonical.host, time)?),
         None => None,
     };
-    let is_personal = upgrade.is_none() && matches!(permit.caller(), Caller::Identified(_));
-    let alive = upgrade.is_some().then(|| downstream.context.alive.upgrade()).flatten();
-    let errand = Errand {
-        added: Added {
-            request_id: record.id(),
-            statement: statement.as_deref().unwrap_or_default(),
-            forwarded,
-            names: route.added,
-        },
-        alive,
-        worker: downstream.context.worker,
-        request: &canonical,
-        rules: snapshot.path_rules,
+    let going = Going {
+        canonical: &canonical,
+        route,
+        cluster,
+        permit,
+        statement: statement.as_deref().unwrap_or_default(),
         upgrade,
-        clock: &downstream.context.clock,
         now,
     };
-    let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
-    let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
-    Ok(cluster.forward(permit, &errand, slot, &rules).await?)
+    going.forward(snapshot, downstream, slot, record).await
+}
+
+/// Whether this process is there for the authenticate host, or for the others.
+fn check_services(snapshot: &Snapshot, of_authenticate: bool) -> Result<(), Refusal> {
+    let here = if of_authenticate { snapshot.services.authenticate } else { snapshot.services.proxy };
+    let why = match of_authenticate {
+        true => "`services` has no authenticate, which would answer it",
+        false => "`services` has no proxy, which would forward it",
+    };
+    if here { Ok(()) } else { Err(Refusal::NotHere(why)) }
+}
+
+/// A request that may pass, on its way.
+struct Going<'a> {
+    canonical: &'a Canonical,
+    route: &'a Route,
+    cluster: &'a Cluster,
+    permit: Permit,
+    /// Who is calling, for the upstream.
+    statement: &'a [(HeaderName, HeaderValue)],
+    upgrade: Option<Upgrade>,
+    /// When it was decided.
+    now: Instant,
+}
+
+impl Going<'_> {
+    async fn forward(
+        self,
+        snapshot: &Snapshot,
+        downstream: &Downstream,
+        slot: &mut Option<Request<Body>>,
+        record: &Record,
+    ) -> Result<Response<Body>, Exit> {
+        let Self { canonical, route, cluster, permit, statement, upgrade, now } = self;
+        let Some(request) = slot else { return Err(Refusal::Internal("there is no request".into()).into()) };
+        let fields = request.headers_mut();
+        let forwarded =
+            snapshot.forwarded_rules.chain(fields, &downstream.connection, canonical, route.external);
+        cluster.edit_request(fields);
+        let is_personal = upgrade.is_none() && matches!(permit.caller(), Caller::Identified(_));
+        let alive = upgrade.is_some().then(|| downstream.context.alive.upgrade()).flatten();
+        let errand = Errand {
+            added: Added { request_id: record.id(), statement, forwarded, names: route.added },
+            alive,
+            worker: downstream.context.worker,
+            request: canonical,
+            rules: snapshot.path_rules,
+            upgrade,
+            clock: &downstream.context.clock,
+            now,
+        };
+        let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
+        let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
+        Ok(cluster.forward(permit, &errand, slot, &rules).await?)
+    }
 }
 
 /// The one expectation that can be met is `100-continue` (RFC 9110 §10.1.1): by us, when the body is first

@@ -18,6 +18,7 @@ use crate::authorize::Permit;
 use crate::http::BodyError;
 
 mod added;
+mod call;
 mod cluster;
 mod connect;
 mod exchange;
@@ -28,6 +29,7 @@ mod rewrite;
 mod upgrade;
 
 pub use added::{Added, AddedNames};
+pub use call::{Call, scheme_of_service};
 pub use cluster::Cluster;
 pub use connect::{SharedTls, UpstreamTlsError};
 pub use forward::{Errand, ResponseRules};
@@ -61,6 +63,26 @@ pub struct Settings {
     pub set_response_headers: Vec<(HeaderName, HeaderValue)>,
     /// Which requests may become tunnels.
     pub upgrades: Upgrades,
+}
+
+impl Settings {
+    /// Those of a service of ours.
+    pub fn service(upstreams: Vec<Upstream>, tls: UpstreamTls) -> Self {
+        Self {
+            upstreams,
+            tls,
+            timeout: None,
+            timeout_bounds_answer: false,
+            idle_timeout: None,
+            read_timeout: None,
+            rewrite: None,
+            host: HostHeader::Upstream,
+            set_request_headers: Vec::new(),
+            remove_request_headers: Vec::new(),
+            set_response_headers: Vec::new(),
+            upgrades: Upgrades::default(),
+        }
+    }
 }
 
 /// Which protocols a request may change to: all but some, or only some.

@@ -277,7 +277,9 @@ fn start_background(
     store: &Arc<dyn Store>,
     clock: &Clock,
 ) -> Vec<tokio::task::JoinHandle<()>> {
-    let discovery = tokio::spawn(snapshot.load_full().authenticate.clone().keep_discovered());
+    let current = snapshot.load_full();
+    let discovery =
+        current.services.authorize.then(|| tokio::spawn(current.authenticate.clone().keep_discovered()));
     let (snapshot, store, clock) = (snapshot.clone(), store.clone(), clock.clone());
     let sweep = tokio::spawn(async move {
         loop {
@@ -290,7 +292,7 @@ fn start_background(
             }
         }
     });
-    vec![discovery, sweep]
+    discovery.into_iter().chain([sweep]).collect()
 }
 
 /// `TERM` or `INT`. `HUP` is said to have no effect yet, instead of ending the process.
@@ -319,6 +321,11 @@ struct State {
 
 /// Opens the store, and finds or makes the server's secret.
 fn open_state(settings: &Settings) -> Result<State, RuntimeError> {
+    if !settings.services.authorize {
+        // Sessions are where it is decided.
+        let secret = settings.secret.unwrap_or_else(crypto::random);
+        return Ok(State { store: Arc::new(MemoryStore::new()), secret, kind: "none" });
+    }
     let directory = &settings.state_dir;
     let usable = make_directory(directory);
     let memory = || State {

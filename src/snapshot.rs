@@ -1,6 +1,7 @@
 //! Everything that a request needs, compiled, immutable, and swapped as a whole.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::HeaderName;
 
@@ -8,7 +9,7 @@ use crate::assertion::Form;
 use crate::authenticate::Authenticate;
 use crate::authorize::Policy;
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::{Services, Settings};
 use crate::connection::ClientAuthId;
 use crate::crypto::{KeyRing, Signer};
 use crate::http::forwarded::ForwardedRules;
@@ -26,6 +27,12 @@ pub struct Snapshot {
     pub routes: Table<Route>,
     /// The authenticate service.
     pub authenticate: Arc<Authenticate>,
+    /// Which services this process runs.
+    pub services: Services,
+    /// The service that decides, when this process does not.
+    pub authorize_service: Option<AuthorizeService>,
+    /// The server's secrets.
+    pub keys: KeyRing,
     /// The sessions.
     pub sessions: Arc<Sessions>,
     /// Signs assertions.
@@ -80,6 +87,14 @@ pub struct Route {
     pub show_error_details: bool,
 }
 
+/// Another process, which decides for this one.
+pub struct AuthorizeService {
+    /// How it is reached.
+    pub cluster: Cluster,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
 /// What a snapshot is made with, besides its settings.
 pub struct Parts {
     /// The session store.
@@ -106,11 +121,17 @@ impl Snapshot {
         let authenticate = Authenticate::new(
             settings.authenticate,
             sessions.clone(),
-            parts.keys,
+            parts.keys.clone(),
             parts.clock,
             parts.control,
         );
         let tls = SharedTls::default();
+        let authorize_service = match settings.authorize_service {
+            Some((settings, limit)) => {
+                Some(AuthorizeService { cluster: Cluster::new(settings, workers, &tls)?, limit })
+            }
+            None => None,
+        };
         let mut routes = Vec::with_capacity(settings.routes.len());
         for route in settings.routes {
             let path = match &route.matched.path {
@@ -144,6 +165,9 @@ impl Snapshot {
         Ok(Self {
             routes: Table::new(routes),
             authenticate,
+            services: settings.services,
+            authorize_service,
+            keys: parts.keys,
             sessions,
             signer: parts.signer,
             client_auths: settings.listen.client_auths,

@@ -129,6 +129,11 @@ pub enum DiscoveryError {
 }
 
 impl Issuer {
+    /// No issuer.
+    pub const fn none() -> Self {
+        Self { url: String::new(), is_cognito: false }
+    }
+
     /// Reads what was typed: an issuer with or without a slash at the end, a discovery URL, or a Cognito
     /// pool id.
     ///

@@ -74,6 +74,24 @@ pub struct ProviderSettings {
     pub client: client::Settings,
 }
 
+impl ProviderSettings {
+    /// No provider, where nobody signs in: in a process that only asks another one what may pass.
+    pub fn none() -> Self {
+        Self {
+            id: String::new(),
+            kind: Kind::Oidc,
+            issuer: Issuer::none(),
+            client_id: String::new(),
+            client_secret: None,
+            client_auth: ClientAuth::None,
+            scopes: Vec::new(),
+            request_params: BTreeMap::new(),
+            groups_claim: "groups".into(),
+            client: client::Settings::default(),
+        }
+    }
+}
+
 /// An identity provider. Its documents are asked for when they are first needed and kept up to date; while
 /// it cannot be reached, those of before are used.
 pub struct Provider {

@@ -22,11 +22,13 @@ pub(super) fn main(arguments: &FileArgument) -> ExitCode {
     for warning in loaded.warnings {
         tracing::warn!("{warning}");
     }
-    tracing::info!(
-        callback_url = %crate::authenticate::callback_url(&loaded.settings.authenticate),
-        sign_out_url = %crate::authenticate::signed_out_url(&loaded.settings.authenticate),
-        "register these URLs at the identity provider"
-    );
+    if loaded.settings.services.authorize {
+        tracing::info!(
+            callback_url = %crate::authenticate::callback_url(&loaded.settings.authenticate),
+            sign_out_url = %crate::authenticate::signed_out_url(&loaded.settings.authenticate),
+            "register these URLs at the identity provider"
+        );
+    }
     match runtime::run(loaded.settings, super::health) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

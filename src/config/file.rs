@@ -95,14 +95,23 @@ keys! {
         /// Which versions of HTTP are offered over TLS: `auto`, `http1` or `http2`.
         codec_type: Text = "auto";
         /// Where other proxies ask over gRPC (Envoy's `ext_authz`), if they do: `host:port` or `:port`. They have to be
-        /// named in trusted_proxies.
+        /// named in trusted_proxies, or to be processes of ours with the same shared_secret.
         grpc_address: Text = "";
-        /// Cleartext there, instead of TLS with the same certificates.
+        /// Cleartext there, instead of TLS with the same certificates; and on the way to authorize_service_url.
         grpc_insecure: Flag = "false";
         /// Data-plane threads.
         workers: Count = "(the processors it may use)";
-        /// Which services this process runs. There is only one process, so only `all`.
+        /// Which services this process runs: `all`, or some of `proxy` (forwards), `authenticate` (the authenticate host) and
+        /// `authorize` (decides, and keeps the sessions). A process without `authorize` asks one at authorize_service_url.
         services: List = "all";
+        /// The service that decides for a process without it, or a list of them.
+        authorize_service_url: List = "";
+        /// The same.
+        authorize_service_urls: List = "";
+        /// How long that may take; then the answer is 503.
+        grpc_client_timeout: Span = "10s";
+        /// The name in that service's certificate.
+        override_certificate_name: Text = "(the host of its URL)";
         /// How much is logged: `trace`, `debug`, `info`, `warn`, `error` or `off`.
         log_level: Text = "info";
         /// `json`: one object a line; `text`: for people.

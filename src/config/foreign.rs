@@ -64,8 +64,6 @@ const NOT_YET: &str = "it is not there yet";
 
 pub(super) const GLOBAL: &[Foreign] = &[
     inert("authenticate_internal_service_url", ONE_PROCESS),
-    inert("authorize_service_url", ONE_PROCESS),
-    inert("authorize_service_urls", ONE_PROCESS),
     inert("authorize_internal_service_url", ONE_PROCESS),
     inert("databroker_service_url", ONE_PROCESS),
     inert("databroker_service_urls", ONE_PROCESS),
@@ -74,8 +72,6 @@ pub(super) const GLOBAL: &[Foreign] = &[
     inert("databroker_cluster_node_id", ONE_PROCESS),
     inert("databroker_cluster_nodes", ONE_PROCESS),
     inert("databroker_raft_bind_address", ONE_PROCESS),
-    inert("grpc_client_timeout", ONE_PROCESS),
-    inert("override_certificate_name", ONE_PROCESS),
     inert("tls_derive", ONE_PROCESS),
     inert("installation_id", "nothing is reported to anybody"),
     inert("proxy_log_level", "there is one log; set log_level"),

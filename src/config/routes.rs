@@ -24,6 +24,8 @@ use crate::route::{HostPattern, Match, PathMatch};
 mod cluster;
 mod policy;
 
+pub(super) use cluster::read_upstream;
+
 /// Headers with their values.
 pub(super) type HeaderList = Vec<(HeaderName, HeaderValue)>;
 

@@ -16,7 +16,7 @@ use super::routes::{self, RouteSettings};
 use super::samples;
 use super::source::Sources;
 use super::values::{Flag, List, Span, Text, TextMap};
-use crate::authenticate;
+use crate::authenticate::{self, ProviderSettings};
 use crate::authorize::Step;
 use crate::client;
 use crate::crypto;
@@ -24,6 +24,7 @@ use crate::http::folded::{fold, is_listed_identity};
 use crate::http::forwarded::ForwardedRules;
 use crate::http::headers::{HeaderRules, Underscores};
 use crate::http::{EscapedSlashes, PathRules};
+use crate::proxy;
 use crate::session::{self, CookieSettings, Origin, SameSite};
 use crate::telemetry::Format;
 use crate::tls::{self, ClientAuths};
@@ -31,7 +32,10 @@ use crate::tls::{self, ClientAuths};
 mod mtls;
 mod provider;
 mod secrets;
+mod services;
 mod serving;
+
+pub use services::Services;
 
 /// The path of the callback where none is set.
 const DEFAULT_CALLBACK: &str = "/oauth2/callback";
@@ -39,6 +43,10 @@ const DEFAULT_CALLBACK: &str = "/oauth2/callback";
 /// Everything that the program does, as one value.
 #[derive(Debug)]
 pub struct Settings {
+    /// `services`.
+    pub services: Services,
+    /// The service that decides, when this process does not, and how long it may take.
+    pub authorize_service: Option<(proxy::Settings, Duration)>,
     /// Where and how requests are accepted.
     pub listen: ListenSettings,
     /// Where health is answered.
@@ -133,12 +141,7 @@ impl Resolver<'_> {
     fn settings(&mut self, route_files: &[(super::RouteFile, Vec<Step>)]) -> Option<Settings> {
         let file = self.file;
         self.refuse_samples();
-        self.only(
-            "services",
-            file.services.as_ref().map(|List(list)| list.join(",")).as_deref(),
-            "all",
-            "there is one process, which does everything",
-        );
+        let services = self.services();
         self.only(
             "normalize_path",
             flag(file.normalize_path).map(|on| if on { "true" } else { "false" }),
@@ -183,9 +186,16 @@ impl Resolver<'_> {
         }
         self.refuse_variables();
         let url = self.authenticate_url(&routes, insecure);
-        let provider = self.provider(roots);
+        let authorize_service = self.authorize_service(services, roots.clone());
+        self.check_reachable(services, insecure);
+        self.warn_of_idle_keys(services);
+        let provider = match services.authorize {
+            true => self.provider(roots),
+            // Nothing is asked of it: its secret is where it is decided.
+            false => Some(ProviderSettings::none()),
+        };
         let client_auths = self.client_auths(insecure, &mut routes);
-        let listen = self.listen(insecure, url.as_ref(), &routes, client_auths);
+        let listen = self.listen(insecure, url.as_ref(), &routes, client_auths, services);
         let cookie = self.cookie();
         let secret = self.secret();
         let signing_key = self.signing_key();
@@ -210,6 +220,8 @@ impl Resolver<'_> {
         let origin = Origin { fingerprint: provider.fingerprint(), reading: provider.reading() };
         let lifetime = span(file.cookie_expire).unwrap_or(Duration::from_secs(14 * 3600));
         Some(Settings {
+            services,
+            authorize_service,
             listen,
             health_address: text(file.health_check_addr.as_ref()),
             drain_timeout: file.drain_timeout.map_or(Duration::ZERO, |Span(time)| time),

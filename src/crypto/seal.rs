@@ -27,6 +27,8 @@ pub enum Purpose {
     ProviderSessionTag,
     /// The key that signs assertions.
     Assertion,
+    /// That a call comes from a service of ours.
+    ServiceCall,
 }
 
 /// A 256-bit key that one browser, or one session, holds.
@@ -48,6 +50,7 @@ impl Purpose {
             Self::SubjectTag => b"portcullis subject tag v1",
             Self::ProviderSessionTag => b"portcullis provider session tag v1",
             Self::Assertion => b"portcullis assertion key v1",
+            Self::ServiceCall => b"portcullis service call v1",
         }
     }
 }

@@ -6,13 +6,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use prost::{Message, Oneof};
 use serde_json::Value as Json;
 
 use super::{Allowed, Question, grpc, request};
 use crate::connection::ClientCertificate;
+use crate::http::headers::REQUEST_ID;
 use crate::http::{BadRequest, Body};
 
 /// The one method of the service.
@@ -73,6 +75,12 @@ struct Http {
     path: String,
     #[prost(string, tag = "5")]
     host: String,
+    #[prost(string, tag = "6")]
+    scheme: String,
+    #[prost(string, tag = "11")]
+    body: String,
+    #[prost(bytes = "bytes", tag = "12")]
+    raw_body: Bytes,
     /// Instead of `headers`, where `encode_raw_headers` is on: every line by itself.
     #[prost(message, optional, tag = "13")]
     header_map: Option<Fields>,
@@ -96,7 +104,7 @@ struct Field {
 
 /// What is answered.
 #[derive(Clone, PartialEq, Message)]
-struct CheckResponse {
+pub struct CheckResponse {
     /// `google.rpc.Status`: 0 lets the request pass.
     #[prost(message, optional, tag = "1")]
     status: Option<RpcStatus>,
@@ -218,11 +226,18 @@ pub fn read_check(
         .and_then(|address| address.parse().ok())
         .ok_or(BadRequest("the check names no address of the client"))?;
     let host = HeaderValue::from_str(&http.host).map_err(|_| BadRequest("the host is malformed"))?;
+    let body = if http.raw_body.is_empty() { Bytes::from(http.body) } else { http.raw_body };
     let fields = fields(http.header_map, http.headers)?;
+    // A part of a body is worth nothing.
+    let length = fields.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let is_whole = !body.is_empty() && length == Some(body.len());
     let mut asking = Request::new(Body::empty());
     *asking.headers_mut() = fields;
-    let request = request(&asking, &http.method, &host, &http.path)
+    let mut request = request(&asking, &http.method, &host, &http.path)
         .ok_or(BadRequest("the method or the target that is asked about is malformed"))?;
+    if is_whole {
+        *request.body_mut() = Body::full(body);
+    }
     let certificate = if source.certificate.is_empty() {
         None
     } else {
@@ -231,6 +246,109 @@ pub fn read_check(
         Some(Arc::new(read))
     };
     Ok(Question { request, client: Some(client.to_canonical()), certificate, method_unknown: false })
+}
+
+/// What is asked about a request of our own client.
+pub struct Asked<'a> {
+    /// The request, as it came.
+    pub request: &'a Request<Body>,
+    /// Its host and port.
+    pub host: &'a str,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// The client's address.
+    pub client: IpAddr,
+    /// The certificate that it showed, and those below it.
+    pub chain: &'a [Vec<u8>],
+    /// What it sent, when that is needed.
+    pub body: Bytes,
+    /// The request's name.
+    pub request_id: &'a HeaderValue,
+}
+
+/// Writes a question.
+pub fn check_request(asked: &Asked<'_>) -> CheckRequest {
+    let name = std::iter::once((&REQUEST_ID, asked.request_id));
+    let fields = asked.request.headers().iter().filter(|(name, _)| **name != REQUEST_ID);
+    let lines = fields.chain(name).map(|(name, value)| {
+        let (value, raw_value) = text_or_bytes(value);
+        Field { key: name.as_str().to_owned(), value, raw_value }
+    });
+    let http = Http {
+        method: asked.request.method().as_str().to_owned(),
+        headers: HashMap::new(),
+        path: asked.request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned(),
+        host: asked.host.to_owned(),
+        scheme: asked.scheme.to_owned(),
+        body: String::new(),
+        raw_body: asked.body.clone(),
+        header_map: Some(Fields { headers: lines.collect() }),
+    };
+    let socket = Some(Socket { address: asked.client.to_string() });
+    let source = Peer { address: Some(Address { socket }), certificate: percent_encoded_pem(asked.chain) };
+    let request = Some(Attributed { http: Some(http) });
+    CheckRequest { attributes: Some(Attributes { source: Some(source), request }) }
+}
+
+fn percent_encoded_pem(chain: &[Vec<u8>]) -> String {
+    use base64::Engine as _;
+    let one = |certificate: &Vec<u8>| {
+        let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+        let text = text.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+        format!("-----BEGIN%20CERTIFICATE-----%0A{text}%0A-----END%20CERTIFICATE-----%0A")
+    };
+    chain.iter().map(one).collect()
+}
+
+/// What was decided.
+pub enum Decided {
+    /// The request may pass, with this changed; and what is said about the caller.
+    Passes(Allowed, HashMap<String, Json>),
+    /// The client gets this.
+    Answered(Response<Body>),
+}
+
+/// Reads an answer.
+///
+/// # Errors
+/// When it is none: nothing passes then.
+pub fn read_response(response: CheckResponse) -> Result<Decided, BadRequest> {
+    let malformed = BadRequest("the answer of the authorize service is malformed");
+    // `google.rpc.Status` is always there; its zero is not written.
+    let status = response.status.ok_or(malformed)?;
+    match (status.code, response.verdict.ok_or(malformed)?) {
+        (0, Verdict::Ok(passed)) => {
+            let mut allowed = Allowed::default();
+            for option in passed.headers {
+                allowed.set.push(read_field(option)?);
+            }
+            for name in passed.headers_to_remove {
+                allowed.remove.push(HeaderName::try_from(name).map_err(|_| malformed)?);
+            }
+            let told = response.dynamic_metadata.unwrap_or_default().fields;
+            let told = told.into_iter().map(|(name, value)| (name, to_json(value))).collect();
+            Ok(Decided::Passes(allowed, told))
+        }
+        (1.., Verdict::Denied(denied)) => {
+            let code = denied.status.map(|status| status.code).and_then(|code| u16::try_from(code).ok());
+            let mut answer = Response::new(Body::full(denied.body));
+            *answer.status_mut() = code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(malformed)?;
+            for option in denied.headers {
+                let (name, value) = read_field(option)?;
+                answer.headers_mut().append(name, value);
+            }
+            Ok(Decided::Answered(answer))
+        }
+        _ => Err(malformed),
+    }
+}
+
+fn read_field(option: FieldOption) -> Result<(HeaderName, HeaderValue), BadRequest> {
+    let malformed = BadRequest("a header field of the authorize service is malformed");
+    let field = option.header.ok_or(malformed)?;
+    let name = HeaderName::try_from(field.key).map_err(|_| malformed)?;
+    let value = if field.raw_value.is_empty() { field.value.into_bytes() } else { field.raw_value };
+    Ok((name, HeaderValue::from_bytes(&value).map_err(|_| malformed)?))
 }
 
 /// The client's fields. A field that cannot be one would be lost to a decision, so it is refused.
@@ -319,14 +437,16 @@ async fn denied(response: Response<Body>) -> Denied {
 }
 
 fn overwrite(name: &HeaderName, value: &HeaderValue) -> FieldOption {
-    let field = match value.to_str() {
-        Ok(text) => Field { key: name.as_str().to_owned(), value: text.to_owned(), raw_value: Vec::new() },
-        Err(_) => {
-            let raw_value = value.as_bytes().to_owned();
-            Field { key: name.as_str().to_owned(), value: String::new(), raw_value }
-        }
-    };
+    let (value, raw_value) = text_or_bytes(value);
+    let field = Field { key: name.as_str().to_owned(), value, raw_value };
     FieldOption { header: Some(field), append: Some(Flag { value: false }), keep_empty_value: true }
+}
+
+fn text_or_bytes(value: &HeaderValue) -> (String, Vec<u8>) {
+    match value.to_str() {
+        Ok(text) => (text.to_owned(), Vec::new()),
+        Err(_) => (String::new(), value.as_bytes().to_owned()),
+    }
 }
 
 fn of_map(map: serde_json::Map<String, Json>) -> Struct {
@@ -343,4 +463,17 @@ fn of_json(value: Json) -> Value {
         Json::Object(map) => Kind::Struct(of_map(map)),
     };
     Value { kind: Some(kind) }
+}
+
+fn to_json(value: Value) -> Json {
+    match value.kind {
+        None | Some(Kind::Null(_)) => Json::Null,
+        Some(Kind::Number(number)) => serde_json::json!(number),
+        Some(Kind::Text(text)) => Json::String(text),
+        Some(Kind::Flag(on)) => Json::Bool(on),
+        Some(Kind::Struct(map)) => {
+            Json::Object(map.fields.into_iter().map(|(name, value)| (name, to_json(value))).collect())
+        }
+        Some(Kind::List(list)) => list.values.into_iter().map(to_json).collect(),
+    }
 }

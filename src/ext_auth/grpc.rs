@@ -82,19 +82,23 @@ impl Status {
     }
 }
 
-/// Reads the one message of a call.
+/// Reads the body of a call: one message in its frame.
 ///
 /// # Errors
-/// When it is too large or too slow, is compressed, or is not one message of this kind.
-pub async fn read<M: Message + Default>(body: &mut Body) -> Result<M, Status> {
+/// When it is too large or too slow.
+pub async fn read_body(body: &mut Body) -> Result<Bytes, Status> {
     let read = tokio::time::timeout(SLOWEST, Limited::new(body, LARGEST).collect()).await;
-    let Ok(Ok(body)) = read else {
-        return Err(Status { code: "8", message: "the message is too large or too slow" });
-    };
-    decode(&body.to_bytes())
+    match read {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        _ => Err(Status { code: "8", message: "the message is too large or too slow" }),
+    }
 }
 
-fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Status> {
+/// Reads the one message of a body.
+///
+/// # Errors
+/// When it is compressed, or is not one message of this kind.
+pub fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Status> {
     let not_one = Status::malformed("that is not one message");
     let (head, message) = bytes.split_first_chunk::<5>().ok_or(not_one)?;
     let [compressed, length @ ..] = *head;
@@ -107,13 +111,20 @@ fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Status> {
     M::decode(message).map_err(|_| Status::malformed("the message cannot be read"))
 }
 
+/// The status in the trailers of an answer, or in its head, and what is said about it; `None` when there is none.
+pub fn status(fields: &HeaderMap) -> Option<(&str, &str)> {
+    let text = |name| fields.get(name).and_then(|value| value.to_str().ok());
+    Some((text(&STATUS)?, text(&MESSAGE).unwrap_or_default()))
+}
+
 /// The answer to a call that succeeded.
 pub fn reply(message: &impl Message) -> Response<Body> {
     let trailers = HeaderMap::from_iter([(STATUS.clone(), HeaderValue::from_static("0"))]);
     headers(Body::stream(Box::new(Reply { message: Some(frame(message)), trailers: Some(trailers) })))
 }
 
-fn frame(message: &impl Message) -> Bytes {
+/// A message in its frame.
+pub fn frame(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut out = BytesMut::with_capacity(5 + length);
     out.put_u8(0);
@@ -124,8 +135,8 @@ fn frame(message: &impl Message) -> Bytes {
 }
 
 /// Answers whether a service is up. Without a name: whether anything is.
-pub async fn health(body: &mut Body, services: &[&str]) -> Response<Body> {
-    match read::<HealthRequest>(body).await {
+pub fn health(body: &[u8], services: &[&str]) -> Response<Body> {
+    match decode::<HealthRequest>(body) {
         Ok(asked) if asked.service.is_empty() || services.contains(&asked.service.as_str()) => {
             reply(&HealthResponse { status: 1 })
         }

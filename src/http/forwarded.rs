@@ -108,6 +108,16 @@ impl ForwardedRules {
 }
 
 impl Forwarded<'_> {
+    /// Nothing is to be set.
+    pub const fn nothing() -> Self {
+        Self([
+            (&FORWARDED_FOR, None),
+            (&FORWARDED_PROTO, None),
+            (&FORWARDED_HOST, None),
+            (&FORWARDED_PORT, None),
+        ])
+    }
+
     /// The fields that are to be set; what a trusted proxy said already stays.
     pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         self.0.iter().filter_map(|(name, value)| Some((*name, &**value.as_ref()?)))

@@ -48,6 +48,8 @@ pub enum Refusal {
     Upgrade(UpgradeError),
     /// Sessions cannot be read or kept.
     Store(StoreError),
+    /// The service that decides gives no answer.
+    Undecided(String),
     /// The session cannot be renewed now.
     Provider(String),
     /// There is no answer from the upstream.
@@ -211,6 +213,13 @@ impl Refusal {
                 "Please try again in a moment",
                 "Sessions cannot be read now, so nobody can be let in.",
                 "sessions are unavailable",
+                "14",
+            ),
+            Self::Undecided(_) => say(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Please try again in a moment",
+                "It cannot be decided now who may open this page, so nobody can be let in.",
+                "authorization is unavailable",
                 "14",
             ),
             Self::Provider(_) => say(

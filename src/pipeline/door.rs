@@ -13,7 +13,7 @@ use super::{Downstream, Exit, client_certificate, own, refuse};
 use crate::authorize::{Decided, Reason};
 use crate::connection::{ClientCertificate, Connection, Protocol};
 use crate::ext_auth::oauth2_proxy::{self, Narrowed};
-use crate::ext_auth::{Allowed, Door, Question, envoy, grpc};
+use crate::ext_auth::{Allowed, Door, Question, envoy, grpc, proof};
 use crate::http::headers::{self, has_token};
 use crate::http::{BadRequest, Body, Canonical, Client, LastHost, Scheme, Seen, canonicalise};
 use crate::identity::Caller;
@@ -102,16 +102,24 @@ pub(super) async fn call(
     request: &mut Request<Body>,
     record: &mut Record,
 ) -> Response<Body> {
+    // Whatever is answered: a client that is still sending could take an early answer for a broken connection.
+    let body = match grpc::read_body(request.body_mut()).await {
+        Ok(body) => body,
+        Err(status) => return status.answer(),
+    };
     match request.uri().path() {
         envoy::CHECK => {}
-        grpc::HEALTH => return grpc::health(request.body_mut(), &[envoy::SERVICE]).await,
+        grpc::HEALTH => return grpc::health(&body, &[envoy::SERVICE]),
         _ => return grpc::Status::UNKNOWN.answer(),
     }
-    if let Err(refusal) = admit(snapshot, downstream) {
+    let is_ours = proof::holds(&snapshot.keys, record.began(), &body, request.headers());
+    if let Err(refusal) = admit(snapshot, downstream)
+        && !is_ours
+    {
         record.note(&refusal);
         return grpc::Status { code: "7", message: "this peer is not one of trusted_proxies" }.answer();
     }
-    let check = match grpc::read(request.body_mut()).await {
+    let check = match grpc::decode(&body) {
         Ok(check) => check,
         Err(status) => return status.answer(),
     };
@@ -123,6 +131,9 @@ pub(super) async fn call(
             return grpc::Status::malformed(reason).answer();
         }
     };
+    if is_ours {
+        record.take_name(request.headers());
+    }
     let mut about = record.of_question(&request, client);
     let narrowed = Narrowed::default();
     let asking = Asking { door: None, narrowed, certificate, method_unknown, record: &mut about };
@@ -213,6 +224,8 @@ async fn decide(
     headers::remove_hop_by_hop(request.headers_mut(), seen);
     let means = match asking.door {
         Some(door) if !door.passes_answers_on() => Means::Place,
+        // What was sent came along.
+        None if !request.body().is_empty() => Means::Whole,
         _ => Means::Answer,
     };
     let matter = Matter { canonical: &canonical, route, shown: shown.as_ref(), tunnel, means };

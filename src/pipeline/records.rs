@@ -147,6 +147,13 @@ impl Record {
         }
     }
 
+    /// Takes the name that another service of ours has given the request.
+    pub(super) fn take_name(&mut self, headers: &HeaderMap) {
+        if let Some(id) = given_id(headers) {
+            self.id = id;
+        }
+    }
+
     /// What will be recorded about a request that another proxy asks about with this one.
     pub(super) fn of_question(&self, request: &Request<Body>, client: Option<IpAddr>) -> Self {
         let Words { text, authority, path, agent } = Words::of(request.headers(), request.uri());
@@ -223,7 +230,9 @@ impl Record {
             Refusal::BadRequest(reason) | Refusal::Unreadable(_, reason) => Some(reason.to_string()),
             Refusal::Upstream(error) => Some(error.to_string()),
             Refusal::Store(error) => Some(error.to_string()),
-            Refusal::Provider(error) | Refusal::Internal(error) => Some(error.clone()),
+            Refusal::Undecided(error) | Refusal::Provider(error) | Refusal::Internal(error) => {
+                Some(error.clone())
+            }
             Refusal::Upgrade(error) => Some(error.to_string()),
             Refusal::NotHere(why) => Some((*why).to_owned()),
             Refusal::Stranger(peer) => Some(format!("{peer} asks, and is not one of trusted_proxies")),

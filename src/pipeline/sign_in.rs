@@ -13,9 +13,9 @@ use crate::pages::{self, Refusal};
 use crate::snapshot::{Route, Snapshot};
 
 /// The largest form that is kept through a sign-in.
-const LARGEST_FORM: usize = 64 * 1024;
+pub(super) const LARGEST_FORM: usize = 64 * 1024;
 /// How long a form may take to arrive.
-const SLOWEST_FORM: std::time::Duration = std::time::Duration::from_secs(30);
+pub(super) const SLOWEST_FORM: std::time::Duration = std::time::Duration::from_secs(30);
 /// The longest target that travels with the browser.
 const LONGEST_TARGET: usize = 1500;
 /// The cookie that says that a browser began again by itself.

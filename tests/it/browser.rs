@@ -19,6 +19,8 @@ pub struct Browser {
     pub visited: Vec<String>,
     /// Sent with every request.
     pub headers: String,
+    /// Hosts that another server has.
+    pub elsewhere: BTreeMap<&'static str, SocketAddr>,
     /// What the session cookie should say.
     pub same_site: &'static str,
 }
@@ -26,7 +28,15 @@ pub struct Browser {
 impl Browser {
     pub fn new(server: SocketAddr, provider: SocketAddr) -> Self {
         let headers = "Accept: text/html,application/xhtml+xml\r\n".into();
-        Self { server, provider, cookies: BTreeMap::new(), visited: Vec::new(), headers, same_site: "Lax" }
+        Self {
+            server,
+            provider,
+            cookies: BTreeMap::new(),
+            visited: Vec::new(),
+            headers,
+            elsewhere: BTreeMap::new(),
+            same_site: "Lax",
+        }
     }
 
     /// Opens a page, and follows where it leads.
@@ -66,7 +76,8 @@ impl Browser {
         self.visited.push(url.to_owned());
         let url = Url::parse(url).unwrap();
         let host = url.host_str().unwrap().to_owned();
-        let address = if host == "127.0.0.1" { self.provider } else { self.server };
+        let own = self.elsewhere.get(host.as_str()).copied().unwrap_or(self.server);
+        let address = if host == "127.0.0.1" { self.provider } else { own };
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
         let cookies = self.cookie_line(&host);

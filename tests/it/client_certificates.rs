@@ -51,12 +51,12 @@ pub fn params(serial: u64) -> CertificateParams {
 
 /// What curl shows: a chain and a key, in files.
 #[derive(Clone)]
-struct Card {
-    chain: String,
-    key: String,
+pub struct Card {
+    pub chain: String,
+    pub key: String,
 }
 
-fn issue(
+pub fn issue(
     directory: &Path,
     name: &str,
     params: &CertificateParams,

@@ -30,6 +30,7 @@ mod provider_errors;
 mod proxying;
 mod replies;
 mod rig;
+mod services;
 mod sessions;
 mod sign_in;
 mod sign_out;

@@ -134,7 +134,13 @@ impl Rig {
     }
 }
 
-fn configuration(setup: &Setup, provider: &Provider, upstream: &Upstream, state: &std::path::Path) -> String {
+/// The configuration of a setup.
+pub fn configuration(
+    setup: &Setup,
+    provider: &Provider,
+    upstream: &Upstream,
+    state: &std::path::Path,
+) -> String {
     let routes = if setup.routes.is_empty() { ROUTES } else { &setup.routes };
     let defaults = [
         ("address", "127.0.0.1:0".to_owned()),

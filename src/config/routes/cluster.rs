@@ -255,7 +255,7 @@ fn upgrades(file: &RouteFile) -> proxy::Upgrades {
 }
 
 /// One `to`: the upstream, its path, and whether it has a weight.
-fn read_upstream(typed: &str) -> Result<(Upstream, Option<String>, bool), String> {
+pub(in crate::config) fn read_upstream(typed: &str) -> Result<(Upstream, Option<String>, bool), String> {
     if let Some(reason) = samples::refuse(typed, false) {
         return Err(reason);
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{CallSettings, ListenSettings, Resolver, flag, is_listen_address, key, span, text};
+use super::{CallSettings, ListenSettings, Resolver, Services, flag, is_listen_address, key, span, text};
 use crate::authorize::Step;
 use crate::config::routes::{self, RouteSettings};
 use crate::config::values::{Count, Text};
@@ -17,6 +17,7 @@ impl Resolver<'_> {
         url: Option<&Url>,
         routes: &[RouteSettings],
         client_auths: Option<ClientAuths>,
+        services: Services,
     ) -> Option<ListenSettings> {
         let file = self.file;
         let address = text(file.address.as_ref());
@@ -46,7 +47,7 @@ impl Resolver<'_> {
             self.error("codec_type", "HTTP/3 is not there yet; use `auto`");
         }
         let certificates = self.certificates();
-        let calls = self.calls(&certificates);
+        let calls = self.calls(services, &certificates);
         let client_auths = client_auths?;
         let tls = if insecure {
             None
@@ -69,10 +70,10 @@ impl Resolver<'_> {
     }
 
     /// `grpc_address`. Those who ask there have to know the certificate, so none is made up.
-    fn calls(&mut self, certificates: &[Certificate]) -> Option<CallSettings> {
+    fn calls(&mut self, services: Services, certificates: &[Certificate]) -> Option<CallSettings> {
         let file = self.file;
         let address = text(file.grpc_address.as_ref());
-        if address.is_empty() {
+        if address.is_empty() || !services.authorize {
             return None;
         }
         if !is_listen_address(&address) {
