@@ -5,7 +5,8 @@
 //! 1. [`runtime`] has started one thread for each processor, each with its own current-thread runtime, its own
 //!    listening socket (`SO_REUSEPORT`) and its own connections to upstreams: on the road, threads share only
 //!    what is read. A thread's [`listener`] accepts a connection; [`tls`] picks the certificate by the name that
-//!    was asked for and yields a [`connection::Connection`]: the addresses, the name, the protocol.
+//!    was asked for, asks for a client certificate where the host wants one, and yields a
+//!    [`connection::Connection`]: the addresses, the name, the protocol, the certificate.
 //! 2. The listener's gate judges the head of the request before hyper reads it: what cannot be read, or in two ways
 //!    (a bare line feed, two lengths, a length beside `chunked`), goes on as a marked stand-in, to be refused
 //!    and recorded like any other request.
@@ -19,6 +20,8 @@
 //!    [`identity::Caller`], who may be anonymous. A session whose tokens end soon is refreshed beside the road.
 //! 7. [`authorize`] evaluates the route's compiled policy: allow with a [`authorize::Permit`], sign in first, or
 //!    deny, and by which rule. `Permit` is made nowhere else, and nothing is forwarded without one.
+//!    (Another proxy can ask the same of a request that it holds: [`ext_auth`] reads its question and writes the answer. A
+//!    process without `authorize` among its services asks one that has it.)
 //! 8. Someone who has to sign in goes to the provider with a `state` that is one random token, PKCE and a nonce. The
 //!    callback verifies the ID token, makes the session on the authenticate host, and hands each route's host a
 //!    handle of its own through a signed hand-off that works once.

@@ -10,8 +10,9 @@ use serde::de::{Deserializer, IgnoredAny};
 
 use super::foreign;
 use super::keys::keys;
-use super::layers::Layers;
+use super::layers::{LISTS, Layers};
 use super::problem::{Problem, Problems, nearest};
+use super::tree;
 use super::values::{Any, ClaimHeaders, Count, Flag, List, Span, Text, TextMap};
 use crate::authorize::Step;
 
@@ -378,13 +379,13 @@ pub(super) fn extract(layers: &Layers, problems: &mut Problems) -> Extracted {
             None => unknown(layers, problems, &path, (name, value), foreign::GLOBAL, File::KEYS),
         }
     }
-    for list in ["policy", "routes"] {
-        match layers.merged.get(list) {
-            None | Some(Value::Empty(..)) => {}
-            Some(Value::Array(_, routes)) => {
+    for list in LISTS {
+        match layers.list(list).map(|list| &list.kind) {
+            None => {}
+            Some(tree::Kind::List(routes)) => {
                 for (at, route) in routes.iter().enumerate() {
                     let path = vec![Step::Key(list.into()), Step::Index(at)];
-                    if let Some(read) = extract_route(layers, problems, &path, route) {
+                    if let Some(read) = extract_route(layers, problems, &path, &route.to_value()) {
                         extracted.routes.push((read, path));
                     }
                 }

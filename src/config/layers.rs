@@ -9,7 +9,7 @@ use super::file::File;
 use super::foreign;
 use super::problem::{Place, Problem, Problems};
 use super::source::{self, Document, Sources};
-use super::tree::Kind;
+use super::tree::{Kind, Node};
 use super::yaml;
 use crate::authorize::Step;
 
@@ -17,11 +17,25 @@ use crate::authorize::Step;
 pub(super) struct Layers {
     /// The file could not be read: what is missing may be in it.
     pub(super) unreadable: bool,
-    /// All layers together.
+    /// All layers together, but for the lists of routes, which are long.
     pub(super) merged: Dict,
     document: Option<Document>,
+    /// Lists of routes that the environment set.
+    lists: BTreeMap<String, Node>,
     /// Keys that the environment set.
     from_environment: BTreeMap<String, String>,
+}
+
+/// The keys that hold lists of routes, in the order in which they are tried.
+pub(super) const LISTS: [&str; 2] = ["policy", "routes"];
+
+/// What the environment says.
+#[derive(Default)]
+struct Environment {
+    values: Dict,
+    /// Keys, with the variables that set them.
+    names: BTreeMap<String, String>,
+    lists: BTreeMap<String, Node>,
 }
 
 /// One layer, for figment.
@@ -47,7 +61,7 @@ pub(super) fn read(sources: &Sources, problems: &mut Problems) -> Layers {
             None
         }
     });
-    let (file, named) = match &document {
+    let Environment { values: file, names: named, lists: listed } = match &document {
         Some(document) if document.is_environment => {
             let variables = document.root.to_dict();
             let texts =
@@ -56,13 +70,15 @@ pub(super) fn read(sources: &Sources, problems: &mut Problems) -> Layers {
         }
         Some(document) => {
             // A key without a value does not hide its default.
-            let mut dict = document.root.to_dict();
-            dict.retain(|_, value| !matches!(value, Value::Empty(..)));
-            (dict, BTreeMap::new())
+            let set = document.root.entries().filter(|entry| !matches!(entry.value.kind, Kind::Null));
+            let short = set.filter(|entry| !LISTS.contains(&entry.key.as_str()));
+            let values = short.map(|entry| (entry.key.clone(), entry.value.to_value())).collect();
+            Environment { values, ..Environment::default() }
         }
-        None => (Dict::new(), BTreeMap::new()),
+        None => Environment::default(),
     };
-    let (variables, mut from_environment) = environment(&sources.environment, problems, false);
+    let own = environment(&sources.environment, problems, false);
+    let Environment { values: variables, names: mut from_environment, mut lists } = own;
     let merged = Figment::new()
         .merge(Layer("defaults", defaults()))
         .merge(Layer("file", file))
@@ -74,8 +90,11 @@ pub(super) fn read(sources: &Sources, problems: &mut Problems) -> Layers {
     for (key, name) in named {
         from_environment.entry(key).or_insert(name);
     }
+    for (key, list) in listed {
+        lists.entry(key).or_insert(list);
+    }
     let unreadable = sources.file.is_some() && document.is_none();
-    Layers { unreadable, merged, document, from_environment }
+    Layers { unreadable, merged, document, lists, from_environment }
 }
 
 fn defaults() -> Dict {
@@ -97,12 +116,8 @@ const MTLS: &str = "downstream_mtls_";
 
 /// Environment variables whose names are keys of ours or of Pomerium. Values stay texts. `strict`: the
 /// variables come from a file of ours, so every name should be one.
-fn environment(
-    variables: &BTreeMap<String, String>,
-    problems: &mut Problems,
-    strict: bool,
-) -> (Dict, BTreeMap<String, String>) {
-    let (mut dict, mut names) = (Dict::new(), BTreeMap::new());
+fn environment(variables: &BTreeMap<String, String>, problems: &mut Problems, strict: bool) -> Environment {
+    let Environment { values: mut dict, mut names, mut lists } = Environment::default();
     for (name, text) in variables {
         let key = name.to_ascii_lowercase();
         if *name != name.to_ascii_uppercase() && !strict {
@@ -127,37 +142,40 @@ fn environment(
         if !(ours || pomeriums || strict) || text.is_empty() {
             continue;
         }
-        let value = match key.as_str() {
-            "routes" | "policy" => match routes(text) {
-                Ok(value) => value,
-                Err(message) => {
-                    problems.error(Problem::new(Place::Environment, name.clone(), message));
-                    continue;
-                }
-            },
-            _ => Value::from(text.as_str()),
-        };
         names.insert(key.clone(), name.clone());
-        dict.insert(key, value);
+        if LISTS.contains(&key.as_str()) {
+            match routes(text) {
+                Ok(list) => drop(lists.insert(key, list)),
+                Err(message) => problems.error(Problem::new(Place::Environment, name.clone(), message)),
+            }
+        } else {
+            dict.insert(key, Value::from(text.as_str()));
+        }
     }
-    (dict, names)
+    Environment { values: dict, names, lists }
 }
 
 /// `ROUTES` and `POLICY`: base64 of a list of routes, or the list itself.
-fn routes(text: &str) -> Result<Value, String> {
+fn routes(text: &str) -> Result<Node, String> {
     use base64::Engine as _;
     let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
     let decoded = base64::engine::general_purpose::STANDARD
         .decode(&compact)
         .ok()
         .and_then(|bytes| String::from_utf8(bytes).ok());
-    let list = yaml::read(decoded.as_deref().unwrap_or(text)).map_err(|error| {
+    yaml::read(decoded.as_deref().unwrap_or(text)).map_err(|error| {
         format!("base64 of a list of routes was expected: line {}: {}", error.line, error.message)
-    })?;
-    Ok(list.to_value())
+    })
 }
 
 impl Layers {
+    /// A list of routes, as it was typed; `None` when it is not set.
+    pub(super) fn list(&self, key: &str) -> Option<&Node> {
+        let typed = || self.document.as_ref().filter(|document| !document.is_environment)?.root.entry(key);
+        let list = self.lists.get(key).or_else(|| typed().map(|entry| &entry.value))?;
+        (!matches!(list.kind, Kind::Null)).then_some(list)
+    }
+
     /// Where a value stands that was last set at this path.
     pub(super) fn place(&self, path: &[Step]) -> Place {
         if let Some((name, _)) = self.variable(path) {

@@ -33,7 +33,8 @@ pub(super) fn refuse(value: &str, is_secret: bool) -> Option<String> {
     if is_secret && (PUBLISHED.contains(&bare) || PUBLISHED_KEYS.iter().any(|part| bare.contains(part))) {
         return Some("this secret is printed in a public guide, so it is none; make a new one".into());
     }
-    let lower = bare.to_ascii_lowercase().replace(['-', '_', ' ', '*'], "");
+    let letters = bare.chars().filter(|c| !matches!(c, '-' | '_' | ' ' | '*'));
+    let lower: String = letters.map(|c| c.to_ascii_lowercase()).collect();
     let filler = [
         "changeme",
         "replaceme",
@@ -78,6 +79,8 @@ pub(super) fn variable(value: &str) -> Option<&str> {
 
 /// `${NAME}`, `{NAME}`, `<name>`, or `<NAME` that was left standing.
 fn placeholder(value: &str) -> Option<&str> {
+    // Nearly no value has any of them.
+    memchr::memchr2(b'{', b'<', value.as_bytes())?;
     for (open, close) in [("${", '}'), ("{", '}'), ("<", '>')] {
         let Some(start) = value.find(open) else { continue };
         let rest = value.get(start + open.len()..)?;

@@ -49,6 +49,15 @@ impl Node {
         }
     }
 
+    /// The entries of a map.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        match &self.kind {
+            Kind::Map(entries) => entries.as_slice(),
+            _ => &[],
+        }
+        .iter()
+    }
+
     /// The nearest place to a way through the document: the key where there is one, else what is above it.
     pub(super) fn place(&self, path: &[Step]) -> (usize, usize) {
         let mut place = (self.line, self.column);
@@ -72,6 +81,16 @@ impl Node {
             }
         }
         place
+    }
+
+    /// Whether a text in it meets a test.
+    pub(super) fn has_text(&self, test: &impl Fn(&str) -> bool) -> bool {
+        match &self.kind {
+            Kind::Text(text) => test(text),
+            Kind::List(items) => items.iter().any(|item| item.has_text(test)),
+            Kind::Map(entries) => entries.iter().any(|entry| entry.value.has_text(test)),
+            _ => false,
+        }
     }
 
     pub(super) fn to_value(&self) -> Value {

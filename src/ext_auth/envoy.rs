@@ -477,3 +477,97 @@ fn to_json(value: Value) -> Json {
         Some(Kind::List(list)) => list.values.into_iter().map(to_json).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> Request<Body> {
+        let request =
+            Request::builder().method("PUT").uri("/a%20b?c=d").header("x-two", "1").header("x-two", "2");
+        let request = request.header("x-bytes", HeaderValue::from_bytes(b"\xff").unwrap());
+        request.header("host", "elsewhere").header("content-length", "3").body(Body::empty()).unwrap()
+    }
+
+    #[test]
+    fn a_question_is_read_as_it_was_asked() {
+        let request = request();
+        let name = HeaderValue::from_static("name-1");
+        let asked = |body: &'static [u8]| Asked {
+            request: &request,
+            host: "app.test:8443",
+            scheme: "https",
+            client: "2001:db8::1".parse().unwrap(),
+            chain: &[],
+            body: Bytes::from_static(body),
+            request_id: &name,
+        };
+        let read = |body| read_check(check_request(&asked(body)), |_| None).unwrap();
+        let question = read(b"abc");
+        let fields = question.request.headers();
+        assert_eq!(
+            (question.request.method().as_str(), question.request.uri().to_string()),
+            ("PUT", "/a%20b?c=d".into())
+        );
+        assert_eq!(fields.get_all("x-two").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(fields["x-bytes"].as_bytes(), b"\xff");
+        assert_eq!(fields.get_all("host").iter().collect::<Vec<_>>(), ["app.test:8443"]);
+        assert_eq!(
+            (fields["x-request-id"].as_bytes(), fields.contains_key("content-length")),
+            (&b"name-1"[..], false)
+        );
+        assert_eq!(question.client, Some("2001:db8::1".parse().unwrap()));
+        assert!(!question.request.body().is_empty());
+        // A part of a body is not a body.
+        assert!(read(b"ab").request.body().is_empty());
+    }
+
+    #[test]
+    fn an_answer_lets_pass_only_when_all_of_it_says_so() {
+        let passed = || Verdict::Ok(Passed::default());
+        let denied =
+            |code| Verdict::Denied(Denied { status: Some(HttpStatus { code }), ..Denied::default() });
+        let read = |code: Option<i32>, verdict: Option<Verdict>| {
+            let status = code.map(|code| RpcStatus { code });
+            match read_response(CheckResponse { status, dynamic_metadata: None, verdict }) {
+                Ok(Decided::Passes(..)) => "passes".to_owned(),
+                Ok(Decided::Answered(answer)) => answer.status().as_u16().to_string(),
+                Err(_) => "nothing".to_owned(),
+            }
+        };
+        assert_eq!(read(Some(0), Some(passed())), "passes");
+        assert_eq!(read(Some(7), Some(denied(302))), "302");
+        for (code, verdict) in [
+            (None, Some(passed())),
+            (Some(7), Some(passed())),
+            (Some(-1), Some(passed())),
+            (Some(0), None),
+            (Some(7), None),
+            (Some(0), Some(denied(403))),
+            (Some(7), Some(denied(0))),
+            (Some(7), Some(denied(99_999))),
+            (Some(7), Some(Verdict::Denied(Denied::default()))),
+        ] {
+            assert_eq!(read(code, verdict.clone()), "nothing", "{code:?} {verdict:?}");
+        }
+        let broken = FieldOption {
+            header: Some(Field { key: "a b".into(), ..Field::default() }),
+            ..FieldOption::default()
+        };
+        assert_eq!(
+            read(Some(0), Some(Verdict::Ok(Passed { headers: vec![broken], ..Passed::default() }))),
+            "nothing"
+        );
+    }
+
+    #[test]
+    fn a_certificate_is_the_same_after_its_journey() {
+        let chain = [vec![0_u8, 255, 62, 63], vec![1; 100]];
+        let pem = String::from_utf8(percent_decode(&percent_encoded_pem(&chain))).unwrap();
+        use rustls::pki_types::pem::PemObject as _;
+        let read: Vec<_> = rustls::pki_types::CertificateDer::pem_slice_iter(pem.as_bytes())
+            .map(|one| one.unwrap().to_vec())
+            .collect();
+        assert_eq!(read, chain);
+    }
+}

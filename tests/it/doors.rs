@@ -418,6 +418,8 @@ fn a_page_of_another_site_opens_no_tunnel() {
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
         "Sec-WebSocket-Version: 13\r\n",
         "Sec-Fetch-Mode: websocket\r\n",
+        // As it came.
+        "Connection: Upgrade\r\nUpgrade: websocket\r\n",
     ];
     for door in DOORS {
         for handshake in handshakes {

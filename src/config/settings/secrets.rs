@@ -2,6 +2,8 @@
 
 use super::{Resolver, collect_variables, decode_secret, key};
 use crate::authorize::Step;
+use crate::config::layers::LISTS;
+use crate::config::tree::Kind;
 use crate::config::values::Text;
 use crate::config::{routes, samples};
 use crate::crypto;
@@ -33,6 +35,15 @@ impl Resolver<'_> {
         let mut found = Vec::new();
         for (name, value) in &self.layers.merged {
             collect_variables(value, &mut vec![key(name)], &mut found);
+        }
+        for list in LISTS {
+            if let Some(Kind::List(routes)) = self.layers.list(list).map(|list| &list.kind) {
+                let suspicious = |text: &str| samples::variable(text).is_some();
+                for (at, route) in routes.iter().enumerate().filter(|(_, route)| route.has_text(&suspicious))
+                {
+                    collect_variables(&route.to_value(), &mut vec![key(list), Step::Index(at)], &mut found);
+                }
+            }
         }
         for (path, variable) in found {
             self.error_at(&path, format!("the placeholder `{variable}` was not filled in"));
