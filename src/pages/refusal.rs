@@ -128,20 +128,26 @@ impl Refusal {
                 "not found",
                 "12",
             ),
-            Self::NotHere(why) => say(
-                StatusCode::NOT_FOUND,
-                "There is nothing here",
-                &format!("This address is not answered here: {why}."),
-                "not answered here",
-                "12",
-            ),
-            Self::Stranger(_) => say(
-                StatusCode::FORBIDDEN,
-                "Only proxies are answered here",
-                "Whether a request may pass is told to the proxies that are named in trusted_proxies.",
-                "this peer is not one of trusted_proxies",
-                "7",
-            ),
+            Self::NotHere(why) => Told {
+                advice: Some(format!("This server does not answer the address: {why}.")),
+                ..say(
+                    StatusCode::NOT_FOUND,
+                    "There is nothing here",
+                    "This address is not answered here.",
+                    "not answered here",
+                    "12",
+                )
+            },
+            Self::Stranger(peer) => Told {
+                advice: Some(format!("If {peer} is a proxy of yours, name it in trusted_proxies.")),
+                ..say(
+                    StatusCode::FORBIDDEN,
+                    "Only proxies are answered here",
+                    "Whether a request may pass is told to proxies that are known, and to nobody else.",
+                    "this peer is not one of trusted_proxies",
+                    "7",
+                )
+            },
             Self::Method => say(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "That does not work here",
@@ -156,32 +162,30 @@ impl Refusal {
                 "sign-in required",
                 "16",
             ),
-            Self::Misdirected => Told {
-                advice: Some("Please reload the page.".into()),
-                ..say(
-                    StatusCode::MISDIRECTED_REQUEST,
-                    "This came on the wrong connection",
-                    "It was opened for another address, where other client certificates are asked for.",
-                    "misdirected request: open a connection for this host",
-                    "9",
-                )
-            },
+            Self::Misdirected => say(
+                StatusCode::MISDIRECTED_REQUEST,
+                "This came on the wrong connection",
+                "It was opened for another address, where other client certificates are asked for. Please reload the page.",
+                "misdirected request: open a connection for this host",
+                "9",
+            ),
             Self::ClientCertificate(flaw) => {
                 let (message, error) = match flaw {
                     None => (
-                        "Only clients with a certificate are served here, and yours showed none.".to_owned(),
+                        "Only clients with a certificate are served here, and yours showed none. Install the one that you were \
+                         given for this, and open the page in a new window."
+                            .to_owned(),
                         "client certificate required".to_owned(),
                     ),
                     Some(flaw) => (
-                        format!("The certificate that your client showed is not accepted: {flaw}."),
+                        format!(
+                            "The certificate that your client showed is not accepted: {flaw}. Install another one, and open \
+                             the page in a new window."
+                        ),
                         format!("client certificate not accepted: {flaw}"),
                     ),
                 };
                 Told {
-                    advice: Some(
-                        "Install the certificate that you were given for this, and open the page in a new window."
-                            .into(),
-                    ),
                     show_contact: true,
                     ..say(certificate_status(), "A client certificate is needed", &message, &error, "16")
                 }

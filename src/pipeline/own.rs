@@ -415,6 +415,8 @@ fn applications(
     record: &Record,
 ) -> Vec<Application> {
     let headers = HeaderMap::new();
+    // A host that wants another certificate is reached by another connection.
+    let asked = snapshot.client_auths.of(record.host()).map(|auth| auth.id());
     let allowed = |route: &&crate::snapshot::Route| {
         let facts = Facts {
             caller,
@@ -423,7 +425,7 @@ fn applications(
             query: "",
             client: record.client(),
             headers: &headers,
-            certificate,
+            certificate: certificate.filter(|_| route.client_auth == asked),
             time: record.began(),
         };
         route.is_place && matches!(route.policy.decide(&facts), Decision::Allow(_))

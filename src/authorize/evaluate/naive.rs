@@ -1,6 +1,7 @@
 //! The compiled evaluator against one that follows the words of the reference, set by set.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use proptest::prelude::*;
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::*;
 use crate::clock::Timestamp;
+use crate::connection::{ClientCertificate, Shown};
 use crate::identity::{Caller, Identity, Reading};
 
 /// A request, as plain data.
@@ -18,6 +20,8 @@ struct Plain {
     path: &'static str,
     team: Option<&'static str>,
     query: &'static str,
+    /// The DNS names of the client certificate, and whether it is good.
+    certificate: Option<(Vec<&'static str>, bool)>,
 }
 
 /// What a criterion, a list, a rule or an action gave: whether it holds, and why.
@@ -40,7 +44,10 @@ fn naive(policy: &Value, request: &Plain) -> String {
     let (deny, allow) = (action("deny"), action("allow"));
     let nobody = "user-unauthenticated";
     let because = |reasons: &BTreeSet<String>| reasons.iter().cloned().collect::<Vec<_>>().join(" ");
-    if deny.0 {
+    let about_certificates = ["client-certificate-required", "invalid-client-certificate"];
+    if deny.0 && about_certificates.iter().any(|reason| deny.1.contains(*reason)) {
+        format!("client certificate: {}", because(&deny.1))
+    } else if deny.0 {
         format!("deny: {}", because(&deny.1))
     } else if deny.1.contains(nobody) || (!allow.0 && allow.1.contains(nobody)) {
         format!("sign in: {nobody}")
@@ -89,6 +96,27 @@ fn criterion(one: &Value, request: &Plain, denies: bool) -> (bool, String) {
     match base {
         "accept" => return (true, "accept".into()),
         "reject" => return (false, "reject".into()),
+        "client_certificate" => {
+            let wanted = &data["san_dns"];
+            // An allow rule looks at what is good, a deny rule at whatever was shown, or not shown.
+            let names = match &request.certificate {
+                Some((names, good)) if *good || denies => Some(names.as_slice()),
+                None if denies => Some(&[][..]),
+                _ => None,
+            };
+            let holds = names.is_some_and(|names| match names {
+                [] => text(wanted, None, denies),
+                names => names.iter().any(|name| text(wanted, Some(name), denies)),
+            });
+            return told(holds);
+        }
+        "invalid_client_certificate" => {
+            return match &request.certificate {
+                None => (true, "client-certificate-required".into()),
+                Some((_, false)) => (true, "invalid-client-certificate".into()),
+                Some((_, true)) => (false, "valid-client-certificate".into()),
+            };
+        }
         "http_method" => return told(text(data, Some(request.method), denies)),
         "http_path" => return told(text(data, Some(request.path), denies)),
         "http_header" => return told(text(data, request.team, denies)),
@@ -170,6 +198,13 @@ fn compiled(policy: &Value, request: &Plain) -> String {
     if let Some(team) = request.team {
         headers.insert(HeaderName::from_static("x-team"), HeaderValue::from_static(team));
     }
+    let shown = request.certificate.as_ref().map(|(names, good)| Shown {
+        certificate: Arc::new(ClientCertificate {
+            dns: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..ClientCertificate::default()
+        }),
+        flaw: (!good).then(|| "it is not good".into()),
+    });
     let decision = policy.decide(&Facts {
         caller: &caller,
         method: &Method::from_bytes(request.method.as_bytes()).unwrap(),
@@ -177,14 +212,15 @@ fn compiled(policy: &Value, request: &Plain) -> String {
         query: request.query,
         client: "10.0.0.1".parse().unwrap(),
         headers: &headers,
-        certificate: None,
+        certificate: shown.as_ref(),
         time: Timestamp::default(),
     });
     let (name, decided) = match &decision {
         Decision::Allow(permit) => ("allow", permit.decided()),
         Decision::SignIn(decided) => ("sign in", decided),
         Decision::Deny(decided) => ("deny", decided),
-        Decision::StepUp(..) | Decision::ClientCertificate(_) => unreachable!("no criterion asks for that"),
+        Decision::ClientCertificate(decided) => ("client certificate", decided),
+        Decision::StepUp(..) => unreachable!("no criterion asks for that"),
     };
     let reasons: Vec<_> = decided.reasons.iter().map(Reason::as_str).collect();
     format!("{name}: {}", reasons.join(" "))
@@ -206,7 +242,8 @@ fn word() -> impl Strategy<Value = Value> {
     .prop_map(|text| json!(text))
 }
 
-fn string_matcher() -> impl Strategy<Value = Value> {
+/// In a box: kept by value, what is made of them would fill the stack.
+fn string_matcher() -> BoxedStrategy<Value> {
     let many = (prop_oneof![Just("in"), Just("not_in")], prop::collection::vec(word(), 0..3));
     prop_oneof![
         word(),
@@ -214,6 +251,7 @@ fn string_matcher() -> impl Strategy<Value = Value> {
         many.prop_map(|(key, words)| json!({ key: words })),
         (string_key(), string_key()).prop_map(|((a, x), (b, y))| json!({ a: x, b: y })),
     ]
+    .boxed()
 }
 
 fn string_key() -> impl Strategy<Value = (&'static str, Value)> {
@@ -226,7 +264,7 @@ fn list_matcher() -> impl Strategy<Value = Value> {
     prop_oneof![value.clone(), (key, value).prop_map(|(key, value)| json!({ key: value }))]
 }
 
-fn criteria() -> impl Strategy<Value = Value> {
+fn criteria() -> BoxedStrategy<Value> {
     let texts = prop_oneof![
         Just("email"),
         Just("domain"),
@@ -237,16 +275,23 @@ fn criteria() -> impl Strategy<Value = Value> {
         Just("http_header/x-team"),
         Just("http_query/page")
     ];
-    let flags = prop_oneof![Just("accept"), Just("reject"), Just("authenticated_user")];
+    let flags = prop_oneof![
+        Just("accept"),
+        Just("reject"),
+        Just("authenticated_user"),
+        Just("invalid_client_certificate")
+    ];
     let claims = prop_oneof![Just("claim/groups"), Just("claim/level"), Just("claim/absent")];
     prop_oneof![
         4 => (texts, string_matcher()).prop_map(|(name, data)| json!({ name: data })),
         1 => flags.prop_map(|name| json!({ name: true })),
+        1 => string_matcher().prop_map(|data| json!({ "client_certificate": { "san_dns": data } })),
         2 => (claims, list_matcher()).prop_map(|(name, data)| json!({ name: data })),
         // Groups are texts, whatever was typed.
         1 => word().prop_map(|data| json!({ "groups": data })),
         1 => word().prop_map(|data| json!({ "groups": { "exclude": data } })),
     ]
+    .boxed()
 }
 
 fn policies() -> impl Strategy<Value = Value> {
@@ -288,8 +333,24 @@ fn requests() -> impl Strategy<Value = Plain> {
         prop_oneof![Just("/a"), Just("/b")],
         prop_oneof![Just(None), Just(Some("dev")), Just(Some("a"))],
         prop_oneof![Just(""), Just("page=dev"), Just("page=a&page=ops"), Just("x=1")],
+        prop_oneof![
+            Just(None),
+            (prop_oneof![Just(vec![]), Just(vec!["a.test"]), Just(vec!["dev", "p"])], any_bool())
+                .prop_map(Some)
+        ],
     );
-    parts.prop_map(|(claims, method, path, team, query)| Plain { claims, method, path, team, query })
+    parts.prop_map(|(claims, method, path, team, query, certificate)| Plain {
+        claims,
+        method,
+        path,
+        team,
+        query,
+        certificate,
+    })
+}
+
+fn any_bool() -> impl Strategy<Value = bool> {
+    prop_oneof![Just(true), Just(false)]
 }
 
 proptest! {
