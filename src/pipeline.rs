@@ -204,14 +204,7 @@ async fn answer(
         return Err(Refusal::NotHere("its route is decide_only, and another proxy forwards").into());
     };
     client_certificate::check_way(route, &downstream.connection)?;
-    let trusted = snapshot.forwarded_rules.trusts(connection.peer_ip());
-    headers::scrub(request.headers_mut(), &snapshot.header_rules, trusted)?;
-    let upgrade = if seen.any(Seen::UPGRADE) {
-        Upgrade::of(request)?.filter(|upgrade| cluster.settings().upgrades.allows(&upgrade.protocol()))
-    } else {
-        None
-    };
-    headers::remove_hop_by_hop(request.headers_mut(), seen);
+    let upgrade = strip(snapshot, downstream, cluster, request, seen)?;
 
     let matter = Matter {
         canonical: &canonical,
@@ -237,6 +230,26 @@ async fn answer(
         now,
     };
     going.forward(snapshot, downstream, slot, record).await
+}
+
+/// Takes from a request what the client is not allowed to say and what concerns its connection alone. The change of
+/// protocol that it asks for, when that is allowed.
+fn strip(
+    snapshot: &Snapshot,
+    downstream: &Downstream,
+    cluster: &Cluster,
+    request: &mut Request<Body>,
+    seen: Seen,
+) -> Result<Option<Upgrade>, Refusal> {
+    let trusted = snapshot.forwarded_rules.trusts(downstream.connection.peer_ip());
+    headers::scrub(request.headers_mut(), &snapshot.header_rules, trusted)?;
+    let upgrade = if seen.any(Seen::UPGRADE) {
+        Upgrade::of(request)?.filter(|upgrade| cluster.settings().upgrades.allows(&upgrade.protocol()))
+    } else {
+        None
+    };
+    headers::remove_hop_by_hop(request.headers_mut(), seen);
+    Ok(upgrade)
 }
 
 /// Whether this process is there for the authenticate host, or for the others.

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::records::Record;
 use super::sign_in::{LARGEST_FORM, SLOWEST_FORM};
-use super::{Downstream, Exit, Going, client_certificate};
+use super::{Downstream, Exit, Going, client_certificate, strip};
 use crate::authorize::Permit;
 use crate::ext_auth::envoy::{self, Asked, Decided};
 use crate::ext_auth::{Allowed, grpc, proof};
@@ -23,7 +23,7 @@ use crate::http::headers::{self, REQUEST_ID};
 use crate::http::{Body, Canonical, Seen, is_same_site_form};
 use crate::identity::{Caller, Identity, Reading};
 use crate::pages::Refusal;
-use crate::proxy::{Call, Upgrade};
+use crate::proxy::Call;
 use crate::route::NoRoute;
 use crate::snapshot::{AuthorizeService, Route, Snapshot};
 
@@ -70,14 +70,7 @@ pub(super) async fn answer(
     let Some(cluster) = route.cluster.as_deref().filter(|_| snapshot.services.proxy) else {
         return Err(Refusal::NotHere("nothing is forwarded for this route here").into());
     };
-    let trusted = snapshot.forwarded_rules.trusts(downstream.connection.peer_ip());
-    headers::scrub(request.headers_mut(), &snapshot.header_rules, trusted)?;
-    let upgrade = if seen.any(Seen::UPGRADE) {
-        Upgrade::of(request)?.filter(|upgrade| cluster.settings().upgrades.allows(&upgrade.protocol()))
-    } else {
-        None
-    };
-    headers::remove_hop_by_hop(request.headers_mut(), seen);
+    let upgrade = strip(snapshot, downstream, cluster, request, seen)?;
     super::judge::remove_own_credentials(snapshot, request.headers_mut(), seen, None);
     let Allowed { set, remove } = allowed;
     for name in remove {

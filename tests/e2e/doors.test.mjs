@@ -75,6 +75,8 @@ for (const name of Object.keys(fronts)) {
         // A proxy may have made it plain before it asked; then it forwards that.
         assert.ok(answer.status >= 300 || /GET \/public\/[a-z]*</.test(answer.body), `${target}: ${answer.status} ${answer.body}`);
       }
+      const odd = await ask(port, '/x', { 'x-foo': '\u00ff\u00fe' }).catch(() => ({ status: 400 }));
+      assert.ok(odd.status >= 300, `bytes that are no text let nobody in: ${odd.status} ${odd.body}`);
       assert.ok((await ask(port, '/.pomerium/auth/forward', { 'x-forwarded-uri': '/public' })).status >= 400, 'clients are told nothing');
       if (!familiar) {
         assert.equal(JSON.parse(anonymous.body).error, 'sign-in required');

@@ -264,6 +264,12 @@ impl Verdict {
     }
 }
 
+/// The message with bytes in it that are no text.
+fn not_text(message: &[u8]) -> Vec<u8> {
+    let at = message.windows(4).position(|four| four == b"MARK").unwrap();
+    [&message[..at], &[0xff, 0xfe, 0xff, 0xfe], &message[at + 4..]].concat()
+}
+
 fn rig() -> Rig {
     rig_with(TRUSTED)
 }
@@ -395,6 +401,9 @@ fn a_call_that_cannot_be_read_lets_nothing_pass() {
         Check::of("/public", &[("a b", "x")]).encode(),
         Check::of("/public", &[("a", "x\ny")]).encode(),
         Check { certificate: "nonsense".into(), ..Check::of("/public", &[]) }.encode(),
+        // Bytes that are no text, where a text has to be (CVE-2023-27488).
+        not_text(&Check::of("/public", &[("x-foo", "MARK")]).encode()),
+        not_text(&Check { method: "MARK", ..Check::of("/public", &[]) }.encode()),
     ];
     for message in without {
         let reply = call(&rig, CHECK, &message);
