@@ -9,6 +9,7 @@
 //! and the nearest right spelling. An unknown key is an error, a key of Pomerium that is not there (yet) is
 //! refused by name, and nothing that could weaken access is ever ignored.
 
+mod extract;
 mod file;
 mod foreign;
 mod keys;
@@ -59,7 +60,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<Problem>> {
     if layers.unreadable {
         return problems.finish(None);
     }
-    let file = file::extract(&layers, &mut problems);
+    let file = extract::extract(&layers, &mut problems);
     let settings = settings::resolve(&file, sources, &layers, &mut problems);
     problems.finish(settings)
 }

@@ -67,6 +67,11 @@ impl Problem {
     pub(super) fn new(place: Place, key: impl Into<String>, message: impl Into<String>) -> Self {
         Self { place, key: key.into(), message: message.into(), suggestion: None }
     }
+
+    /// The same problem with a suggestion.
+    pub(super) fn suggesting(self, suggestion: Option<String>) -> Self {
+        Self { suggestion, ..self }
+    }
 }
 
 impl fmt::Display for Problem {

@@ -9,7 +9,6 @@ use ::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use prost::{Message, Oneof};
 use serde_json::Value as Json;
 
 use super::{Allowed, Question, grpc, request};
@@ -17,196 +16,15 @@ use crate::connection::ClientCertificate;
 use crate::http::headers::REQUEST_ID;
 use crate::http::{BadRequest, Body};
 
+mod messages;
+
+use messages::*;
+pub use messages::{CheckRequest, CheckResponse};
+
 /// The one method of the service.
 pub const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 /// The service's name.
 pub const SERVICE: &str = "envoy.service.auth.v3.Authorization";
-
-/// What is asked.
-#[derive(Clone, PartialEq, Message)]
-pub struct CheckRequest {
-    #[prost(message, optional, tag = "1")]
-    attributes: Option<Attributes>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Attributes {
-    #[prost(message, optional, tag = "1")]
-    source: Option<Peer>,
-    #[prost(message, optional, tag = "4")]
-    request: Option<Attributed>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Peer {
-    #[prost(message, optional, tag = "1")]
-    address: Option<Address>,
-    /// PEM, percent-encoded.
-    #[prost(string, tag = "5")]
-    certificate: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Address {
-    #[prost(message, optional, tag = "1")]
-    socket: Option<Socket>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Socket {
-    #[prost(string, tag = "2")]
-    address: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Attributed {
-    #[prost(message, optional, tag = "2")]
-    http: Option<Http>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Http {
-    #[prost(string, tag = "2")]
-    method: String,
-    #[prost(map = "string, string", tag = "3")]
-    headers: HashMap<String, String>,
-    /// With its query, as it was sent.
-    #[prost(string, tag = "4")]
-    path: String,
-    #[prost(string, tag = "5")]
-    host: String,
-    #[prost(string, tag = "6")]
-    scheme: String,
-    #[prost(string, tag = "11")]
-    body: String,
-    #[prost(bytes = "bytes", tag = "12")]
-    raw_body: Bytes,
-    /// Instead of `headers`, where `encode_raw_headers` is on: every line by itself.
-    #[prost(message, optional, tag = "13")]
-    header_map: Option<Fields>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Fields {
-    #[prost(message, repeated, tag = "1")]
-    headers: Vec<Field>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Field {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(string, tag = "2")]
-    value: String,
-    #[prost(bytes = "vec", tag = "3")]
-    raw_value: Vec<u8>,
-}
-
-/// What is answered.
-#[derive(Clone, PartialEq, Message)]
-pub struct CheckResponse {
-    /// `google.rpc.Status`: 0 lets the request pass.
-    #[prost(message, optional, tag = "1")]
-    status: Option<RpcStatus>,
-    #[prost(message, optional, tag = "4")]
-    dynamic_metadata: Option<Struct>,
-    #[prost(oneof = "Verdict", tags = "2, 3")]
-    verdict: Option<Verdict>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-enum Verdict {
-    #[prost(message, tag = "2")]
-    Denied(Denied),
-    #[prost(message, tag = "3")]
-    Ok(Passed),
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Denied {
-    #[prost(message, optional, tag = "1")]
-    status: Option<HttpStatus>,
-    #[prost(message, repeated, tag = "2")]
-    headers: Vec<FieldOption>,
-    #[prost(string, tag = "3")]
-    body: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct HttpStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Passed {
-    #[prost(message, repeated, tag = "2")]
-    headers: Vec<FieldOption>,
-    #[prost(string, repeated, tag = "5")]
-    headers_to_remove: Vec<String>,
-}
-
-/// A field, and what becomes of one that is there already.
-#[derive(Clone, PartialEq, Message)]
-struct FieldOption {
-    #[prost(message, optional, tag = "1")]
-    header: Option<Field>,
-    /// `append`, which is deprecated, and what Envoy still goes by.
-    #[prost(message, optional, tag = "2")]
-    append: Option<Flag>,
-    #[prost(bool, tag = "4")]
-    keep_empty_value: bool,
-}
-
-/// `google.protobuf.BoolValue`.
-#[derive(Clone, Copy, PartialEq, Message)]
-struct Flag {
-    #[prost(bool, tag = "1")]
-    value: bool,
-}
-
-/// `google.protobuf.Struct`.
-#[derive(Clone, PartialEq, Message)]
-struct Struct {
-    #[prost(map = "string, message", tag = "1")]
-    fields: HashMap<String, Value>,
-}
-
-/// `google.protobuf.Value`.
-#[derive(Clone, PartialEq, Message)]
-struct Value {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6")]
-    kind: Option<Kind>,
-}
-
-#[derive(Clone, PartialEq, Oneof)]
-enum Kind {
-    #[prost(int32, tag = "1")]
-    Null(i32),
-    #[prost(double, tag = "2")]
-    Number(f64),
-    #[prost(string, tag = "3")]
-    Text(String),
-    #[prost(bool, tag = "4")]
-    Flag(bool),
-    #[prost(message, tag = "5")]
-    Struct(Struct),
-    #[prost(message, tag = "6")]
-    List(Values),
-}
-
-/// `google.protobuf.ListValue`.
-#[derive(Clone, PartialEq, Message)]
-struct Values {
-    #[prost(message, repeated, tag = "1")]
-    values: Vec<Value>,
-}
 
 /// Reads a question. `certificate` reads a PEM certificate.
 ///
