@@ -9,6 +9,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,10 +20,12 @@ use crate::crypto;
 mod conformance;
 mod file;
 mod memory;
+mod redis;
 mod waiting;
 
 pub use file::FileStore;
 pub use memory::MemoryStore;
+pub use redis::RedisStore;
 
 /// An identifier of 128 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -116,6 +119,61 @@ pub trait Store: Send + Sync {
 
     /// Removes what has expired; how many things that were.
     fn sweep(&self, now: Timestamp) -> Pending<'_, usize>;
+
+    /// Whether several processes use it, so that each has to hear what the others do.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// The end of what happened so far, to read on from.
+    fn position(&self) -> Pending<'_, String> {
+        Box::pin(async { Ok(String::new()) })
+    }
+
+    /// What happened since a position; when that is nothing, it waits for a second at the most.
+    fn news<'a>(&'a self, since: &'a str) -> Pending<'a, News> {
+        Box::pin(async move { Ok(News { position: since.to_owned(), events: Vec::new() }) })
+    }
+
+    /// Which of these sessions are not there.
+    fn missing(&self, _: Vec<Id>) -> Pending<'_, Vec<Id>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// The right to do something with a session that only one process may do, for a while; `None` when another one has it.
+    fn lease(&self, session: Id, _: Duration) -> Pending<'_, Option<Lease>> {
+        Box::pin(async move { Ok(Some(Lease { session, owner: session })) })
+    }
+
+    /// Gives it back.
+    fn release(&self, _: Lease) -> Pending<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// What other processes did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// To read on from.
+    pub position: String,
+    /// In the order in which it happened.
+    pub events: Vec<Event>,
+}
+
+/// Something that happened to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It was ended.
+    Ended(Id),
+    /// It was replaced.
+    Changed(Id),
+}
+
+/// See [`Store::lease`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    session: Id,
+    owner: Id,
 }
 
 impl Id {

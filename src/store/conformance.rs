@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::clock::Clock;
 
 const NOW: Timestamp = Timestamp::from_unix_seconds(1_000);
 const LATER: Timestamp = Timestamp::from_unix_seconds(2_000);
@@ -62,6 +63,11 @@ async fn what_has_expired_is_not_there_and_is_swept(store: &dyn Store) {
     assert_eq!(store.load(first.id, after).await.unwrap(), None);
     assert_eq!(store.session(record.id, after).await.unwrap(), None);
     assert!(!store.add_handle(handle(&record, "b.test"), after).await.unwrap());
+    if store.is_shared() {
+        // It removes by itself, by its own clock; nobody else is to do so.
+        assert_eq!(store.take(key, after).await.unwrap(), None);
+        return;
+    }
     assert!(store.sweep(after).await.unwrap() >= 3);
     assert_eq!(store.load(first.id, NOW).await.unwrap(), None);
     assert_eq!(store.take(key, NOW).await.unwrap(), None);
@@ -114,7 +120,60 @@ async fn people_who_never_sign_in_cannot_fill_it(store: &dyn Store) {
     assert!(store.take(key, LATER).await.unwrap().is_none());
 }
 
+/// What one process does, another hears of, in order, and from where it was.
+async fn others_hear_of_ends_and_changes(store: &dyn Store) {
+    if !store.is_shared() {
+        return;
+    }
+    let start = store.position().await.unwrap();
+    let (one, two) = (session(LATER), session(LATER));
+    for record in [&one, &two] {
+        store.insert(record.clone(), handle(record, "a.test")).await.unwrap();
+    }
+    assert!(store.replace(SessionRecord { revision: 2, ..two.clone() }).await.unwrap());
+    store.end(one.id).await.unwrap();
+    let news = store.news(&start).await.unwrap();
+    assert_eq!(news.events, [Event::Changed(two.id), Event::Ended(one.id)]);
+    assert_eq!(store.position().await.unwrap(), news.position);
+    assert_eq!(store.news(&news.position).await.unwrap().events, []);
+    // Whoever waits hears at once.
+    let (heard, ended) = tokio::join!(store.news(&news.position), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        store.end(two.id).await
+    });
+    ended.unwrap();
+    assert_eq!(heard.unwrap().events, [Event::Ended(two.id)]);
+    assert_eq!(store.missing(vec![one.id, two.id]).await.unwrap(), [one.id, two.id]);
+    // Replacing twice is replacing once: an answer that was lost is asked for again.
+    store.insert(one.clone(), handle(&one, "a.test")).await.unwrap();
+    let next = SessionRecord { revision: 2, ..one.clone() };
+    assert!(store.replace(next.clone()).await.unwrap());
+    assert!(store.replace(next).await.unwrap());
+    assert_eq!(store.missing(vec![one.id, two.id]).await.unwrap(), [two.id]);
+}
+
+async fn a_lease_is_one_process_own_until_it_is_given_back_or_over(store: &dyn Store) {
+    let id = Id::random();
+    let lease = store.lease(id, Duration::from_secs(60)).await.unwrap().unwrap();
+    if store.is_shared() {
+        assert_eq!(store.lease(id, Duration::from_secs(60)).await.unwrap(), None);
+    }
+    assert!(store.lease(Id::random(), Duration::from_secs(60)).await.unwrap().is_some());
+    store.release(lease).await.unwrap();
+    let short = store.lease(id, Duration::from_millis(100)).await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let next = store.lease(id, Duration::from_secs(60)).await.unwrap().unwrap();
+    // Whoever had it has it no more, and cannot give away what is another one's.
+    store.release(short).await.unwrap();
+    if store.is_shared() {
+        assert_eq!(store.lease(id, Duration::from_secs(60)).await.unwrap(), None);
+    }
+    store.release(next).await.unwrap();
+}
+
 async fn all(store: &dyn Store) {
+    others_hear_of_ends_and_changes(store).await;
+    a_lease_is_one_process_own_until_it_is_given_back_or_over(store).await;
     a_session_comes_back_as_it_was_put(store).await;
     ending_a_session_ends_every_handle_and_no_other_session(store).await;
     what_has_expired_is_not_there_and_is_swept(store).await;
@@ -146,4 +205,157 @@ async fn a_file_is_read_again_and_belongs_to_one_process() {
     drop(store);
     let store = FileStore::open(&path).unwrap();
     assert_eq!(store.load(first.id, NOW).await.unwrap(), Some((first, record)));
+}
+
+/// A server of its own, killed when it is dropped.
+struct Redis {
+    child: std::process::Child,
+    port: u16,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Redis {
+    /// Starts one; `more` are further settings, with `DIR` for its directory and `PORT` for its port.
+    fn start(more: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let base = format!("bind 127.0.0.1\ndir DIR\nsave \"\"\n{more}");
+        let text =
+            base.replace("DIR", &directory.path().display().to_string()).replace("PORT", &port.to_string());
+        let file = directory.path().join("redis.conf");
+        std::fs::write(&file, text).unwrap();
+        let mut redis = std::process::Command::new("redis-server");
+        if more.contains("sentinel monitor") {
+            redis.arg(&file).arg("--sentinel");
+        } else {
+            redis.arg(&file);
+        }
+        let child = redis.stdout(std::process::Stdio::null()).spawn();
+        let child = child.unwrap_or_else(|error| panic!("redis-server: {error}; tests/run installs it"));
+        let server = Self { child, port, _directory: directory };
+        for _ in 0..200 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return server;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("redis-server does not listen");
+    }
+}
+
+fn redis(connection: &str, roots: Option<&[u8]>) -> RedisStore {
+    RedisStore::new(connection, roots, Clock::held_at(NOW)).unwrap()
+}
+
+#[tokio::test]
+async fn redis_with_a_password() {
+    let server = Redis::start("port PORT\nrequirepass open-sesame");
+    all(&redis(&format!("redis://:open-sesame@127.0.0.1:{}/3", server.port), None)).await;
+    let wrong = redis(&format!("redis://:wrong@127.0.0.1:{}/3", server.port), None);
+    let error = wrong.session(Id::random(), NOW).await.unwrap_err().to_string();
+    assert!(!error.contains("wrong@"), "{error}");
+}
+
+#[tokio::test]
+async fn redis_over_tls() {
+    crypto::install().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    std::fs::write(path("cert"), made.cert.pem()).unwrap();
+    std::fs::write(path("key"), made.signing_key.serialize_pem()).unwrap();
+    let server = Redis::start(&format!(
+        "port 0\ntls-port PORT\ntls-cert-file {}\ntls-key-file {}\ntls-auth-clients no",
+        path("cert"),
+        path("key")
+    ));
+    let url = format!("rediss://localhost:{}/0", server.port);
+    all(&redis(&url, Some(made.cert.pem().as_bytes()))).await;
+    assert!(redis(&url, None).session(Id::random(), NOW).await.is_err(), "an unknown certificate");
+}
+
+#[tokio::test]
+async fn redis_cluster() {
+    let server = Redis::start("port PORT\ncluster-enabled yes");
+    let slots = ["-p", &server.port.to_string(), "cluster", "addslotsrange", "0", "16383"].map(str::to_owned);
+    assert!(std::process::Command::new("redis-cli").args(slots).output().unwrap().status.success());
+    let store = redis(&format!("redis+cluster://127.0.0.1:{}", server.port), None);
+    for left in (0..100).rev() {
+        if store.session(Id::random(), NOW).await.is_ok() {
+            break;
+        }
+        assert!(left > 0, "the cluster does not come up");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    all(&store).await;
+}
+
+#[tokio::test]
+async fn redis_sentinel_finds_the_next_primary() {
+    let primary = Redis::start("port PORT\nrepl-diskless-sync-delay 0");
+    let replica = Redis::start(&format!("port PORT\nreplicaof 127.0.0.1 {}", primary.port));
+    let sentinel = Redis::start(&format!(
+        "port PORT\nsentinel monitor mine 127.0.0.1 {} 1\nsentinel down-after-milliseconds mine 500\n\
+         sentinel failover-timeout mine 2000",
+        primary.port
+    ));
+    let store = redis(&format!("redis+sentinel://127.0.0.1:{}/mine", sentinel.port), None);
+    all(&store).await;
+    let record = session(LATER);
+    store.insert(record.clone(), handle(&record, "a.test")).await.unwrap();
+    let cli = |port: u16, words: &[&str]| {
+        let mut cli = std::process::Command::new("redis-cli");
+        let done = cli.args(["-p", &port.to_string()]).args(words).output().unwrap();
+        String::from_utf8(done.stdout).unwrap()
+    };
+    // A sentinel hears of replicas every ten seconds, and a replica is one once it has everything.
+    let knows = || {
+        !cli(sentinel.port, &["sentinel", "replicas", "mine"]).trim().is_empty()
+            && cli(replica.port, &["role"]).contains("connected")
+    };
+    for left in (0..300).rev() {
+        if knows() {
+            break;
+        }
+        assert!(left > 0, "the sentinel does not hear of the replica");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    drop(primary);
+    assert!(store.session(record.id, NOW).await.is_err(), "there is no primary now");
+    let mut found = store.session(record.id, NOW).await;
+    for _ in 0..100 {
+        if found.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        found = store.session(record.id, NOW).await;
+    }
+    assert_eq!(found.unwrap(), Some(record.clone()));
+    assert!(store.end(record.id).await.unwrap());
+}
+
+#[test]
+fn a_connection_string_that_means_nothing_is_refused() {
+    for (text, part) in [
+        ("localhost:6379", "redis://host"),
+        ("http://localhost", "is not redis://"),
+        ("redis+sentinel://localhost", "the name of the service"),
+        ("redis+sentinel://localhost/mine/x", "is not a database"),
+        ("redis+other://localhost", "is not +sentinel or +cluster"),
+    ] {
+        let Err(error) = RedisStore::new(text, None, Clock::system()) else { panic!("{text}") };
+        assert!(error.contains(part), "{text}: {error}");
+    }
 }
