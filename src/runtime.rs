@@ -25,12 +25,14 @@ use crate::crypto::{self, KeyRing, Purpose, Signer};
 use crate::listener::{self, Limits, Listener};
 use crate::pipeline::{Context, RequestIds};
 use crate::snapshot::{Parts, Snapshot};
-use crate::store::{FileStore, MemoryStore, Store};
+use crate::store::{FileStore, MemoryStore, RedisStore, Store};
 use crate::telemetry::{Format, Sink};
 use crate::tls::Acceptor;
 
 /// How long a stopping server waits for renewals, whose tokens would be lost.
 const SETTLE: Duration = Duration::from_secs(10);
+/// How long a start waits for a store that is shared.
+const FIRST_WORD: Duration = Duration::from_secs(5);
 /// What has expired is removed this often.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -169,6 +171,12 @@ async fn serve(
     }
     drop(alive);
 
+    let sessions = snapshot.load_full().sessions.clone();
+    match tokio::time::timeout(FIRST_WORD, sessions.begin_to_listen()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the session store cannot be used yet"),
+        Err(_) => tracing::error!("the session store does not answer yet"),
+    }
     let background = start_background(&snapshot, &store, &clock);
     for listener in admin {
         if let Ok(address) = listener.local_addr() {
@@ -292,7 +300,8 @@ fn start_background(
             }
         }
     });
-    discovery.into_iter().chain([sweep]).collect()
+    let listening = tokio::spawn(current.sessions.clone().listen());
+    discovery.into_iter().chain([sweep, listening]).collect()
 }
 
 /// `TERM` or `INT`. `HUP` is said to have no effect yet, instead of ending the process.
@@ -341,6 +350,13 @@ fn open_state(settings: &Settings) -> Result<State, RuntimeError> {
     };
     match (settings.storage, usable) {
         (Some(StorageKind::Memory), _) => Ok(memory()),
+        (Some(StorageKind::Redis), _) => {
+            let (connection, roots) = settings.storage_connection.clone().unwrap_or_default();
+            let store = RedisStore::new(&connection, roots.as_deref(), Clock::system());
+            let what = "databroker_storage_connection_string".to_owned();
+            let store = store.map_err(|error| RuntimeError::State { what, error })?;
+            Ok(State { store: Arc::new(store), kind: "redis", ..memory() })
+        }
         (None, Err(error)) => {
             tracing::warn!(
                 state_dir = %directory.display(), %error,

@@ -21,11 +21,13 @@ use crate::store::{HandleRecord, Id, SessionRecord, Store, StoreError};
 
 mod content;
 mod cookie;
+mod listen;
 mod opened;
 mod recent;
 
 pub use content::{Content, Tokens};
 pub use cookie::{CookieSettings, SameSite};
+pub use listen::DEAF;
 use opened::Handle;
 pub use opened::{Freshness, Session};
 pub use recent::{Known, Recent};
@@ -64,6 +66,12 @@ pub struct Sessions {
     /// Sessions that were ended here, until they would have ended anyway: whatever the store still says, they
     /// do not come back.
     tombstones: papaya::HashMap<Id, Tombstone>,
+    /// Whether other processes use the store.
+    shared: bool,
+    /// When the store was last heard from: milliseconds since the epoch.
+    heard: AtomicU64,
+    /// How far what other processes do has been heard.
+    position: tokio::sync::Mutex<Option<String>>,
 }
 
 /// A session that was ended here.
@@ -124,6 +132,9 @@ impl Sessions {
             number: MADE.fetch_add(1, Ordering::Relaxed),
             names: settings.cookie.session_names(),
             settings,
+            shared: store.is_shared(),
+            heard: AtomicU64::new(0),
+            position: tokio::sync::Mutex::default(),
             store,
             clock,
             handles: papaya::HashMap::with_hasher(ById::default()),
@@ -173,6 +184,7 @@ impl Sessions {
         };
         let line = recent::only_line(headers);
         if let Some(known) = line.and_then(|line| recent.known(self, line, scope)) {
+            self.check_hearing(now)?;
             return Ok((known.handle.admit(now), Some(known)));
         }
         let opened = match cookies::find(headers, name)?.and_then(cookie::read) {
@@ -180,6 +192,7 @@ impl Sessions {
             None => None,
         };
         let Some(handle) = opened else { return Ok((Found::Nobody, None)) };
+        self.check_hearing(now)?;
         let known = line.and_then(|line| recent.remember(self, line, &handle));
         Ok((handle.admit(now), known))
     }

@@ -12,12 +12,17 @@ use super::tokens::Answer;
 use super::verify::tokens;
 use super::{Authenticate, SignInError};
 use crate::session::{Content, Freshness, Session};
-use crate::store::StoreError;
+use crate::store::{Lease, StoreError};
 
 /// After a failed attempt the next one waits so long.
 const PAUSE: Duration = Duration::from_secs(15);
 /// For so long those who wait for a renewal share a failure.
 const BREATH: Duration = Duration::from_secs(2);
+
+/// So long one process may take for a renewal before another one tries: longer than all its calls.
+const LEASE: Duration = Duration::from_secs(30);
+/// Meanwhile others look this often whether it is done.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// Why a session is not fresh.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +75,44 @@ impl Authenticate {
         }
         if session.has_just_failed(self.clock.now()) {
             return Err(RenewError::Unreachable("it failed just now".into()));
+        }
+        let lease = self.leased(session).await?;
+        let renewed = self.renew_alone(session).await;
+        if let Some(lease) = lease
+            && let Err(error) = self.sessions.store().release(lease).await
+        {
+            tracing::debug!(%error, "a lease runs out by itself");
+        }
+        renewed
+    }
+
+    /// The right to renew a session, of all processes that share the store; `None` when another one has renewed it.
+    async fn leased(&self, session: &Session) -> Result<Option<Lease>, RenewError> {
+        let began = self.clock.instant();
+        loop {
+            if let Some(lease) = self.sessions.store().lease(session.id, LEASE).await? {
+                return Ok(Some(lease));
+            }
+            tokio::time::sleep(GLANCE).await;
+            let Some((_, content)) = self.sessions.content(session).await? else {
+                self.sessions.end(session).await?;
+                return Err(RenewError::Ended);
+            };
+            self.sessions.adopt(session, &content);
+            if session.freshness(self.clock.now()) == Freshness::Fresh {
+                return Ok(None);
+            }
+            if self.clock.instant().saturating_duration_since(began) > LEASE + BREATH {
+                return Err(RenewError::Unreachable(
+                    "another process is at it, and does not come to an end".into(),
+                ));
+            }
+        }
+    }
+
+    async fn renew_alone(&self, session: &Session) -> Result<(), RenewError> {
+        if session.freshness(self.clock.now()) == Freshness::Fresh {
+            return Ok(());
         }
         let Some((record, stored)) = self.sessions.content(session).await? else {
             self.sessions.end(session).await?;

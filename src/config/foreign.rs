@@ -96,10 +96,6 @@ pub(super) const GLOBAL: &[Foreign] = &[
     refused("identity_providers", "bearer tokens are not there yet"),
     refused("idp_access_token_allowed_audiences", "bearer tokens are not there yet"),
     refused("blob_storage", "sessions are not recorded"),
-    refused(
-        "databroker_storage_connection_string*",
-        "redis and postgres are not there yet; use `file` or `memory`",
-    ),
     refused("debug_address", "there is no debug port"),
     refused("google_cloud_serverless_authentication_service_account", "it is not supported"),
     refused("http_redirect_addr", NOT_YET),

@@ -103,13 +103,7 @@ fn defaults() -> Dict {
 }
 
 /// Keys of Pomerium that `foreign` knows by the beginning of their names only.
-const OTHERS: &[&str] = &[
-    "autocert",
-    "metrics_address",
-    "ssh_address",
-    "databroker_storage_connection_string",
-    "databroker_storage_connection_string_file",
-];
+const OTHERS: &[&str] = &["autocert", "metrics_address", "ssh_address"];
 
 /// `DOWNSTREAM_MTLS_CA_FILE` is `ca_file` below `downstream_mtls`.
 const MTLS: &str = "downstream_mtls_";

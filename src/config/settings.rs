@@ -18,6 +18,7 @@ use super::source::Sources;
 use super::values::{Flag, List, Span, Text, TextMap};
 use crate::authenticate::{self, ProviderSettings};
 use crate::authorize::Step;
+use crate::clock::Clock;
 use crate::crypto;
 use crate::http::folded::{fold, is_listed_identity};
 use crate::http::forwarded::ForwardedRules;
@@ -25,6 +26,7 @@ use crate::http::headers::{HeaderRules, Underscores};
 use crate::http::{EscapedSlashes, PathRules};
 use crate::proxy;
 use crate::session::{self, CookieSettings, Origin, SameSite};
+use crate::store::RedisStore;
 use crate::telemetry::Format;
 use crate::tls::{self, ClientAuths};
 
@@ -58,6 +60,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// `databroker_storage_type`, when it is set.
     pub storage: Option<StorageKind>,
+    /// `databroker_storage_connection_string`, and trust roots for it, PEM.
+    pub storage_connection: Option<(String, Option<Vec<u8>>)>,
     /// `shared_secret`.
     pub secret: Option<[u8; 32]>,
     /// `signing_key`, PEM.
@@ -113,6 +117,8 @@ pub enum StorageKind {
     Memory,
     /// Sessions are kept in a file in `state_dir`.
     File,
+    /// Sessions are in Redis, which several processes share.
+    Redis,
 }
 
 /// What settings are made from.
@@ -200,6 +206,7 @@ impl Resolver<'_> {
         let aliases = self.aliases(insecure);
         let rules = (self.path_rules(), self.header_rules(&headers), self.forwarded_rules());
         let storage = self.storage();
+        let storage_connection = self.storage_connection(storage);
         let log_format = self.one_of(
             "log_format",
             file.log_format.as_ref(),
@@ -226,6 +233,7 @@ impl Resolver<'_> {
             log_format: log_format.unwrap_or_default(),
             state_dir,
             storage,
+            storage_connection,
             secret,
             signing_key,
             session: session::Settings {
@@ -344,7 +352,7 @@ impl Resolver<'_> {
         let possible = [
             ("memory", Some(StorageKind::Memory)),
             ("file", Some(StorageKind::File)),
-            ("redis", None),
+            ("redis", Some(StorageKind::Redis)),
             ("postgres", None),
         ];
         let kind =
@@ -352,10 +360,48 @@ impl Resolver<'_> {
         if kind == Some(None) {
             self.error(
                 "databroker_storage_type",
-                "redis and postgres are not there yet; use `file` or `memory`",
+                "postgres is not there yet; use `redis`, `file` or `memory`",
             );
         }
         kind.flatten()
+    }
+
+    /// Where the store is, when it is elsewhere.
+    fn storage_connection(&mut self, kind: Option<StorageKind>) -> Option<(String, Option<Vec<u8>>)> {
+        let file = self.file;
+        let name = "databroker_storage_connection_string";
+        let typed = self.secret_value(
+            name,
+            file.databroker_storage_connection_string.as_ref(),
+            file.databroker_storage_connection_string_file.as_ref(),
+        );
+        if kind != Some(StorageKind::Redis) {
+            if typed.is_some() {
+                let message =
+                    "this key has no effect here: databroker_storage_type keeps sessions in this process";
+                let problem = self.layers.problem(&[key(name)], message.into());
+                self.problems.warn(problem);
+            }
+            return None;
+        }
+        let Some(connection) = typed else {
+            self.missing(name, "redis://host:6379/0 or the like, where the sessions are");
+            return None;
+        };
+        if !["shared_secret", "shared_secret_file"].iter().any(|name| self.layers.is_set(name)) {
+            self.missing("shared_secret", "processes that share a store need the same one");
+        }
+        let roots = self.pem(
+            &[],
+            "certificate_authority",
+            file.certificate_authority.as_ref(),
+            file.certificate_authority_file.as_ref(),
+        );
+        let roots = roots.flatten();
+        if let Err(error) = RedisStore::new(&connection, roots.as_deref(), Clock::system()) {
+            self.error(name, error);
+        }
+        Some((connection, roots))
     }
 
     fn state_dir(&self) -> PathBuf {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::crypto;
-use crate::store::MemoryStore;
+use crate::store::{Event, Keep, MemoryStore, News, Pending};
 use ::http::header::COOKIE;
 use serde_json::json;
 
@@ -301,4 +301,96 @@ async fn a_session_in_use_takes_little_memory() {
     });
     let each = used.bytes_current / i64::try_from(SESSIONS).unwrap();
     assert!(each <= 1600, "{each} bytes");
+}
+
+/// A store that other processes use too, and that can be gone.
+#[derive(Default)]
+struct Shared {
+    store: MemoryStore,
+    gone: std::sync::atomic::AtomicBool,
+    news: std::sync::Mutex<Vec<Event>>,
+}
+
+impl Shared {
+    fn answer<'a, T: Send + 'a>(&'a self, value: T) -> Pending<'a, T> {
+        let gone = self.gone.load(Ordering::Acquire);
+        Box::pin(async move { if gone { Err(StoreError::Unavailable("gone".into())) } else { Ok(value) } })
+    }
+}
+
+impl Store for Shared {
+    fn insert(&self, session: SessionRecord, handle: HandleRecord) -> Pending<'_, ()> {
+        self.store.insert(session, handle)
+    }
+    fn add_handle(&self, handle: HandleRecord, now: Timestamp) -> Pending<'_, bool> {
+        self.store.add_handle(handle, now)
+    }
+    fn load(&self, handle: Id, now: Timestamp) -> Pending<'_, Option<(HandleRecord, SessionRecord)>> {
+        self.store.load(handle, now)
+    }
+    fn session(&self, id: Id, now: Timestamp) -> Pending<'_, Option<SessionRecord>> {
+        self.store.session(id, now)
+    }
+    fn replace(&self, session: SessionRecord) -> Pending<'_, bool> {
+        self.store.replace(session)
+    }
+    fn end(&self, session: Id) -> Pending<'_, bool> {
+        self.store.end(session)
+    }
+    fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp, kind: Keep) -> Pending<'_, ()> {
+        self.store.keep(key, value, expires, kind)
+    }
+    fn take(&self, key: Id, now: Timestamp) -> Pending<'_, Option<Vec<u8>>> {
+        self.store.take(key, now)
+    }
+    fn sweep(&self, now: Timestamp) -> Pending<'_, usize> {
+        self.store.sweep(now)
+    }
+    fn is_shared(&self) -> bool {
+        true
+    }
+    fn position(&self) -> Pending<'_, String> {
+        self.answer("1".into())
+    }
+    fn news<'a>(&'a self, since: &'a str) -> Pending<'a, News> {
+        let events = std::mem::take(&mut *self.news.lock().unwrap());
+        self.answer(News { position: since.to_owned(), events })
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_not_used_when_its_end_would_not_be_heard_of() {
+    let clock = Clock::held_at(Timestamp::from_unix_seconds(1_000_000));
+    let store = Arc::new(Shared::default());
+    let sessions = Arc::new(Sessions::new(settings("f"), store.clone(), clock.clone()));
+    let (session, cookie) = sessions.begin(&content(None), TAGS, "a.test").await.unwrap();
+    let (request, recent) = (request(&[&cookie]), Recent::default());
+    let found = async || match sessions.find_on(&recent, "a.test", &request, clock.now()).await {
+        Ok((Found::Session(_), _)) => "found",
+        Ok((Found::Nobody, _)) => "nobody",
+        Err(_) => "cannot be told",
+    };
+    assert_eq!(found().await, "cannot be told", "it has not been heard from at all");
+    sessions.begin_to_listen().await.unwrap();
+    assert_eq!((found().await, found().await), ("found", "found"));
+
+    store.gone.store(true, Ordering::Release);
+    clock.advance(DEAF - Duration::from_secs(1));
+    assert_eq!(found().await, "found", "what is known goes on for a while");
+    clock.advance(Duration::from_secs(1));
+    assert_eq!((found().await, found().await), ("cannot be told", "cannot be told"));
+    assert!(sessions.begin_to_listen().await.is_err());
+    assert_eq!(found().await, "cannot be told");
+    // Somebody without a cookie needs no store.
+    let nobody = sessions.find_on(&Recent::default(), "a.test", &HeaderMap::new(), clock.now()).await;
+    assert!(matches!(nobody.unwrap().0, Found::Nobody));
+
+    store.gone.store(false, Ordering::Release);
+    sessions.begin_to_listen().await.unwrap();
+    assert_eq!(found().await, "found");
+    // Another process ended it.
+    store.news.lock().unwrap().push(Event::Ended(session.id));
+    let listening = tokio::time::timeout(Duration::from_millis(200), sessions.clone().listen());
+    assert!(listening.await.is_err(), "it listens for ever");
+    assert_eq!(found().await, "nobody");
 }

@@ -54,7 +54,7 @@ pub struct RedisStore {
 enum Kind {
     One(Client),
     Sentinel(Box<Mutex<SentinelClient>>),
-    Cluster(ClusterClient),
+    Cluster(Box<ClusterClient>),
 }
 
 /// A connection, made when it is needed and again when it broke.
@@ -167,7 +167,7 @@ impl Kind {
                 if let Some(certificates) = certificates().filter(|_| encrypted) {
                     builder = builder.certs(certificates);
                 }
-                Ok(Self::Cluster(builder.build().map_err(plain)?))
+                Ok(Self::Cluster(Box::new(builder.build().map_err(plain)?)))
             }
             other => Err(format!("`+{other}` is not +sentinel or +cluster")),
         }

@@ -21,6 +21,8 @@ pub struct Browser {
     pub headers: String,
     /// Hosts that another server has.
     pub elsewhere: BTreeMap<&'static str, SocketAddr>,
+    /// Servers behind a balancer: each request goes to the next one.
+    pub balanced: Vec<SocketAddr>,
     /// What the session cookie should say.
     pub same_site: &'static str,
 }
@@ -35,6 +37,7 @@ impl Browser {
             visited: Vec::new(),
             headers,
             elsewhere: BTreeMap::new(),
+            balanced: Vec::new(),
             same_site: "Lax",
         }
     }
@@ -76,7 +79,8 @@ impl Browser {
         self.visited.push(url.to_owned());
         let url = Url::parse(url).unwrap();
         let host = url.host_str().unwrap().to_owned();
-        let own = self.elsewhere.get(host.as_str()).copied().unwrap_or(self.server);
+        let next = self.balanced.get(self.visited.len() % self.balanced.len().max(1)).copied();
+        let own = self.elsewhere.get(host.as_str()).copied().or(next).unwrap_or(self.server);
         let address = if host == "127.0.0.1" { self.provider } else { own };
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();

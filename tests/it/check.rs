@@ -361,7 +361,15 @@ fn what_could_weaken_access_is_refused_at_load() {
         ("shared_secret: c2hvcnQ=", "base64 of 32 random bytes"),
         ("idp_scopes: [email]", "`openid` is needed"),
         ("idp_provider: google", "the preset `google` is not there yet"),
-        ("databroker_storage_type: redis", "not there yet"),
+        ("databroker_storage_type: redis", "databroker_storage_connection_string: is missing"),
+        (
+            "databroker_storage_type: redis\ndatabroker_storage_connection_string: http://x",
+            "databroker_storage_connection_string: `http://` is not redis://",
+        ),
+        (
+            "databroker_storage_type: redis\ndatabroker_storage_connection_string: redis://x",
+            "shared_secret: is missing: processes that share a store",
+        ),
         ("authenticate_service_url: http://auth.example.com", "`https://` was expected"),
         ("certificate_file: /nonexistent.pem\ncertificate_key_file: /nonexistent.key", "cannot be read"),
         ("signing_key: garbage", "P-256 or RSA"),

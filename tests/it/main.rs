@@ -28,6 +28,7 @@ mod pomerium;
 mod provider;
 mod provider_errors;
 mod proxying;
+mod replicas;
 mod replies;
 mod rig;
 mod services;
