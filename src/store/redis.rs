@@ -52,7 +52,7 @@ pub struct RedisStore {
 
 /// Where the servers are.
 enum Kind {
-    One(Client),
+    One(Box<Client>),
     Sentinel(Box<Mutex<SentinelClient>>),
     Cluster(Box<ClusterClient>),
 }
@@ -125,7 +125,7 @@ impl Kind {
                     Some(certificates) => Client::build_with_tls(text, certificates),
                     None => Client::open(text),
                 };
-                Ok(Self::One(client.map_err(plain)?))
+                Ok(Self::One(Box::new(client.map_err(plain)?)))
             }
             "sentinel" => {
                 let (name, database) = path.split_once('/').unwrap_or((path, "0"));
