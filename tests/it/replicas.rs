@@ -23,7 +23,9 @@ impl Redis {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let directory = tempfile::tempdir().unwrap();
         let child = Self::spawn(port, directory.path());
-        Self { child, port, directory }
+        let redis = Self { child, port, directory };
+        redis.wait();
+        redis
     }
 
     fn spawn(port: u16, directory: &std::path::Path) -> Child {
@@ -33,14 +35,11 @@ impl Redis {
             .arg(directory)
             .stdout(Stdio::null())
             .spawn();
-        let child = child.unwrap_or_else(|error| panic!("redis-server: {error}; tests/run installs it"));
-        for _ in 0..250 {
-            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return child;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("redis-server does not listen");
+        child.unwrap_or_else(|error| panic!("redis-server: {error}; tests/run installs it"))
+    }
+
+    fn wait(&self) {
+        within(Duration::from_secs(5), || std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok());
     }
 
     fn kill(&mut self) {
@@ -50,6 +49,7 @@ impl Redis {
 
     fn restart(&mut self) {
         self.child = Self::spawn(self.port, self.directory.path());
+        self.wait();
     }
 
     fn cli(&self, words: &[&str]) -> String {
