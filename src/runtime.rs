@@ -25,7 +25,7 @@ use crate::crypto::{self, KeyRing, Purpose, Signer};
 use crate::listener::{self, Limits, Listener};
 use crate::pipeline::{Context, RequestIds};
 use crate::snapshot::{Parts, Snapshot};
-use crate::store::{FileStore, MemoryStore, RedisStore, Store};
+use crate::store::{FileStore, MemoryStore, PostgresStore, RedisStore, Store};
 use crate::telemetry::{Format, Sink};
 use crate::tls::Acceptor;
 
@@ -350,12 +350,21 @@ fn open_state(settings: &Settings) -> Result<State, RuntimeError> {
     };
     match (settings.storage, usable) {
         (Some(StorageKind::Memory), _) => Ok(memory()),
-        (Some(StorageKind::Redis), _) => {
+        (Some(kind @ (StorageKind::Redis | StorageKind::Postgres)), _) => {
             let (connection, roots) = settings.storage_connection.clone().unwrap_or_default();
-            let store = RedisStore::new(&connection, roots.as_deref(), Clock::system());
+            let roots = roots.as_deref();
             let what = "databroker_storage_connection_string".to_owned();
+            let (store, kind): (Result<Arc<dyn Store>, _>, _) = match kind {
+                StorageKind::Postgres => {
+                    (PostgresStore::new(&connection, roots).map(|store| Arc::new(store) as _), "postgres")
+                }
+                _ => {
+                    let store = RedisStore::new(&connection, roots, Clock::system());
+                    (store.map(|store| Arc::new(store) as _), "redis")
+                }
+            };
             let store = store.map_err(|error| RuntimeError::State { what, error })?;
-            Ok(State { store: Arc::new(store), kind: "redis", ..memory() })
+            Ok(State { store, kind, ..memory() })
         }
         (None, Err(error)) => {
             tracing::warn!(

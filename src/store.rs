@@ -20,11 +20,13 @@ use crate::crypto;
 mod conformance;
 mod file;
 mod memory;
+mod postgres;
 mod redis;
 mod waiting;
 
 pub use file::FileStore;
 pub use memory::MemoryStore;
+pub use postgres::PostgresStore;
 pub use redis::RedisStore;
 
 /// An identifier of 128 random bits.

@@ -118,12 +118,13 @@ keys! {
 
         /// Where sessions and keys are kept; made when it is missing.
         state_dir: Text = "($STATE_DIRECTORY, else $XDG_STATE_HOME/portcullis, else /var/lib/portcullis)";
-        /// Where sessions live: `memory` (they end with the process), `file` (they outlive it) or `redis` (several processes
-        /// share them; Valkey too).
+        /// Where sessions live: `memory` (they end with the process), `file` (they outlive it), `redis` (several processes
+        /// share them; Valkey too) or `postgres` (the same).
         databroker_storage_type: Text = "(file when state_dir is writable, else memory)";
         /// Where the store is, when it is elsewhere: `redis://user:password@host:6379/0`, `rediss://…` (TLS, with
         /// certificate_authority where that is set), `redis+sentinel://host:26379,host:26379/NAME/0`,
-        /// `redis+cluster://host:6379,host:6379`. What is known goes on for 60 s when the store is not heard from; then
+        /// `redis+cluster://host:6379,host:6379`; or `postgres://user:password@host:5432,host:5432/database?sslmode=require`,
+        /// where an encrypted connection is always verified, and the schema is made by itself. What is known goes on for 60 s when the store is not heard from; then
         /// those who have signed in get 503 until it is.
         [secret] databroker_storage_connection_string: Text = "";
         /// A file that holds databroker_storage_connection_string.

@@ -26,7 +26,7 @@ use crate::http::headers::{HeaderRules, Underscores};
 use crate::http::{EscapedSlashes, PathRules};
 use crate::proxy;
 use crate::session::{self, CookieSettings, Origin, SameSite};
-use crate::store::RedisStore;
+use crate::store::{PostgresStore, RedisStore};
 use crate::telemetry::Format;
 use crate::tls::{self, ClientAuths};
 
@@ -119,6 +119,8 @@ pub enum StorageKind {
     File,
     /// Sessions are in Redis, which several processes share.
     Redis,
+    /// Sessions are in PostgreSQL, which several processes share.
+    Postgres,
 }
 
 /// What settings are made from.
@@ -350,20 +352,12 @@ impl Resolver<'_> {
 
     fn storage(&mut self) -> Option<StorageKind> {
         let possible = [
-            ("memory", Some(StorageKind::Memory)),
-            ("file", Some(StorageKind::File)),
-            ("redis", Some(StorageKind::Redis)),
-            ("postgres", None),
+            ("memory", StorageKind::Memory),
+            ("file", StorageKind::File),
+            ("redis", StorageKind::Redis),
+            ("postgres", StorageKind::Postgres),
         ];
-        let kind =
-            self.one_of("databroker_storage_type", self.file.databroker_storage_type.as_ref(), &possible);
-        if kind == Some(None) {
-            self.error(
-                "databroker_storage_type",
-                "postgres is not there yet; use `redis`, `file` or `memory`",
-            );
-        }
-        kind.flatten()
+        self.one_of("databroker_storage_type", self.file.databroker_storage_type.as_ref(), &possible)
     }
 
     /// Where the store is, when it is elsewhere.
@@ -375,7 +369,12 @@ impl Resolver<'_> {
             file.databroker_storage_connection_string.as_ref(),
             file.databroker_storage_connection_string_file.as_ref(),
         );
-        if kind != Some(StorageKind::Redis) {
+        let (example, is_redis) = match kind {
+            Some(StorageKind::Redis) => ("redis://host:6379/0", true),
+            Some(StorageKind::Postgres) => ("postgres://user:password@host:5432/database", false),
+            _ => ("", false),
+        };
+        if example.is_empty() {
             if typed.is_some() {
                 let message =
                     "this key has no effect here: databroker_storage_type keeps sessions in this process";
@@ -385,7 +384,7 @@ impl Resolver<'_> {
             return None;
         }
         let Some(connection) = typed else {
-            self.missing(name, "redis://host:6379/0 or the like, where the sessions are");
+            self.missing(name, &format!("{example} or the like, where the sessions are"));
             return None;
         };
         if !["shared_secret", "shared_secret_file"].iter().any(|name| self.layers.is_set(name)) {
@@ -398,7 +397,11 @@ impl Resolver<'_> {
             file.certificate_authority_file.as_ref(),
         );
         let roots = roots.flatten();
-        if let Err(error) = RedisStore::new(&connection, roots.as_deref(), Clock::system()) {
+        let made = match is_redis {
+            true => RedisStore::new(&connection, roots.as_deref(), Clock::system()).map(drop),
+            false => PostgresStore::new(&connection, roots.as_deref()).map(drop),
+        };
+        if let Err(error) = made {
             self.error(name, error);
         }
         Some((connection, roots))

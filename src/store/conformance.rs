@@ -53,7 +53,7 @@ async fn ending_a_session_ends_every_handle_and_no_other_session(store: &dyn Sto
     assert!(!store.add_handle(handle(&one, "c.test"), NOW).await.unwrap());
 }
 
-async fn what_has_expired_is_not_there_and_is_swept(store: &dyn Store) {
+async fn what_has_expired_is_not_there_and_is_swept(store: &dyn Store, by_itself: bool) {
     let record = session(NOW + Duration::from_secs(10));
     let first = handle(&record, "a.test");
     let key = Id::random();
@@ -63,8 +63,8 @@ async fn what_has_expired_is_not_there_and_is_swept(store: &dyn Store) {
     assert_eq!(store.load(first.id, after).await.unwrap(), None);
     assert_eq!(store.session(record.id, after).await.unwrap(), None);
     assert!(!store.add_handle(handle(&record, "b.test"), after).await.unwrap());
-    if store.is_shared() {
-        // It removes by itself, by its own clock; nobody else is to do so.
+    if by_itself {
+        // It removes by its own clock, and nobody else is to do so.
         assert_eq!(store.take(key, after).await.unwrap(), None);
         return;
     }
@@ -171,12 +171,13 @@ async fn a_lease_is_one_process_own_until_it_is_given_back_or_over(store: &dyn S
     store.release(next).await.unwrap();
 }
 
-async fn all(store: &dyn Store) {
+/// `by_itself`: what has expired goes without being swept.
+async fn all(store: &dyn Store, by_itself: bool) {
     others_hear_of_ends_and_changes(store).await;
     a_lease_is_one_process_own_until_it_is_given_back_or_over(store).await;
     a_session_comes_back_as_it_was_put(store).await;
     ending_a_session_ends_every_handle_and_no_other_session(store).await;
-    what_has_expired_is_not_there_and_is_swept(store).await;
+    what_has_expired_is_not_there_and_is_swept(store, by_itself).await;
     only_the_next_revision_replaces(store).await;
     a_kept_thing_is_taken_once(store).await;
     people_who_never_sign_in_cannot_fill_it(store).await;
@@ -184,13 +185,13 @@ async fn all(store: &dyn Store) {
 
 #[tokio::test]
 async fn memory() {
-    all(&MemoryStore::new()).await;
+    all(&MemoryStore::new(), false).await;
 }
 
 #[tokio::test]
 async fn file() {
     let directory = tempfile::tempdir().unwrap();
-    all(&FileStore::open(&directory.path().join("sessions.redb")).unwrap()).await;
+    all(&FileStore::open(&directory.path().join("sessions.redb")).unwrap(), false).await;
 }
 
 #[tokio::test]
@@ -261,7 +262,7 @@ fn redis(connection: &str, roots: Option<&[u8]>) -> RedisStore {
 #[tokio::test]
 async fn redis_with_a_password() {
     let server = Redis::start("port PORT\nrequirepass open-sesame");
-    all(&redis(&format!("redis://:open-sesame@127.0.0.1:{}/3", server.port), None)).await;
+    all(&redis(&format!("redis://:open-sesame@127.0.0.1:{}/3", server.port), None), true).await;
     let wrong = redis(&format!("redis://:wrong@127.0.0.1:{}/3", server.port), None);
     let error = wrong.session(Id::random(), NOW).await.unwrap_err().to_string();
     assert!(!error.contains("wrong@"), "{error}");
@@ -281,7 +282,7 @@ async fn redis_over_tls() {
         path("key")
     ));
     let url = format!("rediss://localhost:{}/0", server.port);
-    all(&redis(&url, Some(made.cert.pem().as_bytes()))).await;
+    all(&redis(&url, Some(made.cert.pem().as_bytes())), true).await;
     assert!(redis(&url, None).session(Id::random(), NOW).await.is_err(), "an unknown certificate");
 }
 
@@ -298,7 +299,7 @@ async fn redis_cluster() {
         assert!(left > 0, "the cluster does not come up");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    all(&store).await;
+    all(&store, true).await;
 }
 
 #[tokio::test]
@@ -311,7 +312,7 @@ async fn redis_sentinel_finds_the_next_primary() {
         primary.port
     ));
     let store = redis(&format!("redis+sentinel://127.0.0.1:{}/mine", sentinel.port), None);
-    all(&store).await;
+    all(&store, true).await;
     let record = session(LATER);
     store.insert(record.clone(), handle(&record, "a.test")).await.unwrap();
     let cli = |port: u16, words: &[&str]| {
@@ -357,5 +358,150 @@ fn a_connection_string_that_means_nothing_is_refused() {
     ] {
         let Err(error) = RedisStore::new(text, None, Clock::system()) else { panic!("{text}") };
         assert!(error.contains(part), "{text}: {error}");
+    }
+}
+
+/// A server of its own, killed when it is dropped.
+struct Postgres {
+    child: std::process::Child,
+    port: u16,
+    directory: tempfile::TempDir,
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One of PostgreSQL's programs. It does not run as root.
+fn postgres_program(name: &str) -> std::process::Command {
+    let places = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let found = places.map(|version| version.path().join("bin").join(name)).find(|path| path.exists());
+    let program = found.unwrap_or_else(|| name.into());
+    let is_root = std::process::Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+    if !is_root {
+        return std::process::Command::new(program);
+    }
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+    command
+}
+
+impl Postgres {
+    fn start(more: &[&str]) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let data = directory.path().join("data");
+        let made = postgres_program("initdb")
+            .args(["-U", "portcullis", "-A", "scram-sha-256", "--no-sync", "--pwfile"])
+            .arg({
+                let file = directory.path().join("password");
+                std::fs::write(&file, "open-sesame").unwrap();
+                file
+            })
+            .arg(&data)
+            .current_dir(directory.path())
+            .output();
+        let made = made.unwrap_or_else(|error| panic!("initdb: {error}; tests/run installs it"));
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let port = free_port();
+        let child = postgres_program("postgres")
+            .arg("-D")
+            .arg(&data)
+            .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"])
+            .args(["-c", "unix_socket_directories="])
+            .args(more)
+            .current_dir(directory.path())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let server = Self { child, port, directory };
+        for _ in 0..500 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return server;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("PostgreSQL does not listen");
+    }
+}
+
+/// Until it takes connections.
+async fn up(store: &PostgresStore) {
+    for left in (0..100).rev() {
+        match store.position().await {
+            Ok(_) => return,
+            Err(error) => assert!(left > 0, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn postgres_with_a_password() {
+    crypto::install().unwrap();
+    let server = Postgres::start(&[]);
+    let closed = free_port();
+    // The first host is down: the next one is taken.
+    let url = format!(
+        "postgres://portcullis:open-sesame@127.0.0.1:{closed},127.0.0.1:{}/postgres?sslmode=disable",
+        server.port
+    );
+    let store = PostgresStore::new(&url, None).unwrap();
+    up(&store).await;
+    all(&store, false).await;
+    // The schema is made once, by however many begin at once.
+    let many: Vec<_> = (0..8).map(|_| PostgresStore::new(&url, None).unwrap()).collect();
+    let begun: Vec<_> = many.iter().map(Store::position).collect();
+    for one in begun {
+        one.await.unwrap();
+    }
+    let wrong = PostgresStore::new(&url.replace("open-sesame", "wrong"), None).unwrap();
+    let error = wrong.position().await.unwrap_err().to_string();
+    assert!(error.contains("password authentication failed") && !error.contains("wrong@"), "{error}");
+}
+
+#[tokio::test]
+async fn postgres_over_tls() {
+    crypto::install().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let files = tempfile::tempdir().unwrap();
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(files.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = |name: &str| files.path().join(name).display().to_string();
+    std::fs::write(path("cert"), made.cert.pem()).unwrap();
+    std::fs::write(path("key"), made.signing_key.serialize_pem()).unwrap();
+    for (name, mode) in [("cert", "644"), ("key", "600")] {
+        let done = std::process::Command::new("chmod").args([mode, &path(name)]).status().unwrap();
+        assert!(done.success());
+        // As root the key belongs to the server's user.
+        let _ = std::process::Command::new("chown")
+            .args(["postgres", &path(name)])
+            .stderr(std::process::Stdio::null())
+            .status();
+    }
+    let (cert, key) = (format!("ssl_cert_file={}", path("cert")), format!("ssl_key_file={}", path("key")));
+    let server = Postgres::start(&["-c", "ssl=on", "-c", &cert, "-c", &key]);
+    let url =
+        format!("postgres://portcullis:open-sesame@localhost:{}/postgres?sslmode=verify-full", server.port);
+    let store = PostgresStore::new(&url, Some(made.cert.pem().as_bytes())).unwrap();
+    up(&store).await;
+    all(&store, false).await;
+    let unknown = PostgresStore::new(&url, None).unwrap();
+    assert!(unknown.position().await.is_err(), "an unknown certificate");
+    let elsewhere = url.replace("localhost", "127.0.0.1");
+    let elsewhere = PostgresStore::new(&elsewhere, Some(made.cert.pem().as_bytes())).unwrap();
+    assert!(elsewhere.position().await.is_err(), "a certificate for another name");
+    assert!(server.directory.path().exists());
+}
+
+#[test]
+fn a_connection_string_for_postgres_that_means_nothing_is_refused_without_the_password() {
+    for text in ["localhost", "postgres://user:secret-word@", "postgres://user:secret-word@host:port/x", ""] {
+        let Err(error) = PostgresStore::new(text, None) else { panic!("{text}") };
+        assert!(!error.contains("secret-word") && error.contains("postgres://"), "{text}: {error}");
     }
 }

@@ -370,6 +370,10 @@ fn what_could_weaken_access_is_refused_at_load() {
             "databroker_storage_type: redis\ndatabroker_storage_connection_string: redis://x",
             "shared_secret: is missing: processes that share a store",
         ),
+        (
+            "databroker_storage_type: postgres\ndatabroker_storage_connection_string: redis://x",
+            "databroker_storage_connection_string: postgres://user:password@host",
+        ),
         ("authenticate_service_url: http://auth.example.com", "`https://` was expected"),
         ("certificate_file: /nonexistent.pem\ncertificate_key_file: /nonexistent.key", "cannot be read"),
         ("signing_key: garbage", "P-256 or RSA"),

@@ -1,4 +1,4 @@
-//! Several processes that share a store: real Redis.
+//! Several processes that share a store: real Redis, real PostgreSQL.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -11,35 +11,84 @@ use crate::upstream::Upstream;
 
 const SECRET: &str = "shared_secret: mPcUJzvJqnuzEGVTs0a2wF4Ds0GEMbpoQYFBdhfWGAU=";
 
-/// Redis, killed when it is dropped. What it was given outlives it.
-struct Redis {
+/// A store that several processes share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Redis,
+    Postgres,
+}
+
+/// Its server, killed when it is dropped. What it was given outlives it.
+struct Shared {
+    kind: Kind,
     child: Child,
     port: u16,
     directory: tempfile::TempDir,
 }
 
-impl Redis {
-    fn start() -> Self {
+/// One of PostgreSQL's programs. It does not run as root.
+fn postgres_program(name: &str) -> Command {
+    let places = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let found = places.map(|version| version.path().join("bin").join(name)).find(|path| path.exists());
+    let program = found.unwrap_or_else(|| name.into());
+    if Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+    command
+}
+
+impl Shared {
+    fn start(kind: Kind) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let directory = tempfile::tempdir().unwrap();
-        let child = Self::spawn(port, directory.path());
-        let redis = Self { child, port, directory };
-        redis.wait();
-        redis
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        if kind == Kind::Postgres {
+            let mut make = postgres_program("initdb");
+            make.args(["-U", "portcullis", "-A", "trust", "--no-sync", "data"]).current_dir(directory.path());
+            let made = make.output().unwrap_or_else(|error| panic!("initdb: {error}; tests/run installs it"));
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        }
+        let child = Self::spawn(kind, port, directory.path());
+        let shared = Self { kind, child, port, directory };
+        shared.wait();
+        shared
     }
 
-    fn spawn(port: u16, directory: &std::path::Path) -> Child {
-        let child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "yes"])
-            .args(["--appendfsync", "always", "--dir"])
-            .arg(directory)
-            .stdout(Stdio::null())
-            .spawn();
-        child.unwrap_or_else(|error| panic!("redis-server: {error}; tests/run installs it"))
+    fn spawn(kind: Kind, port: u16, directory: &std::path::Path) -> Child {
+        let port = port.to_string();
+        let mut command = match kind {
+            Kind::Redis => {
+                let mut redis = Command::new("redis-server");
+                redis.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "yes"]);
+                redis.args(["--appendfsync", "always", "--dir"]).arg(directory);
+                redis
+            }
+            Kind::Postgres => {
+                let mut postgres = postgres_program("postgres");
+                postgres.args(["-D", "data", "-p", &port, "-c", "listen_addresses=127.0.0.1"]);
+                postgres.args(["-c", "unix_socket_directories="]).current_dir(directory);
+                postgres
+            }
+        };
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        child.unwrap_or_else(|error| panic!("{kind:?}: {error}; tests/run installs it"))
     }
 
     fn wait(&self) {
-        within(Duration::from_secs(5), || std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok());
+        within(Duration::from_secs(10), || {
+            std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+                && (self.kind == Kind::Redis || self.psql("select 1").trim() == "1")
+        });
+    }
+
+    fn connection(&self) -> String {
+        match self.kind {
+            Kind::Redis => format!("redis://127.0.0.1:{}/0", self.port),
+            Kind::Postgres => format!("postgres://portcullis@127.0.0.1:{}/postgres", self.port),
+        }
     }
 
     fn kill(&mut self) {
@@ -48,7 +97,7 @@ impl Redis {
     }
 
     fn restart(&mut self) {
-        self.child = Self::spawn(self.port, self.directory.path());
+        self.child = Self::spawn(self.kind, self.port, self.directory.path());
         self.wait();
     }
 
@@ -57,9 +106,29 @@ impl Redis {
         let done = cli.args(["-p", &self.port.to_string()]).args(words).output().unwrap();
         String::from_utf8_lossy(&done.stdout).into_owned()
     }
+
+    fn psql(&self, statement: &str) -> String {
+        let done = postgres_program("psql")
+            .args([
+                "-At",
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "portcullis",
+                "-p",
+                &self.port.to_string(),
+                "-c",
+                statement,
+                "postgres",
+            ])
+            .current_dir("/")
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
 }
 
-impl Drop for Redis {
+impl Drop for Shared {
     fn drop(&mut self) {
         self.kill();
     }
@@ -69,20 +138,21 @@ impl Drop for Redis {
 struct Replicas {
     provider: Provider,
     upstream: Upstream,
-    redis: Redis,
+    store: Shared,
     all: Vec<Server>,
     directories: Vec<tempfile::TempDir>,
     setup: Setup,
 }
 
 impl Replicas {
-    fn start(prepare: impl FnOnce(&Provider)) -> Self {
-        let (provider, upstream, redis) = (Provider::start(), Upstream::start(), Redis::start());
+    fn start(kind: Kind, prepare: impl FnOnce(&Provider)) -> Self {
+        let (provider, upstream, store) = (Provider::start(), Upstream::start(), Shared::start(kind));
         prepare(&provider);
         let setup = Setup {
             settings: format!(
-                "{SECRET}\ndatabroker_storage_type: redis\ndatabroker_storage_connection_string: redis://127.0.0.1:{}/0",
-                redis.port
+                "{SECRET}\ndatabroker_storage_type: {}\ndatabroker_storage_connection_string: {}",
+                format!("{kind:?}").to_lowercase(),
+                store.connection()
             ),
             ..Setup::default()
         };
@@ -92,7 +162,7 @@ impl Replicas {
             Server::start(&text, directory.path(), &[])
         });
         let all = all.collect();
-        Self { provider, upstream, redis, all, directories, setup }
+        Self { provider, upstream, store, all, directories, setup }
     }
 
     fn addresses(&self) -> Vec<SocketAddr> {
@@ -129,9 +199,8 @@ fn within(limit: Duration, holds: impl Fn() -> bool) -> Duration {
     began.elapsed()
 }
 
-#[test]
-fn a_sign_in_begins_on_one_and_ends_on_another_and_a_sign_out_ends_it_on_all() {
-    let replicas = Replicas::start(|_| ());
+fn a_sign_in_begins_on_one_and_ends_on_another_and_a_sign_out_ends_it_on_all(kind: Kind) {
+    let replicas = Replicas::start(kind, |_| ());
     let mut browser = replicas.signed_in();
     let session = browser.session("app.localhost");
     assert_eq!(replicas.statuses("/x", &session), [200; 3]);
@@ -155,25 +224,24 @@ fn a_sign_in_begins_on_one_and_ends_on_another_and_a_sign_out_ends_it_on_all() {
 
 #[test]
 fn what_the_store_holds_is_sealed_and_ends_by_itself() {
-    let replicas = Replicas::start(|_| ());
+    let replicas = Replicas::start(Kind::Redis, |_| ());
     let browser = replicas.signed_in();
-    let keys = replicas.redis.cli(&["--scan"]);
+    let keys = replicas.store.cli(&["--scan"]);
     assert!(keys.contains("portcullis:session:") && keys.contains("portcullis:handle:"), "{keys}");
     for key in keys.lines().filter(|key| !key.contains("events")) {
-        let value = replicas.redis.cli(&["get", key]);
+        let value = replicas.store.cli(&["get", key]);
         for secret in ["jane", "refresh", "eyJ", "example.com"] {
             assert!(!value.contains(secret), "{key}: {value}");
         }
-        let left: i64 = replicas.redis.cli(&["pttl", key]).trim().parse().unwrap();
+        let left: i64 = replicas.store.cli(&["pttl", key]).trim().parse().unwrap();
         assert!(left > 0, "{key} stays for ever");
     }
     let value = browser.cookies["app.localhost"]["__Host-_pomerium"].clone();
     assert!(!keys.contains(&value), "a cookie is not in the store");
 }
 
-#[test]
-fn two_hundred_requests_to_three_processes_refresh_once() {
-    let replicas = Replicas::start(|provider| {
+fn two_hundred_requests_to_three_processes_refresh_once(kind: Kind) {
+    let replicas = Replicas::start(kind, |provider| {
         provider.set(|state| {
             state.lifetime = 2;
             state.rotate = true;
@@ -207,16 +275,15 @@ fn two_hundred_requests_to_three_processes_refresh_once() {
     assert_eq!(refreshes() - before, 1);
 }
 
-#[test]
-fn without_the_store_what_is_known_goes_on_and_nothing_else_does() {
-    let mut replicas = Replicas::start(|_| ());
+fn without_the_store_what_is_known_goes_on_and_nothing_else_does(kind: Kind) {
+    let mut replicas = Replicas::start(kind, |_| ());
     let browser = replicas.signed_in();
     let known = browser.session("app.localhost");
     let unknown = browser.session("authenticate.localhost");
     assert_eq!(replicas.statuses("/x", &known), [200; 3]);
     replicas.upstream.forget();
 
-    replicas.redis.kill();
+    replicas.store.kill();
     assert_eq!(replicas.statuses("/x", &known), [200; 3], "known to the processes");
     // Which host's handle was opened where depends on the balancer; one that was made just now is nowhere.
     let mut made = unknown.clone();
@@ -230,7 +297,7 @@ fn without_the_store_what_is_known_goes_on_and_nothing_else_does() {
     assert_eq!(replicas.statuses("/public", ""), [200; 3], "what is public needs no store");
     assert_eq!(replicas.statuses("/x", ""), [302; 3], "a sign-in can begin");
 
-    replicas.redis.restart();
+    replicas.store.restart();
     within(Duration::from_secs(5), || {
         replicas.statuses("/x", &made.replace("authenticate", "app")) == [302; 3]
     });
@@ -242,9 +309,8 @@ fn without_the_store_what_is_known_goes_on_and_nothing_else_does() {
     within(Duration::from_secs(1), || replicas.statuses("/x", &session) == [302; 3]);
 }
 
-#[test]
-fn a_process_that_is_killed_loses_nobody() {
-    let mut replicas = Replicas::start(|_| ());
+fn a_process_that_is_killed_loses_nobody(kind: Kind) {
+    let mut replicas = Replicas::start(kind, |_| ());
     let session = replicas.signed_in().session("app.localhost");
     for killed in 0..3 {
         replicas.all[killed].kill();
@@ -260,4 +326,37 @@ fn a_process_that_is_killed_loses_nobody() {
         replicas.all[killed] = Server::start(&text, replicas.directories[killed].path(), &[]);
     }
     assert_eq!(replicas.statuses("/x", &session), [200; 3]);
+}
+
+#[test]
+fn what_postgres_holds_is_sealed() {
+    let replicas = Replicas::start(Kind::Postgres, |_| ());
+    replicas.signed_in();
+    let all = replicas.store.psql(
+        "select convert_from(record, 'utf8') from portcullis.sessions union all \
+         select convert_from(record, 'utf8') from portcullis.handles",
+    );
+    assert!(all.lines().count() >= 3, "{all}");
+    for secret in ["jane", "eyJ", "example.com"] {
+        assert!(!all.contains(secret), "{all}");
+    }
+}
+
+/// Each of these, with each store.
+macro_rules! with_each_store {
+    ($($test:ident)*) => {
+        mod redis {
+            $(#[test] fn $test() { super::$test(super::Kind::Redis) })*
+        }
+        mod postgres {
+            $(#[test] fn $test() { super::$test(super::Kind::Postgres) })*
+        }
+    };
+}
+
+with_each_store! {
+    a_sign_in_begins_on_one_and_ends_on_another_and_a_sign_out_ends_it_on_all
+    two_hundred_requests_to_three_processes_refresh_once
+    without_the_store_what_is_known_goes_on_and_nothing_else_does
+    a_process_that_is_killed_loses_nobody
 }
