@@ -20,7 +20,7 @@ use crate::authorize::Permit;
 use crate::clock::Clock;
 use crate::connection::{Port, Protocol};
 use crate::http::headers::{self, REQUEST_ID};
-use crate::http::{BadRequest, Body, Canonical, Client, Misread, Scheme, Seen, canonicalise};
+use crate::http::{BadRequest, Body, Canonical, Client, Misread, Right, Scheme, Seen, canonicalise};
 use crate::identity::Caller;
 use crate::pages::{self, Occasion, Refusal};
 use crate::proxy::{Added, Cluster, Errand, ResponseRules, Upgrade};
@@ -213,7 +213,8 @@ async fn answer(
         tunnel: upgrade.is_some(),
         means: Means::Whole,
     };
-    let Passed { permit, known, now, time } = judge(snapshot, downstream, &matter, request, record).await?;
+    let Passed { permit, known, session, now, time } =
+        judge(snapshot, downstream, &matter, request, record).await?;
 
     judge::remove_own_credentials(snapshot, request.headers_mut(), seen, known.as_deref());
     let statement = match &route.identity {
@@ -227,6 +228,7 @@ async fn answer(
         permit,
         statement: statement.as_deref().unwrap_or_default(),
         upgrade,
+        right: session.map(|session| session.right(time, now)),
         now,
     };
     going.forward(snapshot, downstream, slot, record).await
@@ -271,6 +273,8 @@ struct Going<'a> {
     /// Who is calling, for the upstream.
     statement: &'a [(HeaderName, HeaderValue)],
     upgrade: Option<Upgrade>,
+    /// The right that the caller came with.
+    right: Option<Right>,
     /// When it was decided.
     now: Instant,
 }
@@ -283,7 +287,7 @@ impl Going<'_> {
         slot: &mut Option<Request<Body>>,
         record: &Record,
     ) -> Result<Response<Body>, Exit> {
-        let Self { canonical, route, cluster, permit, statement, upgrade, now } = self;
+        let Self { canonical, route, cluster, permit, statement, upgrade, right, now } = self;
         let Some(request) = slot else { return Err(Refusal::Internal("there is no request".into()).into()) };
         let fields = request.headers_mut();
         let forwarded =
@@ -294,6 +298,7 @@ impl Going<'_> {
         let errand = Errand {
             added: Added { request_id: record.id(), statement, forwarded, names: route.added },
             alive,
+            right,
             worker: downstream.context.worker,
             request: canonical,
             rules: snapshot.path_rules,

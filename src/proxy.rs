@@ -23,6 +23,7 @@ mod cluster;
 mod connect;
 mod exchange;
 mod forward;
+mod frames;
 mod http1;
 mod pool;
 mod rewrite;

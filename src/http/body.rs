@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::headers::{self, HeaderRules};
+use super::{Over, Right};
 
 /// A message body. Streams are passed on frame by frame, with back-pressure; nothing is collected.
 ///
@@ -28,6 +29,10 @@ struct Extras {
     rules: Option<Arc<HeaderRules>>,
     limits: Option<Limits>,
     watchers: [Option<Box<dyn Watcher>>; 3],
+    /// What it is sent by; it breaks off when that ends.
+    right: Option<Right>,
+    /// Waits for that, once the stream has had to be waited for.
+    over: Option<Over>,
 }
 
 enum Source {
@@ -87,6 +92,9 @@ pub enum BodyError {
     /// Nothing came for too long.
     #[error("nothing was sent for {0:?}")]
     Idle(Duration),
+    /// The right to it has ended.
+    #[error("the session that it was opened with has ended")]
+    Over,
     /// The whole exchange took too long.
     #[error("the time for the whole exchange is over")]
     Deadline,
@@ -136,6 +144,13 @@ impl Body {
         }
     }
 
+    /// Says by what right a stream is sent: it breaks off when that ends.
+    pub fn set_right(&mut self, right: Right) {
+        if self.is_stream() {
+            self.extras().right = Some(right);
+        }
+    }
+
     /// Adds a watcher. There is room for three: the pool's, the record's and the connection's.
     pub fn watch(&mut self, watcher: Box<dyn Watcher>) {
         match self.extras().watchers.iter_mut().find(|slot| slot.is_none()) {
@@ -162,6 +177,13 @@ impl Body {
         for watcher in extras.watchers.iter_mut().filter_map(Option::take) {
             watcher.ended(end, extras.sent);
         }
+    }
+
+    /// There is no more.
+    fn break_off(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.source = Source::Empty;
+        self.finish(End::Failed);
+        Poll::Ready(Some(Err(error)))
     }
 
     /// Counts what is passed on, takes out of trailers what must not be in them, and begins the time for
@@ -238,6 +260,9 @@ impl http_body::Body for Body {
             }
             Source::Stream(stream) => stream.poll_frame(cx),
         };
+        if this.extras.as_ref().and_then(|extras| extras.right.as_ref()).is_some_and(Right::is_over) {
+            return this.break_off(BodyError::Over);
+        }
         match frame {
             Poll::Ready(Some(Ok(mut frame))) => {
                 this.pass(&mut frame);
@@ -254,12 +279,15 @@ impl http_body::Body for Body {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let limits = this.extras.as_mut().and_then(|extras| extras.limits.as_mut());
-                let Some(limits) = limits else { return Poll::Pending };
+                let Some(extras) = &mut this.extras else { return Poll::Pending };
+                if let Some(right) = &extras.right
+                    && extras.over.get_or_insert_with(|| right.over()).as_mut().poll(cx).is_ready()
+                {
+                    return this.break_off(BodyError::Over);
+                }
+                let Some(limits) = &mut extras.limits else { return Poll::Pending };
                 let error = ready!(limits.poll_over(cx));
-                this.source = Source::Empty;
-                this.finish(End::Failed);
-                Poll::Ready(Some(Err(error)))
+                this.break_off(error)
             }
         }
     }

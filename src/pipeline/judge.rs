@@ -37,6 +37,8 @@ pub(super) struct Passed {
     pub(super) permit: Permit,
     /// The request's cookies, when the connection brought the same ones before.
     pub(super) known: Option<Arc<Known>>,
+    /// The caller's session.
+    pub(super) session: Option<Arc<Session>>,
     /// When that was decided.
     pub(super) now: Instant,
     /// The same, as a time of day.
@@ -61,10 +63,10 @@ pub(super) async fn judge(
 ) -> Result<Passed, Exit> {
     let Matter { canonical, route, .. } = *matter;
     let identified = identify(snapshot, downstream, &canonical.host, request.headers(), record.began()).await;
-    let (caller, known, trouble) = match identified {
-        Ok(Identified { caller, known, .. }) => (caller, known, None),
+    let (caller, session, known, trouble) = match identified {
+        Ok(Identified { caller, session, known }) => (caller, session, known, None),
         Err(Exit::Refuse(trouble @ (Refusal::Store(_) | Refusal::Provider(_)))) => {
-            (Caller::Anonymous, None, Some(trouble))
+            (Caller::Anonymous, None, None, Some(trouble))
         }
         Err(exit) => return Err(exit),
     };
@@ -86,7 +88,7 @@ pub(super) async fn judge(
             let origin = check_origin(matter, &permit, request.headers());
             let (now, time) = tell(origin.is_ok(), permit.decided());
             origin?;
-            Ok(Passed { permit, known, now, time })
+            Ok(Passed { permit, known, session, now, time })
         }
         Decision::SignIn(decided) => {
             tell(false, &decided);

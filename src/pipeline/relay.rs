@@ -91,7 +91,7 @@ pub(super) async fn answer(
     let permit = Permit::of_service(caller(told, record));
     let now = downstream.context.clock.instant();
     let statement = statement.as_slice();
-    let going = Going { canonical, route, cluster, permit, statement, upgrade, now };
+    let going = Going { canonical, route, cluster, permit, statement, upgrade, right: None, now };
     going.forward(snapshot, downstream, slot, record).await
 }
 

@@ -56,6 +56,7 @@ impl Cluster {
             upgrade: None,
             clock: call.clock,
             now,
+            right: None,
             alive: None,
         };
         let until = Until { limit: call.limit, deadline: (now + call.limit).into() };

@@ -13,11 +13,11 @@ use super::added::Added;
 use super::cluster::Cluster;
 use super::exchange::{Leavings, Until};
 use super::http1::{Answered, Tunnel};
-use super::upgrade::{Upgrade, tunnel};
+use super::upgrade::{Keeping, Upgrade, tunnel};
 use super::{ProxyError, spend};
 use crate::authorize::Permit;
 use crate::clock::Clock;
-use crate::http::{Body, Canonical, End, Limits, PathRules, Seen, Watcher, headers};
+use crate::http::{Body, Canonical, End, Limits, PathRules, Right, Seen, Watcher, headers};
 
 /// What a request needs on its way besides itself.
 pub struct Errand<'a> {
@@ -35,6 +35,8 @@ pub struct Errand<'a> {
     pub clock: &'a Clock,
     /// When the request was decided on; the upstream's time begins.
     pub now: Instant,
+    /// The right that the caller came with: what lasts longer than that ends with it.
+    pub right: Option<Right>,
     /// Held by a tunnel while it lasts.
     pub alive: Option<tokio::sync::mpsc::Sender<()>>,
 }
@@ -106,6 +108,9 @@ impl Cluster {
         let bounded = self.settings.timeout_bounds_answer && switched.is_none();
         let deadline = limit.filter(|_| bounded).map(|limit| (started + limit).into());
         response.body_mut().set_limits(Limits::new(self.settings.idle_timeout, deadline));
+        if let Some(right) = &errand.right {
+            response.body_mut().set_right(right.clone());
+        }
         Ok(response)
     }
 
@@ -123,7 +128,13 @@ impl Cluster {
         if !upgrade.is_answered_by(answered) {
             return Err(ProxyError::Broken("it changed to another protocol than was asked for".into()));
         }
-        tokio::spawn(tunnel(client, upstream, self.settings.idle_timeout, errand.alive.clone()));
+        let keeping = Keeping {
+            idle: self.settings.idle_timeout,
+            right: errand.right.clone(),
+            is_websocket: upgrade.is_websocket(),
+            alive: errand.alive.clone(),
+        };
+        tokio::spawn(tunnel(client, upstream, keeping));
         Ok(upgrade)
     }
 

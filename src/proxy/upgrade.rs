@@ -1,15 +1,22 @@
 //! Requests that become tunnels: WebSocket and others (RFC 9110 §7.8, RFC 6455).
 
+use std::time::Duration;
+
 use ::http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, ORIGIN, TRANSFER_ENCODING, UPGRADE};
 use ::http::{HeaderValue, Method, Request, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 
+use super::frames::{Frames, POLICY_VIOLATION};
 use super::http1::Tunnel;
+use crate::http::Right;
 use crate::http::headers::{has_token, single};
 
 /// How much is read at once from either side of a tunnel.
 const BUFFER: usize = 16 * 1024;
+/// How long a client may take to be told that its tunnel ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 static WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 static WEBSOCKET_VERSION: HeaderName = HeaderName::from_static("sec-websocket-version");
@@ -78,7 +85,7 @@ impl Upgrade {
         Ok(Some(upgrade))
     }
 
-    fn is_websocket(&self) -> bool {
+    pub(super) fn is_websocket(&self) -> bool {
         self.protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
     }
 
@@ -104,40 +111,69 @@ impl Upgrade {
     }
 }
 
-/// Passes bytes both ways until either side ends, or nothing was said for `idle`.
-/// `alive` is held meanwhile, so that a stopping server waits for it.
-pub(super) async fn tunnel(
-    client: OnUpgrade,
-    upstream: Tunnel,
-    idle: Option<std::time::Duration>,
-    _alive: Option<tokio::sync::mpsc::Sender<()>>,
-) {
+/// What a tunnel is kept by.
+pub(super) struct Keeping {
+    /// The longest silence.
+    pub(super) idle: Option<Duration>,
+    /// The right that it was opened with.
+    pub(super) right: Option<Right>,
+    /// Whether its frames are those of a WebSocket, which is told why it ends.
+    pub(super) is_websocket: bool,
+    /// Held meanwhile, so that a stopping server waits for it.
+    pub(super) alive: Option<tokio::sync::mpsc::Sender<()>>,
+}
+
+/// Passes bytes both ways until either side ends, nothing was said for too long, or the right to it ends.
+pub(super) async fn tunnel(client: OnUpgrade, upstream: Tunnel, keeping: Keeping) {
+    let Keeping { idle, right, is_websocket, alive } = keeping;
     let Ok(client) = client.await else { return };
-    let (mut client, mut before, mut upstream) = (TokioIo::new(client), &*upstream.before, upstream.socket);
+    let (mut client, mut upstream_stream) = (Frames::new(TokioIo::new(client)), upstream.socket);
+    let mut before = &*upstream.before;
+    client.wrote(before);
     // What the upstream said at once.
-    if tokio::io::copy_buf(&mut before, &mut client).await.is_err() {
+    if tokio::io::copy_buf(&mut before, &mut client.stream).await.is_err() {
         return;
     }
-    match idle {
-        None => {
-            drop(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await)
+    let passing = async {
+        let (from, to) = (&mut client, &mut upstream_stream);
+        match idle {
+            None => drop(tokio::io::copy_bidirectional_with_sizes(from, to, BUFFER, BUFFER).await),
+            Some(idle) => {
+                let (mut from, mut to) = (Idle::new(from, idle), Idle::new(to, idle));
+                drop(tokio::io::copy_bidirectional_with_sizes(&mut from, &mut to, BUFFER, BUFFER).await);
+            }
         }
-        Some(idle) => {
-            let (mut client, mut upstream) = (Idle::new(client, idle), Idle::new(upstream, idle));
-            drop(tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await);
+    };
+    let over = async {
+        match &right {
+            Some(right) => right.over().await,
+            None => std::future::pending().await,
         }
+    };
+    let is_over = tokio::select! {
+        () = passing => false,
+        () = over => true,
+    };
+    if is_over && is_websocket && client.is_between() {
+        // Whether it arrives or not, this is the end.
+        let farewell = async {
+            client.stream.write_all(&POLICY_VIOLATION).await?;
+            client.stream.shutdown().await
+        };
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
+    drop(alive);
 }
 
 /// A stream that fails when neither reading nor writing went on for a while.
 struct Idle<S> {
     stream: S,
-    limit: std::time::Duration,
+    limit: Duration,
     timer: std::pin::Pin<Box<tokio::time::Sleep>>,
 }
 
 impl<S> Idle<S> {
-    fn new(stream: S, limit: std::time::Duration) -> Self {
+    fn new(stream: S, limit: Duration) -> Self {
         Self { stream, limit, timer: Box::pin(tokio::time::sleep(limit)) }
     }
 

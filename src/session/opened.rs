@@ -1,7 +1,8 @@
 //! A session and a handle that were opened, as they are kept in memory.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
@@ -9,6 +10,7 @@ use super::Found;
 use super::content::Content;
 use crate::clock::Timestamp;
 use crate::crypto::{self, SealKey};
+use crate::http::{self, Ending, Right};
 use crate::identity::Identity;
 use crate::store::{Id, SessionRecord};
 
@@ -37,6 +39,8 @@ pub struct Session {
     /// What was bought and could not be stored yet.
     unsaved: Mutex<Option<Box<Content>>>,
     ended: AtomicBool,
+    /// Tells what lasts; made when something does.
+    ending: OnceLock<Box<Ending>>,
     /// Held while it is being renewed, so that one renewal serves all who wait.
     pub renewing: tokio::sync::Mutex<()>,
     /// Set while somebody is on the way to renew it in the background.
@@ -54,6 +58,16 @@ pub enum Freshness {
     Stale,
 }
 
+impl http::Source for Session {
+    fn is_over(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    fn ending(&self) -> &Ending {
+        self.ending.get_or_init(Box::default)
+    }
+}
+
 impl Session {
     pub(super) fn new(record: &SessionRecord, key: SealKey, identity: Identity, content: &Content) -> Self {
         let (renew, stale) = content.renewal();
@@ -67,6 +81,7 @@ impl Session {
             failed_until: AtomicU64::new(0),
             unsaved: Mutex::new(None),
             ended: AtomicBool::new(false),
+            ending: OnceLock::new(),
             renewing: tokio::sync::Mutex::new(()),
             renewal_asked: AtomicBool::new(false),
         }
@@ -82,8 +97,18 @@ impl Session {
         self.ended.load(Ordering::Acquire)
     }
 
+    /// What was opened with it lasts no longer than it does.
+    pub fn right(self: &Arc<Self>, now: Timestamp, instant: Instant) -> Right {
+        Right::new(self.clone(), (instant + self.expires.since(now)).into())
+    }
+
     pub(super) fn end(&self) {
-        self.ended.store(true, Ordering::Release);
+        self.ended.store(true, Ordering::SeqCst);
+        // Whoever begins to wait now either is seen here, or sees the end there.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if let Some(ending) = self.ending.get() {
+            ending.tell();
+        }
     }
 
     /// Whether its claims are recent enough.

@@ -1,5 +1,6 @@
 //! Several processes that share a store: real Redis, real PostgreSQL.
 
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -212,7 +213,28 @@ fn a_sign_in_begins_on_one_and_ends_on_another_and_a_sign_out_ends_it_on_all(kin
     assert!(page.body.contains(r#"name="b" value="two""#), "{page:?}");
 
     let everywhere = browser.session("authenticate.localhost");
+    // What lasts on each of them ends too.
+    replicas.upstream.answer("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nhello");
+    let lasting: Vec<_> = replicas
+        .all
+        .iter()
+        .map(|server| {
+            let mut stream = server.connect();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let request = format!("GET /events HTTP/1.1\r\nHost: app.localhost\r\n{session}\r\n");
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut part = [0; 4096];
+            while !part.windows(5).any(|five| five == b"hello") {
+                assert!(stream.read(&mut part).unwrap() > 0);
+            }
+            stream
+        })
+        .collect();
     browser.open("http://app.localhost/.pomerium/sign_out");
+    for mut stream in lasting {
+        let error = stream.read_to_end(&mut Vec::new()).err().map(|error| error.kind());
+        assert_ne!(error, Some(std::io::ErrorKind::WouldBlock), "it is still open");
+    }
     let took = within(Duration::from_secs(1), || replicas.statuses("/x", &session) == [302; 3]);
     println!("dead on all after {took:?}");
     for server in &replicas.all {

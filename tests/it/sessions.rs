@@ -284,3 +284,113 @@ fn workers_share_sessions_renewals_and_sign_outs() {
     browser.get("http://app.localhost/.pomerium/sign_out");
     statuses(302);
 }
+
+/// A connection on which something lasts.
+fn lasting(rig: &Rig, request: &str, until: &str) -> std::net::TcpStream {
+    use std::io::Read as _;
+    use std::io::Write as _;
+    let mut stream = rig.server.connect();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let (mut seen, mut part) = (String::new(), [0; 4096]);
+    while !seen.ends_with(until) {
+        let count = stream.read(&mut part).unwrap();
+        assert!(count > 0, "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&part[..count]));
+    }
+    stream
+}
+
+fn open_websocket(rig: &Rig, session: &str) -> std::net::TcpStream {
+    let request = format!(
+        "GET /ws HTTP/1.1\r\nHost: app.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Origin: http://app.localhost\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{session}\r\n"
+    );
+    lasting(rig, &request, "hello")
+}
+
+/// An upstream that opens WebSockets, streams events without an end, and sends a file that is never whole.
+fn lasting_upstream(rig: &Rig) {
+    use std::io::Write as _;
+    rig.upstream.script(|stream, head| {
+        let sent = if head.contains("/ws") {
+            // One whole frame.
+            stream.write_all(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n\x81\x05hello",
+            )
+        } else if head.contains("/half") {
+            stream.write_all(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n\x81\x09hello",
+            )
+        } else {
+            stream.write_all(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 100000\r\n\r\ndata: hello",
+            )
+        };
+        // And is silent.
+        sent.is_ok()
+    });
+}
+
+#[test]
+fn what_lasts_ends_with_the_session_and_nothing_else_does() {
+    use std::io::Read as _;
+    let rig = Rig::start();
+    let mut jane = rig.signed_in();
+    let (session, other) = (jane.session("app.localhost"), rig.signed_in().session("app.localhost"));
+    lasting_upstream(&rig);
+    let stream = |path: &str, session: &str| {
+        lasting(&rig, &format!("GET {path} HTTP/1.1\r\nHost: app.localhost\r\n{session}\r\n"), "hello")
+    };
+    let mut ended = [open_websocket(&rig, &session), stream("/events", &session), stream("/file", &session)];
+    let kept = [open_websocket(&rig, &other), stream("/events", &other), stream("/public/x", "")];
+    // In the middle of a frame there is no place for a farewell.
+    let mut middle = {
+        let request = "GET /half HTTP/1.1\r\nHost: app.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            Origin: http://app.localhost\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+        lasting(&rig, &format!("{request}{session}\r\n"), "hello")
+    };
+
+    let began = std::time::Instant::now();
+    jane.open("http://app.localhost/.pomerium/sign_out");
+    for (at, stream) in ended.iter_mut().enumerate() {
+        let mut rest = Vec::new();
+        // However it ends: closed, or reset.
+        let _ = stream.read_to_end(&mut rest);
+        let expected: &[u8] = if at == 0 { &[0x88, 0x02, 0x03, 0xF0] } else { &[] };
+        assert_eq!(rest, expected, "{at}");
+    }
+    let mut rest = Vec::new();
+    let _ = middle.read_to_end(&mut rest);
+    assert_eq!(rest, b"");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    for mut stream in kept {
+        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let error = stream.read(&mut [0; 64]).unwrap_err();
+        assert!(
+            matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_thousand_websockets_of_an_ended_session_are_closed_at_once() {
+    use std::io::Read as _;
+    let rig = Rig::start();
+    let mut jane = rig.signed_in();
+    let session = jane.session("app.localhost");
+    lasting_upstream(&rig);
+    let mut open: Vec<_> = (0..1000).map(|_| open_websocket(&rig, &session)).collect();
+    let began = std::time::Instant::now();
+    jane.open("http://app.localhost/.pomerium/sign_out");
+    let mut times: Vec<Duration> = Vec::with_capacity(open.len());
+    for stream in &mut open {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        assert_eq!(rest, [0x88, 0x02, 0x03, 0xF0]);
+        times.push(began.elapsed());
+    }
+    println!("all closed after {:?}, half after {:?}", times[999], times[500]);
+    assert!(times[999] < Duration::from_secs(5));
+}

@@ -1,0 +1,115 @@
+//! The end of a right, while something lasts that was opened with it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Wakes those who wait for the end of a right.
+#[derive(Debug, Default)]
+pub struct Ending {
+    told: Notify,
+}
+
+/// What a right comes from.
+pub trait Source: Send + Sync {
+    /// Whether it has ended.
+    fn is_over(&self) -> bool;
+
+    /// What tells of its end. Made when something lasts so long that it has to be waited for.
+    fn ending(&self) -> &Ending;
+}
+
+/// A right that ends when somebody ends it, and at a time at the latest.
+#[derive(Clone)]
+pub struct Right {
+    source: Arc<dyn Source>,
+    until: Instant,
+}
+
+/// Waits for the end of a right.
+pub type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Ending {
+    /// Wakes those who wait. The source says that it is over already.
+    pub fn tell(&self) {
+        self.told.notify_waiters();
+    }
+}
+
+impl Right {
+    /// A right that ends with its source, and at `until`.
+    pub fn new(source: Arc<dyn Source>, until: Instant) -> Self {
+        Self { source, until }
+    }
+
+    /// Whether somebody has ended it.
+    pub fn is_over(&self) -> bool {
+        self.source.is_over()
+    }
+
+    /// Returns when it has ended.
+    pub fn over(&self) -> Over {
+        let Self { source, until } = self.clone();
+        Box::pin(async move {
+            let ended = async {
+                loop {
+                    let told = source.ending().told.notified();
+                    // Asked for before it is looked whether it is over, so that no end is missed.
+                    let mut told = std::pin::pin!(told);
+                    told.as_mut().enable();
+                    std::sync::atomic::fence(Ordering::SeqCst);
+                    if source.is_over() {
+                        return;
+                    }
+                    told.await;
+                }
+            };
+            tokio::select! {
+                () = ended => {}
+                () = tokio::time::sleep_until(until) => {}
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Held(AtomicBool, Ending);
+
+    impl Source for Held {
+        fn is_over(&self) -> bool {
+            self.0.load(Ordering::Acquire)
+        }
+
+        fn ending(&self) -> &Ending {
+            &self.1
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_is_heard_before_during_and_after_the_wait_and_time_is_one() {
+        let held = Arc::new(Held::default());
+        let right = Right::new(held.clone(), Instant::now() + Duration::from_secs(100));
+        let waits = tokio::spawn(right.over());
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished() && !right.is_over());
+        held.0.store(true, Ordering::Release);
+        held.1.tell();
+        waits.await.unwrap();
+        right.over().await;
+        let right = Right::new(Arc::new(Held::default()), Instant::now() + Duration::from_secs(5));
+        let began = Instant::now();
+        right.over().await;
+        assert_eq!(began.elapsed().as_secs(), 5);
+    }
+}
