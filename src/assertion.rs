@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::clock::Timestamp;
 use crate::crypto::{self, Signer, SigningKeyError};
-use crate::http::headers::ASSERTION;
+use crate::http::headers::{ASSERTION, value_of};
 use crate::identity::{Caller, Identity, Rendered};
 
 /// How long an assertion is valid.
@@ -127,7 +127,7 @@ impl Form {
             headers.push((ASSERTION.clone(), value));
         }
         for claim in &self.claims {
-            headers.push((claim.header.clone(), header_value(&claim_text(identity, &claim.claim))));
+            headers.push((claim.header.clone(), value_of(&claim_text(identity, &claim.claim))));
         }
         let rendered = Arc::new(Rendered {
             form: self.id,
@@ -202,12 +202,6 @@ fn plain(value: &Value) -> String {
         Value::Null => String::new(),
         other => other.to_string(),
     }
-}
-
-/// Control characters cannot stand in a header; they become spaces.
-fn header_value(text: &str) -> HeaderValue {
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    HeaderValue::from_bytes(clean.trim().as_bytes()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 #[cfg(test)]

@@ -71,6 +71,7 @@ pub struct Allowed {
 }
 
 const HERE: &str = "/.pomerium/auth/";
+const ENVOY: &str = "/.pomerium/auth/envoy";
 static TO_REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
 
 impl Door {
@@ -93,11 +94,11 @@ impl Door {
     ///
     /// # Errors
     /// When the proxy did not say what it has to.
-    pub fn question(self, asking: &mut Request<Body>) -> Result<Question, BadRequest> {
+    pub fn question(self, asking: &Request<Body>) -> Result<Question, BadRequest> {
         match self {
             Self::Forward => forwarded::by_forwarded_headers(asking),
             Self::Nginx => forwarded::by_original_url(asking),
-            Self::Envoy => forwarded::by_path(asking, &[HERE, "envoy"].concat()),
+            Self::Envoy => forwarded::by_path(asking, ENVOY),
             Self::OAuth2Proxy => forwarded::by_host(asking),
         }
     }

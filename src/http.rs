@@ -23,6 +23,6 @@ pub use chunks::{Chunks, Piece};
 pub use client::{Client, is_cross_site, is_same_site_form};
 pub use ending::{Ending, Over, Right, Source};
 pub use forwarded::Forwarded;
-pub use path::{EscapedSlashes, PathRules, Readings};
+pub use path::{EscapedSlashes, PathRules, Readings, decode_leniently};
 pub use request::{BadRequest, Canonical, LastHost, Misread, Scheme, canonicalise, parameter, split_host};
 pub use seen::Seen;

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::authenticate::{Blame, Failure, Kind, Redirect};
 use crate::crypto;
+use crate::http::headers::{GRPC_MESSAGE, GRPC_STATUS};
 use crate::http::{Body, Client};
 
 mod refusal;
@@ -29,8 +30,6 @@ use views::{Action, MessagePage, ResumePage, UserPage};
 
 static STYLE: &str = include_str!("pages/templates/style.css");
 
-static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 static REFRESH: HeaderName = HeaderName::from_static("refresh");
 
 /// Nothing may be loaded but the one style sheet, which stands in the page itself.

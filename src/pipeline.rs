@@ -19,6 +19,7 @@ use crate::authenticate::Failure;
 use crate::authorize::Permit;
 use crate::clock::Clock;
 use crate::connection::{Port, Protocol};
+use crate::ext_auth::Door;
 use crate::http::headers::{self, REQUEST_ID};
 use crate::http::{BadRequest, Body, Canonical, Client, Misread, Right, Scheme, Seen, canonicalise};
 use crate::identity::Caller;
@@ -162,7 +163,7 @@ async fn answer(
     if connection.port == Port::Calls {
         return Ok(Box::pin(door::call(snapshot, downstream, request, record)).await);
     }
-    if let Some(door) = door::at(request).filter(|_| snapshot.services.authorize) {
+    if let Some(door) = Door::at(request.uri().path()).filter(|_| snapshot.services.authorize) {
         return Ok(Box::pin(door::answer(snapshot, downstream, door, request, record)).await);
     }
     request.body_mut().set_rules(&snapshot.header_rules);
@@ -172,7 +173,7 @@ async fn answer(
     }
     record.about(&canonical);
     let found = snapshot.routes.find(&canonical);
-    let of_authenticate = *canonical.host == *snapshot.authenticate_host && found.is_err();
+    let of_authenticate = found.is_err() && *canonical.host == *snapshot.authenticate_host;
     if let Some(service) = &snapshot.authorize_service {
         check_services(snapshot, of_authenticate)?;
         let about = relay::About { canonical: &canonical, found, seen };

@@ -76,11 +76,9 @@ impl Authenticate {
         if session.has_just_failed(self.clock.now()) {
             return Err(RenewError::Unreachable("it failed just now".into()));
         }
-        let lease = self.leased(session).await?;
+        let Some(lease) = self.leased(session).await? else { return Ok(()) };
         let renewed = self.renew_alone(session).await;
-        if let Some(lease) = lease
-            && let Err(error) = self.sessions.store().release(lease).await
-        {
+        if let Err(error) = self.sessions.store().release(lease).await {
             tracing::debug!(%error, "a lease runs out by itself");
         }
         renewed
@@ -111,9 +109,6 @@ impl Authenticate {
     }
 
     async fn renew_alone(&self, session: &Session) -> Result<(), RenewError> {
-        if session.freshness(self.clock.now()) == Freshness::Fresh {
-            return Ok(());
-        }
         let Some((record, stored)) = self.sessions.content(session).await? else {
             self.sessions.end(session).await?;
             return Err(RenewError::Ended);

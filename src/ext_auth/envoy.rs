@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 use super::{Allowed, Question, grpc, request};
 use crate::connection::ClientCertificate;
 use crate::http::headers::REQUEST_ID;
-use crate::http::{BadRequest, Body};
+use crate::http::{BadRequest, Body, decode_leniently};
 
 mod messages;
 
@@ -59,7 +59,7 @@ pub fn read_check(
     let certificate = if source.certificate.is_empty() {
         None
     } else {
-        let pem = percent_decode(&source.certificate);
+        let pem = decode_leniently(source.certificate.as_bytes());
         let read = certificate(&pem).ok_or(BadRequest("the client certificate cannot be read"))?;
         Some(Arc::new(read))
     };
@@ -187,22 +187,6 @@ fn fields(lines: Option<Fields>, map: HashMap<String, String>) -> Result<HeaderM
         }
     }
     Ok(fields)
-}
-
-fn percent_decode(text: &str) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        let decoded = match (byte, after) {
-            (b'%', [high, low, ..]) => std::str::from_utf8(&[*high, *low])
-                .ok()
-                .and_then(|digits| u8::from_str_radix(digits, 16).ok()),
-            _ => None,
-        };
-        out.push(decoded.unwrap_or(byte));
-        rest = if decoded.is_some() { after.get(2..).unwrap_or_default() } else { after };
-    }
-    out
 }
 
 /// The answer: what to change about a request that may pass, or what the client gets instead. `told`: for the proxy's
@@ -381,7 +365,7 @@ mod tests {
     #[test]
     fn a_certificate_is_the_same_after_its_journey() {
         let chain = [vec![0_u8, 255, 62, 63], vec![1; 100]];
-        let pem = String::from_utf8(percent_decode(&percent_encoded_pem(&chain))).unwrap();
+        let pem = String::from_utf8(decode_leniently(percent_encoded_pem(&chain).as_bytes())).unwrap();
         use rustls::pki_types::pem::PemObject as _;
         let read: Vec<_> = rustls::pki_types::CertificateDer::pem_slice_iter(pem.as_bytes())
             .map(|one| one.unwrap().to_vec())

@@ -4,12 +4,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ::http::header::CONTENT_TYPE;
-use ::http::{HeaderMap, HeaderName, HeaderValue, Response};
+use ::http::{HeaderMap, HeaderValue, Response};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt as _, Limited};
 use prost::Message;
 
+use crate::http::headers::{GRPC_MESSAGE, GRPC_STATUS};
 use crate::http::{Body, BodyError, Stream};
 
 /// The largest message that is read.
@@ -19,9 +20,6 @@ const SLOWEST: Duration = Duration::from_secs(30);
 
 /// The service that says whether others are up.
 pub const HEALTH: &str = "/grpc.health.v1.Health/Check";
-
-static STATUS: HeaderName = HeaderName::from_static("grpc-status");
-static MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Why a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +74,8 @@ impl Status {
     /// The answer that says so.
     pub fn answer(self) -> Response<Body> {
         let mut response = headers(Body::empty());
-        response.headers_mut().insert(STATUS.clone(), HeaderValue::from_static(self.code));
-        response.headers_mut().insert(MESSAGE.clone(), HeaderValue::from_static(self.message));
+        response.headers_mut().insert(GRPC_STATUS.clone(), HeaderValue::from_static(self.code));
+        response.headers_mut().insert(GRPC_MESSAGE.clone(), HeaderValue::from_static(self.message));
         response
     }
 }
@@ -114,12 +112,12 @@ pub fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Status> {
 /// The status in the trailers of an answer, or in its head, and what is said about it; `None` when there is none.
 pub fn status(fields: &HeaderMap) -> Option<(&str, &str)> {
     let text = |name| fields.get(name).and_then(|value| value.to_str().ok());
-    Some((text(&STATUS)?, text(&MESSAGE).unwrap_or_default()))
+    Some((text(&GRPC_STATUS)?, text(&GRPC_MESSAGE).unwrap_or_default()))
 }
 
 /// The answer to a call that succeeded.
 pub fn reply(message: &impl Message) -> Response<Body> {
-    let trailers = HeaderMap::from_iter([(STATUS.clone(), HeaderValue::from_static("0"))]);
+    let trailers = HeaderMap::from_iter([(GRPC_STATUS.clone(), HeaderValue::from_static("0"))]);
     headers(Body::stream(Box::new(Reply { message: Some(frame(message)), trailers: Some(trailers) })))
 }
 

@@ -3,6 +3,7 @@
 use ::http::{HeaderName, HeaderValue};
 
 use crate::http::BadRequest;
+use crate::http::headers::value_of;
 use crate::identity::{Caller, Identity};
 
 /// Whom the one who asks lets pass of those who may: each list that is there has to hold the caller.
@@ -92,9 +93,5 @@ pub fn headers(caller: Option<&Identity>) -> impl Iterator<Item = (HeaderName, H
             identity.claims.text("preferred_username").unwrap_or_default().to_owned(),
         ]
     });
-    let value = |text: String| {
-        let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        HeaderValue::from_bytes(clean.trim().as_bytes()).unwrap_or_else(|_| HeaderValue::from_static(""))
-    };
-    NAMES.iter().cloned().zip(said.map(value))
+    NAMES.iter().cloned().zip(said.map(|text| value_of(&text)))
 }

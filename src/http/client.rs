@@ -4,6 +4,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, ORIGIN};
 use http::{Method, Request};
 
 use super::Seen;
+use super::headers::SEC_FETCH_MODE;
 
 /// The kind of program at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +17,6 @@ pub enum Client {
     Grpc,
 }
 
-static SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 static SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 static REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with");

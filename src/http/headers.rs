@@ -46,6 +46,13 @@ static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+/// `Sec-Fetch-Mode`, by which browsers say what a request is for.
+pub static SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+/// `grpc-status`.
+pub static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// `grpc-message`.
+pub static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
 /// Folded names that frame a message or concern one connection.
 const FRAMING: &[&str] = &[
     "transferencoding",
@@ -208,6 +215,12 @@ pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .any(|value| value.trim().eq_ignore_ascii_case(token))
+}
+
+/// A text as a value: control characters cannot stand in one, and become spaces.
+pub fn value_of(text: &str) -> HeaderValue {
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    HeaderValue::from_bytes(clean.trim().as_bytes()).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// The one value of a field that decides something; `Err` when it occurs more than once.

@@ -112,8 +112,8 @@ fn decode(path: &[u8]) -> Result<Cow<'_, [u8]>, BadRequest> {
     Ok(Cow::Owned(out))
 }
 
-/// Decodes what can be decoded.
-fn decode_leniently(path: &[u8]) -> Vec<u8> {
+/// Decodes the escapes that can be decoded, and leaves the others as they are.
+pub fn decode_leniently(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some((&byte, after)) = rest.split_first() {

@@ -14,7 +14,7 @@ use crate::authorize::{Decided, Reason};
 use crate::connection::{ClientCertificate, Connection, Protocol};
 use crate::ext_auth::oauth2_proxy::{self, Narrowed};
 use crate::ext_auth::{Allowed, Door, Question, envoy, grpc, proof};
-use crate::http::headers::{self, has_token};
+use crate::http::headers::{self, SEC_FETCH_MODE, has_token};
 use crate::http::{BadRequest, Body, Canonical, Client, LastHost, Scheme, Seen, canonicalise};
 use crate::identity::Caller;
 use crate::pages::{Denied, Refusal};
@@ -32,16 +32,23 @@ struct Asking<'a> {
 }
 
 /// What comes of a question.
+struct Answered {
+    /// What to change about a request that may pass, or what the client gets instead.
+    verdict: Result<Allowed, Response<Body>>,
+    told: Told,
+    /// The origin of the request.
+    origin: String,
+}
+
+/// What comes of a decision, when it is no refusal.
 enum Outcome {
-    Pass(Allowed, Map<String, Value>),
+    Pass(Allowed, Told),
     /// A page of our own, or a redirect.
     Answer(Response<Body>),
 }
 
-/// Whether somebody asks at one of the doors that are recognised by what was sent, before it is read as a request.
-pub(super) fn at(request: &Request<Body>) -> Option<Door> {
-    Door::at(request.uri().path())
-}
+/// What a proxy can record and filter by.
+type Told = Map<String, Value>;
 
 /// Whether somebody asks at a door that is an application's own path where there is an application.
 pub(super) fn beside(canonical: &Canonical) -> Option<Door> {
@@ -63,21 +70,17 @@ pub(super) async fn answer(
     record: &mut Record,
 ) -> Response<Body> {
     let client = Client::of(request, Seen::of(request.headers()));
-    let (asked, narrowed) = match read(snapshot, downstream, door, request) {
+    let (question, narrowed) = match read(snapshot, downstream, door, request) {
         Ok(read) => read,
         Err(refusal) => {
             let exit = Exit::Refuse(refusal);
             return door.refuse(refuse(snapshot, record, client, &exit), "");
         }
     };
-    let Question { mut request, client, certificate, method_unknown } = asked;
-    let mut about = record.of_question(&request, client);
-    let asking = Asking { door: Some(door), narrowed, certificate, method_unknown, record: &mut about };
-    let (outcome, origin) = ask(snapshot, downstream, asking, &mut request).await;
-    record.adopt(about);
-    match outcome {
-        Ok(Outcome::Pass(allowed, _)) => door.pass(allowed),
-        Ok(Outcome::Answer(response)) | Err((response, _)) => door.refuse(response, &origin),
+    let answered = ask(snapshot, downstream, Some(door), question, narrowed, record).await;
+    match answered.verdict {
+        Ok(allowed) => door.pass(allowed),
+        Err(response) => door.refuse(response, &answered.origin),
     }
 }
 
@@ -85,7 +88,7 @@ fn read(
     snapshot: &Snapshot,
     downstream: &Downstream,
     door: Door,
-    request: &mut Request<Body>,
+    request: &Request<Body>,
 ) -> Result<(Question, Narrowed), Refusal> {
     admit(snapshot, downstream)?;
     let narrowed = match door {
@@ -124,7 +127,7 @@ pub(super) async fn call(
         Err(status) => return status.answer(),
     };
     let read = envoy::read_check(check, |pem| tls::read_pem(pem).ok());
-    let Question { mut request, client, certificate, method_unknown } = match read {
+    let question = match read {
         Ok(question) => question,
         Err(BadRequest(reason)) => {
             record.note(&BadRequest(reason).into());
@@ -132,19 +135,10 @@ pub(super) async fn call(
         }
     };
     if is_ours {
-        record.take_name(request.headers());
+        record.take_name(question.request.headers());
     }
-    let mut about = record.of_question(&request, client);
-    let narrowed = Narrowed::default();
-    let asking = Asking { door: None, narrowed, certificate, method_unknown, record: &mut about };
-    let (outcome, _) = ask(snapshot, downstream, asking, &mut request).await;
-    record.adopt(about);
-    let (verdict, told) = match outcome {
-        Ok(Outcome::Pass(allowed, told)) => (Ok(allowed), told),
-        Ok(Outcome::Answer(response)) => (Err(response), Map::new()),
-        Err((response, told)) => (Err(response), told),
-    };
-    envoy::check_response(verdict, told).await
+    let answered = ask(snapshot, downstream, None, question, Narrowed::default(), record).await;
+    envoy::check_response(answered.verdict, answered.told).await
 }
 
 /// What a proxy says about others is believed only when it is named as one.
@@ -153,27 +147,34 @@ fn admit(snapshot: &Snapshot, downstream: &Downstream) -> Result<(), Refusal> {
     if snapshot.forwarded_rules.names(peer) { Ok(()) } else { Err(Refusal::Stranger(peer)) }
 }
 
-type Told = Map<String, Value>;
-
-/// What comes of a question, and the origin of the request that it is about.
+/// Decides what was asked; `door`: `None` over gRPC.
 async fn ask(
     snapshot: &Arc<Snapshot>,
     downstream: &Downstream,
-    mut asking: Asking<'_>,
-    request: &mut Request<Body>,
-) -> (Result<Outcome, (Response<Body>, Told)>, String) {
-    let client = Client::of(request, Seen::of(request.headers()));
+    door: Option<Door>,
+    question: Question,
+    narrowed: Narrowed,
+    record: &mut Record,
+) -> Answered {
+    let Question { mut request, client, certificate, method_unknown } = question;
+    let mut about = record.of_question(&request, client);
+    let client = Client::of(&request, Seen::of(request.headers()));
     let mut origin = String::new();
-    let outcome = decide(snapshot, downstream, &mut asking, request, &mut origin).await;
-    let outcome = outcome.map_err(|exit| {
-        let told = match &exit {
-            Exit::Refuse(Refusal::Denied(denied)) => told("deny", &denied.decided, &denied.caller),
-            Exit::Refuse(refusal) => Map::from_iter([("error".to_owned(), json!(refusal.error()))]),
-            Exit::SignInFailed { .. } => Map::new(),
-        };
-        (refuse(snapshot, asking.record, client, &exit), told)
-    });
-    (outcome, origin)
+    let mut asking = Asking { door, narrowed, certificate, method_unknown, record: &mut about };
+    let (verdict, told) = match decide(snapshot, downstream, &mut asking, &mut request, &mut origin).await {
+        Ok(Outcome::Pass(allowed, told)) => (Ok(allowed), told),
+        Ok(Outcome::Answer(response)) => (Err(response), Told::new()),
+        Err(exit) => {
+            let told = match &exit {
+                Exit::Refuse(Refusal::Denied(denied)) => told("deny", &denied.decided, &denied.caller),
+                Exit::Refuse(refusal) => Told::from_iter([("error".to_owned(), json!(refusal.error()))]),
+                Exit::SignInFailed { .. } => Told::new(),
+            };
+            (Err(refuse(snapshot, &mut about, client, &exit)), told)
+        }
+    };
+    record.adopt(about);
+    Answered { verdict, told, origin }
 }
 
 async fn decide(
@@ -277,8 +278,6 @@ fn opens_tunnel(headers: &HeaderMap, seen: Seen) -> bool {
         || has_token(headers, &SEC_FETCH_MODE, "websocket")
 }
 
-static SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
-
 /// Every identity header that is known here, empty when there is nothing to say.
 fn said(
     snapshot: &Snapshot,
@@ -287,21 +286,21 @@ fn said(
     host: &str,
     time: crate::clock::Timestamp,
 ) -> Result<Vec<(HeaderName, HeaderValue)>, Exit> {
-    let nothing = |name: &HeaderName| (name.clone(), HeaderValue::from_static(""));
-    let mut all: Vec<_> = snapshot.identity_names.iter().map(nothing).collect();
-    if let Some(form) = &route.identity {
-        let statement = form.state(&snapshot.signer, caller, host, time)?;
-        for (name, value) in statement.iter() {
-            all.retain(|(known, _)| known != name);
-            all.push((name.clone(), value.clone()));
+    let mut all = match &route.identity {
+        Some(form) => form.state(&snapshot.signer, caller, host, time)?.to_vec(),
+        None => Vec::new(),
+    };
+    for name in &snapshot.identity_names {
+        if !all.iter().any(|(known, _)| known == name) {
+            all.push((name.clone(), HeaderValue::from_static("")));
         }
     }
     Ok(all)
 }
 
-/// What a proxy can record and filter by.
+/// The same about a decision.
 fn told(decision: &str, decided: &Decided, caller: &Caller) -> Told {
-    let mut told = Map::new();
+    let mut told = Told::new();
     let mut say = |name: &str, value: Value| drop(told.insert(name.to_owned(), value));
     say("decision", json!(decision));
     say("rule", json!(decided.rule.map(|rule| rule.to_string()).unwrap_or_default()));

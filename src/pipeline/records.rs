@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ::http::header::{HOST, USER_AGENT};
 use ::http::uri::PathAndQuery;
-use ::http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use ::http::{HeaderMap, HeaderValue, Method, Request, Response};
 
 use super::downstream::{Count, Downstream, Passage};
 use crate::authorize::{Decided, Decision, Facts, Policy, Reason};
@@ -21,12 +21,13 @@ use crate::pages::Refusal;
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::{Key, Line, key};
 
-/// What was sent, copied once.
+/// The authority, the path and the agent as they were sent, and the host: copied once, which is less than to share each.
 struct Words {
     text: Vec<u8>,
     authority: Range<usize>,
     path: Range<usize>,
     agent: Option<Range<usize>>,
+    host: Range<usize>,
 }
 
 /// Names for requests: random for a worker, then counted. They name, they protect nothing.
@@ -41,13 +42,7 @@ pub(super) struct Record {
     began: Timestamp,
     started: Instant,
     method: Method,
-    /// The authority, the path, the agent and the host, as they were sent: copied once, which is less than to share
-    /// each.
-    text: Vec<u8>,
-    authority: Range<usize>,
-    path: Range<usize>,
-    agent: Option<Range<usize>>,
-    host: Range<usize>,
+    words: Words,
     misread: Option<Misread>,
     client: IpAddr,
     /// The route's number.
@@ -96,7 +91,8 @@ fn hexadecimal(number: u64) -> [u8; 16] {
 }
 
 impl Words {
-    fn of(headers: &HeaderMap, uri: &Uri) -> Self {
+    fn of(request: &Request<Body>) -> Self {
+        let (headers, uri) = (request.headers(), request.uri());
         let authority = match uri.authority() {
             Some(authority) => authority.as_str().as_bytes(),
             None => headers.get(HOST).map_or(&[][..], HeaderValue::as_bytes),
@@ -110,7 +106,22 @@ impl Words {
             from..text.len()
         };
         let (authority, path, agent) = (copy(authority), copy(path.as_bytes()), agent.map(copy));
-        Self { text, authority, path, agent }
+        Self { text, authority, path, agent, host: 0..0 }
+    }
+
+    fn piece(&self, at: &Range<usize>) -> &[u8] {
+        self.text.get(at.clone()).unwrap_or_default()
+    }
+
+    fn set_host(&mut self, host: &[u8]) {
+        let from = self.authority.start;
+        self.host = if self.piece(&self.authority).starts_with(host) {
+            from..from + host.len()
+        } else {
+            let from = self.text.len();
+            self.text.extend_from_slice(host);
+            from..self.text.len()
+        };
     }
 }
 
@@ -124,22 +135,17 @@ impl Record {
         request: &Request<Body>,
         misread: Option<Misread>,
     ) -> Self {
-        let (headers, uri) = (request.headers(), request.uri());
+        let headers = request.headers();
         let Downstream { context, connection, .. } = downstream;
         let started = context.clock.instant();
         let believed = snapshot.forwarded_rules.trusts(connection.peer_ip());
         let id = believed.then(|| given_id(headers)).flatten().unwrap_or_else(|| context.ids.next());
-        let Words { text, authority, path, agent } = Words::of(headers, uri);
         Self {
             id,
             began: context.clock.at(started),
             started,
             method: request.method().clone(),
-            text,
-            authority,
-            path,
-            agent,
-            host: 0..0,
+            words: Words::of(request),
             misread,
             client: snapshot.forwarded_rules.client(connection, headers),
             route: None,
@@ -156,15 +162,10 @@ impl Record {
 
     /// What will be recorded about a request that another proxy asks about with this one.
     pub(super) fn of_question(&self, request: &Request<Body>, client: Option<IpAddr>) -> Self {
-        let Words { text, authority, path, agent } = Words::of(request.headers(), request.uri());
         Self {
             id: self.id.clone(),
             method: request.method().clone(),
-            text,
-            authority,
-            path,
-            agent,
-            host: 0..0,
+            words: Words::of(request),
             misread: None,
             client: client.unwrap_or(self.client),
             route: None,
@@ -201,27 +202,15 @@ impl Record {
 
     /// The host that was asked, once it is known.
     pub(super) fn host(&self) -> &str {
-        std::str::from_utf8(self.piece(&self.host)).unwrap_or_default()
+        std::str::from_utf8(self.words.piece(&self.words.host)).unwrap_or_default()
     }
 
     pub(super) fn about(&mut self, canonical: &Canonical) {
-        let host = canonical.host.as_bytes();
-        let from = self.authority.start;
-        self.host = if self.piece(&self.authority).starts_with(host) {
-            from..from + host.len()
-        } else {
-            let from = self.text.len();
-            self.text.extend_from_slice(host);
-            from..self.text.len()
-        };
+        self.words.set_host(canonical.host.as_bytes());
     }
 
     pub(super) const fn routed(&mut self, route: &Route) {
         self.route = Some(route.number);
-    }
-
-    fn piece(&self, at: &Range<usize>) -> &[u8] {
-        self.text.get(at.clone()).unwrap_or_default()
     }
 
     /// What went wrong, for whoever reads the log.
@@ -308,7 +297,7 @@ impl Record {
     fn path(&self) -> &[u8] {
         match &self.misread {
             Some(misread) => misread.path.as_deref().unwrap_or_default().as_bytes(),
-            None => self.piece(&self.path),
+            None => self.words.piece(&self.words.path),
         }
     }
 
@@ -332,7 +321,7 @@ impl Watcher for Access {
         downstream.context.journal.record(record.began + duration, "http-request", |line| {
             line.token(key!("request-id"), record.id.as_bytes());
             line.text(key!("method"), record.method())
-                .bytes(key!("authority"), record.piece(&record.authority))
+                .bytes(key!("authority"), record.words.piece(&record.words.authority))
                 .bytes(key!("path"), record.path());
             line.number(key!("response-code"), u64::from(*status))
                 .number(key!("size"), sent)
@@ -340,8 +329,8 @@ impl Watcher for Access {
             record.address(line, key!("ip"), downstream);
             let http2 = downstream.connection.protocol == Protocol::Http2;
             line.token(key!("protocol"), if http2 { b"HTTP/2" } else { b"HTTP/1.1" });
-            if let Some(agent) = &record.agent {
-                line.bytes(key!("user-agent"), record.piece(agent));
+            if let Some(agent) = &record.words.agent {
+                line.bytes(key!("user-agent"), record.words.piece(agent));
             }
             if let Some(route) = record.route.and_then(|number| snapshot.routes.targets().get(number)) {
                 line.text(key!("route"), &route.name);
