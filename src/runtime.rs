@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
-use crate::config::{Settings, StorageKind};
+use crate::config::{Connection, Settings, Storage};
 use crate::connection::Port;
 use crate::crypto::{self, KeyRing, Purpose, Signer};
 use crate::listener::{self, Limits, Listener};
@@ -210,6 +210,9 @@ async fn serve(
         again = wait_for_stop() => tracing::warn!(signal = again.unwrap_or("?"), "stopped at once"),
     }
     snapshot.load_full().authenticate.settle(SETTLE).await;
+    if let Err(error) = snapshot.load_full().sessions.tell_last_use().await {
+        tracing::warn!(%error, "the session store was not told which sessions are in use");
+    }
     over.store(true, Ordering::Release);
     for task in background {
         task.abort();
@@ -301,7 +304,8 @@ fn start_background(
         }
     });
     let listening = tokio::spawn(current.sessions.clone().listen());
-    discovery.into_iter().chain([sweep, listening]).collect()
+    let using = tokio::spawn(current.sessions.clone().watch_use());
+    discovery.into_iter().chain([sweep, listening, using]).collect()
 }
 
 /// `TERM` or `INT`. `HUP` is said to have no effect yet, instead of ending the process.
@@ -348,23 +352,20 @@ fn open_state(settings: &Settings) -> Result<State, RuntimeError> {
             error: error.to_string(),
         }
     };
-    match (settings.storage, usable) {
-        (Some(StorageKind::Memory), _) => Ok(memory()),
-        (Some(kind @ (StorageKind::Redis | StorageKind::Postgres)), _) => {
-            let (connection, roots) = settings.storage_connection.clone().unwrap_or_default();
-            let roots = roots.as_deref();
-            let what = "databroker_storage_connection_string".to_owned();
-            let (store, kind): (Result<Arc<dyn Store>, _>, _) = match kind {
-                StorageKind::Postgres => {
-                    (PostgresStore::new(&connection, roots).map(|store| Arc::new(store) as _), "postgres")
-                }
-                _ => {
-                    let store = RedisStore::new(&connection, roots, Clock::system());
-                    (store.map(|store| Arc::new(store) as _), "redis")
-                }
-            };
-            let store = store.map_err(|error| RuntimeError::State { what, error })?;
-            Ok(State { store, kind, ..memory() })
+    let elsewhere = |store: Result<Arc<dyn Store>, String>, kind| {
+        let what = "databroker_storage_connection_string".to_owned();
+        let store = store.map_err(|error| RuntimeError::State { what, error })?;
+        Ok(State { store, kind, ..memory() })
+    };
+    match (&settings.storage, usable) {
+        (Some(Storage::Memory), _) => Ok(memory()),
+        (Some(Storage::Redis(Connection { text, roots })), _) => {
+            let store = RedisStore::new(text.expose(), roots.as_deref(), Clock::system());
+            elsewhere(store.map(|store| Arc::new(store) as _), "redis")
+        }
+        (Some(Storage::Postgres(Connection { text, roots })), _) => {
+            let store = PostgresStore::new(text.expose(), roots.as_deref());
+            elsewhere(store.map(|store| Arc::new(store) as _), "postgres")
         }
         (None, Err(error)) => {
             tracing::warn!(
@@ -373,7 +374,7 @@ fn open_state(settings: &Settings) -> Result<State, RuntimeError> {
             );
             Ok(memory())
         }
-        (Some(StorageKind::File), Err(error)) => {
+        (Some(Storage::File), Err(error)) => {
             Err(fail(format!("state_dir {} cannot be used", directory.display()))(&error))
         }
         (_, Ok(())) => {

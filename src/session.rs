@@ -17,14 +17,17 @@ use crate::clock::{Clock, Timestamp};
 use crate::crypto::SealKey;
 use crate::http::{BadRequest, cookies};
 use crate::identity::{Identity, Reading};
-use crate::store::{HandleRecord, Id, SessionRecord, Store, StoreError};
+use crate::store::{HandleRecord, Id, SessionRecord, Store, StoreError, Tags};
 
+mod administer;
 mod content;
 mod cookie;
+mod idle;
 mod listen;
 mod opened;
 mod recent;
 
+pub use administer::About;
 pub use content::{Content, Tokens};
 pub use cookie::{CookieSettings, SameSite};
 pub use listen::DEAF;
@@ -39,8 +42,10 @@ pub struct Settings {
     pub cookie: CookieSettings,
     /// The providers that sessions may come from. A session of any other has ended.
     pub providers: HashMap<String, Origin>,
-    /// `session_idle_timeout` is not there yet; `cookie_expire`: the longest life of a session.
+    /// `cookie_expire`: the longest life of a session.
     pub lifetime: Duration,
+    /// `session_idle_timeout`.
+    pub idle: Option<Duration>,
 }
 
 /// A provider, as far as reading its sessions goes.
@@ -72,6 +77,8 @@ pub struct Sessions {
     heard: AtomicU64,
     /// How far what other processes do has been heard.
     position: tokio::sync::Mutex<Option<String>>,
+    /// Told when the store should hear at once that sessions are used.
+    used: tokio::sync::Notify,
 }
 
 /// A session that was ended here.
@@ -135,6 +142,7 @@ impl Sessions {
             shared: store.is_shared(),
             heard: AtomicU64::new(0),
             position: tokio::sync::Mutex::default(),
+            used: tokio::sync::Notify::new(),
             store,
             clock,
             handles: papaya::HashMap::with_hasher(ById::default()),
@@ -185,7 +193,7 @@ impl Sessions {
         let line = recent::only_line(headers);
         if let Some(known) = line.and_then(|line| recent.known(self, line, scope)) {
             self.check_hearing(now)?;
-            return Ok((known.handle.admit(now), Some(known)));
+            return Ok((self.admit(&known.handle, now).await?, Some(known)));
         }
         let opened = match cookies::find(headers, name)?.and_then(cookie::read) {
             Some((id, key)) => self.handle_of(id, &key, scope, now).await?,
@@ -194,7 +202,19 @@ impl Sessions {
         let Some(handle) = opened else { return Ok((Found::Nobody, None)) };
         self.check_hearing(now)?;
         let known = line.and_then(|line| recent.remember(self, line, &handle));
-        Ok((handle.admit(now), known))
+        Ok((self.admit(&handle, now).await?, known))
+    }
+
+    /// The session behind a handle, while it lasts and is in use.
+    async fn admit(&self, handle: &Handle, now: Timestamp) -> Result<Found, StoreError> {
+        let found = handle.admit(now);
+        match (&found, self.settings.idle) {
+            (Found::Session(session), Some(idle)) if !self.use_now(session, idle, now) => {
+                let goes_on = Box::pin(self.was_used_elsewhere(session, idle, now)).await?;
+                Ok(if goes_on { found } else { Found::Nobody })
+            }
+            _ => Ok(found),
+        }
     }
 
     /// The handle that a key opens.
@@ -227,7 +247,8 @@ impl Sessions {
         if handle.host != scope {
             return Ok(None);
         }
-        let Some(session) = self.open_session(&record, session_key) else { return Ok(None) };
+        let Some(used) = self.last_use(&record, now).await? else { return Ok(None) };
+        let Some(session) = self.open_session(&record, session_key, used) else { return Ok(None) };
         let handle = Arc::new(Handle {
             key: key.digest(),
             host: handle.host.into(),
@@ -238,13 +259,13 @@ impl Sessions {
         Ok(Some(handle))
     }
 
-    fn open_session(&self, record: &SessionRecord, key: SealKey) -> Option<Arc<Session>> {
+    fn open_session(&self, record: &SessionRecord, key: SealKey, used: Timestamp) -> Option<Arc<Session>> {
         if let Some(session) = self.open.pin().get(&record.id) {
             return Some(session.clone());
         }
         let content = Content::open(record, &key)?;
-        let identity = self.identity(&content)?;
-        let session = Arc::new(Session::new(record, key, identity, &content));
+        let identity = self.identity(record.id, &content)?;
+        let session = Arc::new(Session::new(record, key, identity, &content, used));
         // Of two that opened it at once, both use the one that is kept.
         let session = self.open.pin().get_or_insert(record.id, session).clone();
         // Ended while it was being opened.
@@ -254,13 +275,13 @@ impl Sessions {
         Some(session)
     }
 
-    fn identity(&self, content: &Content) -> Option<Identity> {
+    fn identity(&self, id: Id, content: &Content) -> Option<Identity> {
         let origin = self.settings.providers.get(&content.provider)?;
         if origin.fingerprint != content.fingerprint {
             return None;
         }
         let mut identity = Identity::read(
-            content.name.as_str().into(),
+            id.to_text().into(),
             content.provider.as_str().into(),
             content.claims.clone(),
             &origin.reading,
@@ -288,15 +309,15 @@ impl Sessions {
             revision: 1,
             created: now,
             expires: now + self.settings.lifetime,
-            subject: tags.subject,
-            provider_session: tags.provider_session,
+            tags,
+            label: None,
             sealed: Vec::new(),
         };
         record.sealed = content.seal(&record, &key);
         let (handle, cookie) = self.handle(id, &key, host, record.expires);
         self.store.insert(record.clone(), handle).await?;
         let session = self
-            .open_session(&record, key)
+            .open_session(&record, key, now)
             .ok_or_else(|| StoreError::Unavailable("a new session cannot be read".into()))?;
         Ok((session, cookie))
     }
@@ -362,7 +383,7 @@ impl Sessions {
 
     /// Uses what a session holds now, for all its handles. A session whose identity cannot be read ends.
     pub fn adopt(&self, session: &Session, content: &Content) {
-        match self.identity(content) {
+        match self.identity(session.id, content) {
             Some(identity) => session.renewed(identity, content),
             None => session.end(),
         }
@@ -373,13 +394,20 @@ impl Sessions {
     /// # Errors
     /// When the store fails; in this process the session has ended all the same, and the store is told later.
     pub async fn end(&self, session: &Session) -> Result<(), StoreError> {
-        let grave = |untold| Tombstone { until: session.expires, untold };
-        self.tombstones.pin().insert(session.id, grave(true));
-        session.end();
-        self.store.end(session.id).await?;
-        self.tombstones.pin().insert(session.id, grave(false));
-        self.open.pin().remove(&session.id);
-        Ok(())
+        self.end_of(session.id, session.expires).await.map(drop)
+    }
+
+    /// The same for a session that need not be open here; `false` when it was not in the store.
+    async fn end_of(&self, id: Id, expires: Timestamp) -> Result<bool, StoreError> {
+        let grave = |untold| Tombstone { until: expires, untold };
+        self.tombstones.pin().insert(id, grave(true));
+        if let Some(session) = self.open.pin().get(&id) {
+            session.end();
+        }
+        let ended = self.store.end(id).await?;
+        self.tombstones.pin().insert(id, grave(false));
+        self.open.pin().remove(&id);
+        Ok(ended)
     }
 
     /// Forgets what has expired or ended, and tells the store again what it did not hear.
@@ -397,15 +425,6 @@ impl Sessions {
         self.open.pin().retain(|_, session| !gone(session));
         self.tombstones.pin().retain(|_, grave| grave.until > now);
     }
-}
-
-/// Keyed hashes by which the provider's messages find a session without opening it.
-#[derive(Clone, Copy, Debug)]
-pub struct Tags {
-    /// Of issuer and `sub`.
-    pub subject: [u8; 32],
-    /// Of issuer and `sid`.
-    pub provider_session: Option<[u8; 32]>,
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::crypto;
 #[cfg(test)]
 mod conformance;
 mod file;
+mod form;
 mod memory;
 mod postgres;
 mod redis;
@@ -31,7 +32,24 @@ pub use redis::RedisStore;
 
 /// An identifier of 128 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "form::Text", try_from = "form::Text")]
 pub struct Id(pub [u8; 16]);
+
+/// A keyed hash, by which a record is found without being opened.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "form::Text", try_from = "form::Text")]
+pub struct Tag(pub [u8; 32]);
+
+/// Whose a session is, for whoever knows already whom to look for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tags {
+    /// Of issuer and `sub`.
+    pub subject: Tag,
+    /// Of issuer and `sid`, when the provider sends one.
+    pub provider_session: Option<Tag>,
+    /// Of the e-mail address, by which administrators know people.
+    pub email: Option<Tag>,
+}
 
 /// A stored session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,12 +62,23 @@ pub struct SessionRecord {
     pub created: Timestamp,
     /// When it ends at the latest.
     pub expires: Timestamp,
-    /// Keyed hash of issuer and `sub`.
-    pub subject: [u8; 32],
-    /// Keyed hash of issuer and `sid`, when the provider sends one.
-    pub provider_session: Option<[u8; 32]>,
+    /// Whose it is.
+    pub tags: Tags,
+    /// The name of a service account, whose token opens it; `None` for a person's session.
+    #[serde(default)]
+    pub label: Option<String>,
     /// What is in it, under the session's key.
+    #[serde(with = "form::bytes")]
     pub sealed: Vec<u8>,
+}
+
+/// Some of the sessions there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The sessions.
+    pub records: Vec<SessionRecord>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<String>,
 }
 
 /// A host's way to a session.
@@ -64,6 +93,7 @@ pub struct HandleRecord {
     /// When it ends at the latest.
     pub expires: Timestamp,
     /// The session's key, under the second half of the cookie.
+    #[serde(with = "form::bytes")]
     pub sealed: Vec<u8>,
 }
 
@@ -118,6 +148,21 @@ pub trait Store: Send + Sync {
 
     /// Takes it: of any number of callers, one gets it.
     fn take(&self, key: Id, now: Timestamp) -> Pending<'_, Option<Vec<u8>>>;
+
+    /// Whether nobody has said this key before, of any number of callers who say it until it expires.
+    fn first(&self, key: Id, expires: Timestamp, now: Timestamp) -> Pending<'_, bool>;
+
+    /// The sessions with a tag.
+    fn find(&self, tag: Tag, now: Timestamp) -> Pending<'_, Vec<SessionRecord>>;
+
+    /// All sessions, page by page; `from`: where the last one said to go on.
+    fn list(&self, from: Option<String>, now: Timestamp) -> Pending<'_, Page>;
+
+    /// Remembers when sessions were last used; a time before the one that is known is passed over.
+    fn touch(&self, used: Vec<(Id, Timestamp)>) -> Pending<'_, ()>;
+
+    /// When a session was last used, as far as that was remembered.
+    fn last_used(&self, session: Id) -> Pending<'_, Option<Timestamp>>;
 
     /// Removes what has expired; how many things that were.
     fn sweep(&self, now: Timestamp) -> Pending<'_, usize>;
@@ -195,8 +240,21 @@ impl Id {
     }
 }
 
+impl Tags {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = Tag> + use<> {
+        [Some(self.subject), self.provider_session, self.email].into_iter().flatten()
+    }
+}
+
 impl std::fmt::Debug for Id {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.to_text())
+    }
+}
+
+impl std::fmt::Debug for Tag {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&crypto::encode(&self.0))
     }
 }

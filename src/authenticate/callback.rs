@@ -9,7 +9,8 @@ use super::pending::{BEGIN, Pending, attempt_of};
 use super::{Authenticate, Failure, Redirect, SignInError};
 use crate::clock::Timestamp;
 use crate::crypto::Purpose;
-use crate::session::{Content, Found, Session, Tags};
+use crate::session::{Content, Found, Session};
+use crate::store::{Tag, Tags};
 
 /// The parameters of a callback.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -224,7 +225,7 @@ impl Authenticate {
         }
         let tags = self.tags(issuer, &content);
         let (session, cookie) = self.sessions.begin(&content, tags, host).await?;
-        tracing::info!(session = %content.name, provider = %content.provider, "signed in");
+        tracing::info!(session = ?session.id, provider = %content.provider, "signed in");
         Ok((session, Some(cookie)))
     }
 
@@ -232,9 +233,8 @@ impl Authenticate {
     async fn refill(&self, session: &Session, content: &Content) -> Result<bool, SignInError> {
         // A renewal that is under way has its turn first.
         let _turn = session.renewing.lock().await;
-        let Some((record, old)) = self.sessions.content(session).await? else { return Ok(false) };
-        let content = Content { name: old.name, ..content.clone() };
-        Ok(self.sessions.replace(session, &record, &content).await?)
+        let Some((record, _)) = self.sessions.content(session).await? else { return Ok(false) };
+        Ok(self.sessions.replace(session, &record, content).await?)
     }
 
     /// `require_claims`: nobody is let in without them.
@@ -255,10 +255,12 @@ impl Authenticate {
 
     fn tags(&self, issuer: &str, content: &Content) -> Tags {
         let text = |name: &str| content.claims.get(name).and_then(serde_json::Value::as_str);
-        let tag = |purpose, value: &str| self.keys.tag(purpose, &[issuer.as_bytes(), value.as_bytes()]);
+        let tag = |purpose, value: &str| Tag(self.keys.tag(purpose, &[issuer.as_bytes(), value.as_bytes()]));
+        let email = text("email").filter(|email| !email.is_empty()).map(str::to_ascii_lowercase);
         Tags {
             subject: tag(Purpose::SubjectTag, text("sub").unwrap_or_default()),
             provider_session: text("sid").map(|sid| tag(Purpose::ProviderSessionTag, sid)),
+            email: email.map(|email| Tag(self.keys.tag(Purpose::EmailTag, &[email.as_bytes()]))),
         }
     }
 }

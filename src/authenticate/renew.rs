@@ -146,7 +146,7 @@ impl Authenticate {
         if error.is_temporary() {
             let now = self.clock.now();
             session.renewal_failed(now + PAUSE, now + BREATH);
-            tracing::warn!(session = %content.name, %error, "a session could not be renewed; trying again later");
+            tracing::warn!(session = ?session.id, %error, "a session could not be renewed; trying again later");
             return Err(RenewError::Unreachable(error.to_string()));
         }
         // Another process may have spent the refresh token just before us.
@@ -157,7 +157,7 @@ impl Authenticate {
             self.sessions.adopt(session, &newer);
             return Ok(());
         }
-        tracing::info!(session = %content.name, %error, "the provider does not renew a session; it ends");
+        tracing::info!(session = ?session.id, %error, "the provider does not renew a session; it ends");
         self.sessions.end(session).await?;
         Err(RenewError::Ended)
     }

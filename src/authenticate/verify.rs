@@ -140,7 +140,6 @@ impl Provider {
             claims.remove(*name);
         }
         Content {
-            name: crypto::random_name::<16>(),
             provider: self.settings.id.clone(),
             fingerprint: self.settings.fingerprint(),
             tokens: tokens(&claims, answer, None, now),

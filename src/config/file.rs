@@ -129,6 +129,8 @@ keys! {
         [secret] databroker_storage_connection_string: Text = "";
         /// A file that holds databroker_storage_connection_string.
         databroker_storage_connection_string_file: Text = "";
+        /// A session that nobody used for so long ends. A use is a request; a WebSocket or a download that lasts is none.
+        session_idle_timeout: Span = "";
         /// The server's own secret: base64 of 32 bytes. Without one it is made and kept in state_dir.
         [secret] shared_secret: Text = "";
         /// A file that holds shared_secret.

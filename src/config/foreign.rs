@@ -104,7 +104,6 @@ pub(super) const GLOBAL: &[Foreign] = &[
     refused("otel_*", "traces are not there yet"),
     refused("programmatic_redirect_domain_whitelist", "programmatic login is not there yet"),
     refused("providers", "several providers at once are not there yet"),
-    refused("session_idle_timeout", NOT_YET),
     refused("ssh_*", "SSH is not supported"),
     refused("timeout_write", "it would cut streams off; set timeout on the routes that need one"),
     refused("use_proxy_protocol", "the PROXY protocol is not there yet"),

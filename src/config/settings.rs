@@ -1,12 +1,10 @@
 //! What a configuration means: each module's own settings.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ::http::HeaderName;
-use ipnet::IpNet;
 
 use super::extract::Extracted;
 use super::file::File;
@@ -18,26 +16,26 @@ use super::source::Sources;
 use super::values::{Flag, List, Span, Text, TextMap};
 use crate::authenticate::{self, ProviderSettings};
 use crate::authorize::Step;
-use crate::clock::Clock;
 use crate::crypto;
-use crate::http::folded::{fold, is_listed_identity};
+use crate::http::PathRules;
 use crate::http::forwarded::ForwardedRules;
-use crate::http::headers::{HeaderRules, Underscores};
-use crate::http::{EscapedSlashes, PathRules};
+use crate::http::headers::HeaderRules;
 use crate::proxy;
 use crate::session::{self, CookieSettings, Origin, SameSite};
-use crate::store::{PostgresStore, RedisStore};
 use crate::telemetry::Format;
 use crate::tls::{self, ClientAuths};
 
 mod mtls;
 mod provider;
+mod rules;
 mod secrets;
 mod services;
 mod serving;
+mod storage;
 mod urls;
 
 pub use services::Services;
+pub use storage::{Connection, Storage};
 
 /// Everything that the program does, as one value.
 #[derive(Debug)]
@@ -58,10 +56,8 @@ pub struct Settings {
     pub log_format: Format,
     /// `state_dir`.
     pub state_dir: PathBuf,
-    /// `databroker_storage_type`, when it is set.
-    pub storage: Option<StorageKind>,
-    /// `databroker_storage_connection_string`, and trust roots for it, PEM.
-    pub storage_connection: Option<(String, Option<Vec<u8>>)>,
+    /// Where sessions are kept; `None`: in a file when that can be written, else in memory.
+    pub storage: Option<Storage>,
     /// `shared_secret`.
     pub secret: Option<[u8; 32]>,
     /// `signing_key`, PEM.
@@ -108,19 +104,6 @@ pub struct CallSettings {
     pub address: String,
     /// TLS; `None` with `grpc_insecure`.
     pub tls: Option<tls::Settings>,
-}
-
-/// `databroker_storage_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StorageKind {
-    /// Sessions end with the process.
-    Memory,
-    /// Sessions are kept in a file in `state_dir`.
-    File,
-    /// Sessions are in Redis, which several processes share.
-    Redis,
-    /// Sessions are in PostgreSQL, which several processes share.
-    Postgres,
 }
 
 /// What settings are made from.
@@ -182,6 +165,7 @@ impl Resolver<'_> {
 
         for (name, value, what) in [
             ("cookie_expire", file.cookie_expire, "sessions that end at once"),
+            ("session_idle_timeout", file.session_idle_timeout, "sessions that end at once"),
             ("sign_in_timeout", file.sign_in_timeout, "sign-ins that end at once"),
             ("timeout_idle", file.timeout_idle, "connections that are never closed"),
         ] {
@@ -208,7 +192,6 @@ impl Resolver<'_> {
         let aliases = self.aliases(insecure);
         let rules = (self.path_rules(), self.header_rules(&headers), self.forwarded_rules());
         let storage = self.storage();
-        let storage_connection = self.storage_connection(storage);
         let log_format = self.one_of(
             "log_format",
             file.log_format.as_ref(),
@@ -235,13 +218,13 @@ impl Resolver<'_> {
             log_format: log_format.unwrap_or_default(),
             state_dir,
             storage,
-            storage_connection,
             secret,
             signing_key,
             session: session::Settings {
                 cookie,
                 providers: HashMap::from([(provider.id.clone(), origin)]),
                 lifetime,
+                idle: span(file.session_idle_timeout),
             },
             authenticate: authenticate::Settings {
                 url,
@@ -350,63 +333,6 @@ impl Resolver<'_> {
         CookieSettings { name, domain, http_only: flag(file.cookie_http_only).unwrap_or(true), same_site }
     }
 
-    fn storage(&mut self) -> Option<StorageKind> {
-        let possible = [
-            ("memory", StorageKind::Memory),
-            ("file", StorageKind::File),
-            ("redis", StorageKind::Redis),
-            ("postgres", StorageKind::Postgres),
-        ];
-        self.one_of("databroker_storage_type", self.file.databroker_storage_type.as_ref(), &possible)
-    }
-
-    /// Where the store is, when it is elsewhere.
-    fn storage_connection(&mut self, kind: Option<StorageKind>) -> Option<(String, Option<Vec<u8>>)> {
-        let file = self.file;
-        let name = "databroker_storage_connection_string";
-        let typed = self.secret_value(
-            name,
-            file.databroker_storage_connection_string.as_ref(),
-            file.databroker_storage_connection_string_file.as_ref(),
-        );
-        let (example, is_redis) = match kind {
-            Some(StorageKind::Redis) => ("redis://host:6379/0", true),
-            Some(StorageKind::Postgres) => ("postgres://user:password@host:5432/database", false),
-            _ => ("", false),
-        };
-        if example.is_empty() {
-            if typed.is_some() {
-                let message =
-                    "this key has no effect here: databroker_storage_type keeps sessions in this process";
-                let problem = self.layers.problem(&[key(name)], message.into());
-                self.problems.warn(problem);
-            }
-            return None;
-        }
-        let Some(connection) = typed else {
-            self.missing(name, &format!("{example} or the like, where the sessions are"));
-            return None;
-        };
-        if !["shared_secret", "shared_secret_file"].iter().any(|name| self.layers.is_set(name)) {
-            self.missing("shared_secret", "processes that share a store need the same one");
-        }
-        let roots = self.pem(
-            &[],
-            "certificate_authority",
-            file.certificate_authority.as_ref(),
-            file.certificate_authority_file.as_ref(),
-        );
-        let roots = roots.flatten();
-        let made = match is_redis {
-            true => RedisStore::new(&connection, roots.as_deref(), Clock::system()).map(drop),
-            false => PostgresStore::new(&connection, roots.as_deref()).map(drop),
-        };
-        if let Err(error) = made {
-            self.error(name, error);
-        }
-        Some((connection, roots))
-    }
-
     fn state_dir(&self) -> PathBuf {
         if let Some(Text(typed)) = &self.file.state_dir {
             return PathBuf::from(typed);
@@ -469,57 +395,6 @@ impl Resolver<'_> {
             }
         };
         routes::header_list(self, &[key("set_response_headers")], &map)
-    }
-
-    fn path_rules(&mut self) -> PathRules {
-        let possible = [
-            ("reject_request", Some(EscapedSlashes::Reject)),
-            ("keep_unchanged", Some(EscapedSlashes::Keep)),
-            ("unescape_and_redirect", None),
-            ("unescape_and_forward", None),
-        ];
-        let name = "path_with_escaped_slashes_action";
-        let action = self.one_of(name, self.file.path_with_escaped_slashes_action.as_ref(), &possible);
-        if action == Some(None) {
-            self.error(
-                name,
-                "paths are never rewritten on the way; use `reject_request` or `keep_unchanged`",
-            );
-        }
-        PathRules { escaped_slashes: action.flatten().unwrap_or_default() }
-    }
-
-    fn header_rules(&mut self, claims: &routes::ClaimNames) -> HeaderRules {
-        let possible = [
-            ("reject_request", Underscores::Reject),
-            ("drop_header", Underscores::Drop),
-            ("allow", Underscores::Allow),
-        ];
-        let name = "headers_with_underscores_action";
-        let underscores = self
-            .one_of(name, self.file.headers_with_underscores_action.as_ref(), &possible)
-            .unwrap_or_default();
-        let own = claims.headers().map(fold).filter(|folded| !is_listed_identity(folded)).map(Into::into);
-        HeaderRules { underscores, identity: own.collect() }
-    }
-
-    fn forwarded_rules(&mut self) -> ForwardedRules {
-        let mut trusted = Vec::new();
-        for (at, typed) in list(self.file.trusted_proxies.as_ref()).into_iter().enumerate() {
-            match typed.parse::<IpNet>().or_else(|_| typed.parse::<IpAddr>().map(IpNet::from)) {
-                Ok(network) => trusted.push(network),
-                Err(_) => self.error_at(
-                    &[key("trusted_proxies"), Step::Index(at)],
-                    format!("`{typed}` is not a network such as `10.0.0.0/8`"),
-                ),
-            }
-        }
-        let hops = self.file.xff_num_trusted_hops.map_or(0, |super::values::Count(hops)| hops);
-        ForwardedRules {
-            trusted,
-            trusted_hops: usize::try_from(hops).unwrap_or(usize::MAX),
-            skip_append: flag(self.file.skip_xff_append).unwrap_or_default(),
-        }
     }
 }
 

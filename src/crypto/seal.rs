@@ -25,6 +25,10 @@ pub enum Purpose {
     SubjectTag,
     /// A provider's session in the store's clear part (`iss` and `sid`).
     ProviderSessionTag,
+    /// An e-mail address in the store's clear part.
+    EmailTag,
+    /// A message of a provider that is believed once.
+    Once,
     /// The key that signs assertions.
     Assertion,
     /// That a call comes from a service of ours.
@@ -49,6 +53,8 @@ impl Purpose {
             Self::PendingSignIn => b"portcullis pending sign-in v1",
             Self::SubjectTag => b"portcullis subject tag v1",
             Self::ProviderSessionTag => b"portcullis provider session tag v1",
+            Self::EmailTag => b"portcullis e-mail tag v1",
+            Self::Once => b"portcullis once v1",
             Self::Assertion => b"portcullis assertion key v1",
             Self::ServiceCall => b"portcullis service call v1",
         }
@@ -122,6 +128,11 @@ impl KeyRing {
     /// A keyed hash of the parts, for recognising a value without storing it.
     pub fn tag(&self, purpose: Purpose, parts: &[&[u8]]) -> [u8; 32] {
         self.roots.first().map(|root| mac(&*subkey(root, purpose), parts)).unwrap_or_default()
+    }
+
+    /// The same under each secret, for finding what was made before the first one came.
+    pub fn tags(&self, purpose: Purpose, parts: &[&[u8]]) -> Vec<[u8; 32]> {
+        self.roots.iter().map(|root| mac(&*subkey(root, purpose), parts)).collect()
     }
 
     /// A secret of its own for a purpose.

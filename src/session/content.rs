@@ -8,13 +8,11 @@ use serde_json::{Map, Value};
 use crate::clock::Timestamp;
 use crate::crypto::SealKey;
 use crate::identity::Strength;
-use crate::store::SessionRecord;
+use crate::store::{Id, SessionRecord};
 
 /// A session's content, as it is sealed.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Content {
-    /// The session's public name, for logs and assertions.
-    pub name: String,
     /// The provider's id.
     pub provider: String,
     /// The provider's URL and client when the session began; see [`Origin`](super::Origin).
@@ -54,9 +52,9 @@ pub struct Tokens {
 const AHEAD: Duration = Duration::from_secs(60);
 
 impl Content {
-    /// When to renew: `(should, must)`. A session without a refresh token cannot be renewed and lives until
-    /// `cookie_expire`.
-    pub fn renewal(&self) -> (Timestamp, Timestamp) {
+    /// When to renew the session `id`: `(should, must)`. A session without a refresh token cannot be renewed and lives
+    /// until `cookie_expire`.
+    pub fn renewal(&self, id: Id) -> (Timestamp, Timestamp) {
         let never = Timestamp::from_unix_millis(u64::MAX);
         let (Some(expires), Some(_)) = (self.tokens.expires, &self.tokens.refresh) else {
             return (never, never);
@@ -65,7 +63,7 @@ impl Content {
         let ahead = AHEAD.min(life / 5);
         // People who signed in together do not all renew in the same moment.
         let spread = life / 10;
-        let jitter = spread.mul_f64(f64::from(self.name.bytes().fold(0_u8, u8::wrapping_add)) / 256.0);
+        let jitter = spread.mul_f64(f64::from(id.0.into_iter().fold(0_u8, u8::wrapping_add)) / 256.0);
         (expires - ahead - jitter, expires)
     }
 
@@ -85,7 +83,7 @@ impl Content {
 
 impl std::fmt::Debug for Content {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Content").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Content").field("provider", &self.provider).finish_non_exhaustive()
     }
 }
 

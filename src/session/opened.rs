@@ -36,6 +36,11 @@ pub struct Session {
     stale_at: AtomicU64,
     /// Until then the provider is not asked again, because it just failed.
     failed_until: AtomicU64,
+    /// When it was last used, and when the store was last told so; kept where `session_idle_timeout` is set.
+    pub(super) used: AtomicU64,
+    pub(super) told: AtomicU64,
+    /// It belongs to a service account, and is not ended for not being used.
+    pub(super) is_account: bool,
     /// What was bought and could not be stored yet.
     unsaved: Mutex<Option<Box<Content>>>,
     ended: AtomicBool,
@@ -69,8 +74,14 @@ impl http::Source for Session {
 }
 
 impl Session {
-    pub(super) fn new(record: &SessionRecord, key: SealKey, identity: Identity, content: &Content) -> Self {
-        let (renew, stale) = content.renewal();
+    pub(super) fn new(
+        record: &SessionRecord,
+        key: SealKey,
+        identity: Identity,
+        content: &Content,
+        used: Timestamp,
+    ) -> Self {
+        let (renew, stale) = content.renewal(record.id);
         Self {
             id: record.id,
             expires: record.expires,
@@ -79,6 +90,9 @@ impl Session {
             renew_at: AtomicU64::new(renew.as_unix_millis()),
             stale_at: AtomicU64::new(stale.as_unix_millis()),
             failed_until: AtomicU64::new(0),
+            used: AtomicU64::new(used.as_unix_millis()),
+            told: AtomicU64::new(used.as_unix_millis()),
+            is_account: record.label.is_some(),
             unsaved: Mutex::new(None),
             ended: AtomicBool::new(false),
             ending: OnceLock::new(),
@@ -147,7 +161,7 @@ impl Session {
     /// It was renewed.
     pub(super) fn renewed(&self, identity: Identity, content: &Content) {
         self.identity.store(Arc::new(identity));
-        let (renew, stale) = content.renewal();
+        let (renew, stale) = content.renewal(self.id);
         self.renew_at.store(renew.as_unix_millis(), Ordering::Release);
         self.stale_at.store(stale.as_unix_millis(), Ordering::Release);
     }

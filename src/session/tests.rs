@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::crypto;
-use crate::store::{Event, Keep, MemoryStore, News, Pending};
+use crate::store::{Event, Keep, MemoryStore, News, Page, Pending, Tag};
 use ::http::header::COOKIE;
 use serde_json::json;
 
@@ -11,7 +11,6 @@ fn content(expires: Option<Timestamp>) -> Content {
         unreachable!()
     };
     Content {
-        name: "s1".into(),
         provider: "p".into(),
         fingerprint: "f".into(),
         claims,
@@ -41,7 +40,7 @@ fn request(cookies: &[&str]) -> HeaderMap {
     headers
 }
 
-const TAGS: Tags = Tags { subject: [0; 32], provider_session: None };
+const TAGS: Tags = Tags { subject: Tag([0; 32]), provider_session: None, email: None };
 
 async fn begun() -> (Sessions, Clock, Arc<dyn Store>, String) {
     let clock = Clock::held_at(Timestamp::from_unix_seconds(1_000_000));
@@ -248,7 +247,7 @@ async fn a_session_that_was_ended_does_not_come_back_whatever_the_store_says() {
     store.insert(record, handle).await.unwrap();
     sessions.sweep().await;
     assert!(!found(&sessions, "a.test", &cookie).await);
-    assert_eq!(content.name, "s1");
+    assert_eq!(content.provider, "p");
 }
 
 #[tokio::test]
@@ -283,8 +282,8 @@ async fn a_session_in_use_takes_little_memory() {
         unreachable!()
     };
     let mut cookies = Vec::new();
-    for number in 0..SESSIONS {
-        let content = Content { name: format!("{number:032}"), claims: claims.clone(), ..content(None) };
+    for _ in 0..SESSIONS {
+        let content = Content { claims: claims.clone(), ..content(None) };
         let (_, cookie) = first.begin(&content, TAGS, "a.test").await.unwrap();
         cookies.push(request(&[&cookie]));
     }
@@ -343,6 +342,21 @@ impl Store for Shared {
     fn take(&self, key: Id, now: Timestamp) -> Pending<'_, Option<Vec<u8>>> {
         self.store.take(key, now)
     }
+    fn first(&self, key: Id, expires: Timestamp, now: Timestamp) -> Pending<'_, bool> {
+        self.store.first(key, expires, now)
+    }
+    fn find(&self, tag: Tag, now: Timestamp) -> Pending<'_, Vec<SessionRecord>> {
+        self.store.find(tag, now)
+    }
+    fn list(&self, from: Option<String>, now: Timestamp) -> Pending<'_, Page> {
+        self.store.list(from, now)
+    }
+    fn touch(&self, used: Vec<(Id, Timestamp)>) -> Pending<'_, ()> {
+        self.store.touch(used)
+    }
+    fn last_used(&self, session: Id) -> Pending<'_, Option<Timestamp>> {
+        self.store.last_used(session)
+    }
     fn sweep(&self, now: Timestamp) -> Pending<'_, usize> {
         self.store.sweep(now)
     }
@@ -393,4 +407,79 @@ async fn a_session_is_not_used_when_its_end_would_not_be_heard_of() {
     let listening = tokio::time::timeout(Duration::from_millis(200), sessions.clone().listen());
     assert!(listening.await.is_err(), "it listens for ever");
     assert_eq!(found().await, "nobody");
+}
+
+const IDLE: Duration = Duration::from_secs(600);
+
+/// Two processes on one store, with a session and its cookie.
+async fn two_with_idle() -> (Arc<Sessions>, Arc<Sessions>, Clock, String) {
+    let clock = Clock::held_at(Timestamp::from_unix_seconds(1_000_000));
+    let store = Arc::new(Shared::default());
+    let settings = Settings { idle: Some(IDLE), ..settings("f") };
+    let one = Arc::new(Sessions::new(settings.clone(), store.clone(), clock.clone()));
+    let two = Arc::new(Sessions::new(settings, store, clock.clone()));
+    for sessions in [&one, &two] {
+        sessions.begin_to_listen().await.unwrap();
+    }
+    let (_, cookie) = one.begin(&content(None), TAGS, "a.test").await.unwrap();
+    (one, two, clock, cookie)
+}
+
+async fn heard(sessions: &[&Arc<Sessions>]) {
+    for sessions in sessions {
+        sessions.begin_to_listen().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_used_has_ended() {
+    let (one, two, clock, cookie) = two_with_idle().await;
+    for _ in 0..5 {
+        clock.advance(IDLE - Duration::from_secs(1));
+        heard(&[&one]).await;
+        assert!(found(&one, "a.test", &cookie).await, "each use counts");
+    }
+    clock.advance(IDLE);
+    heard(&[&one, &two]).await;
+    assert!(!found(&one, "a.test", &cookie).await);
+    assert!(!found(&two, "a.test", &cookie).await, "it has ended for good");
+}
+
+#[tokio::test]
+async fn a_session_that_is_idle_here_may_be_in_use_elsewhere() {
+    let (one, two, clock, cookie) = two_with_idle().await;
+    assert!(found(&two, "a.test", &cookie).await);
+    clock.advance(IDLE - Duration::from_secs(2));
+    heard(&[&one]).await;
+    assert!(found(&one, "a.test", &cookie).await);
+    one.tell_last_use().await.unwrap();
+    clock.advance(Duration::from_secs(300));
+    heard(&[&one, &two]).await;
+    assert!(found(&two, "a.test", &cookie).await, "the other one saw it in use");
+    // Whoever looks after what is open does not end it either.
+    two.tell_last_use().await.unwrap();
+    assert!(found(&one, "a.test", &cookie).await);
+    clock.advance(IDLE);
+    heard(&[&one, &two]).await;
+    one.tell_last_use().await.unwrap();
+    assert!(!found(&one, "a.test", &cookie).await, "what is open and idle is ended without being asked for");
+}
+
+#[tokio::test]
+async fn a_process_that_starts_knows_when_a_session_was_used() {
+    let clock = Clock::held_at(Timestamp::from_unix_seconds(1_000_000));
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let settings = Settings { idle: Some(IDLE), ..settings("f") };
+    let first = Sessions::new(settings.clone(), store.clone(), clock.clone());
+    let (_, cookie) = first.begin(&content(None), TAGS, "a.test").await.unwrap();
+    clock.advance(IDLE / 2);
+    assert!(found(&first, "a.test", &cookie).await);
+    first.tell_last_use().await.unwrap();
+    clock.advance(IDLE - Duration::from_secs(1));
+    let next = Sessions::new(settings.clone(), store.clone(), clock.clone());
+    assert!(found(&next, "a.test", &cookie).await);
+    next.tell_last_use().await.unwrap();
+    clock.advance(IDLE);
+    let last = Sessions::new(settings, store, clock);
+    assert!(!found(&last, "a.test", &cookie).await);
 }

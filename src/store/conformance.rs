@@ -14,8 +14,8 @@ fn session(expires: Timestamp) -> SessionRecord {
         revision: 1,
         created: NOW,
         expires,
-        subject: [1; 32],
-        provider_session: Some([2; 32]),
+        tags: Tags { subject: Tag([1; 32]), provider_session: Some(Tag([2; 32])), email: None },
+        label: None,
         sealed: vec![0, 159, 146, 150],
     }
 }
@@ -120,6 +120,75 @@ async fn people_who_never_sign_in_cannot_fill_it(store: &dyn Store) {
     assert!(store.take(key, LATER).await.unwrap().is_none());
 }
 
+async fn a_session_is_found_by_whose_it_is_and_listed(store: &dyn Store) {
+    let tag = |of: &Id| Tag(crypto::sha256(&of.0));
+    let (person, at_provider) = (Id::random(), Id::random());
+    let mut all = Vec::new();
+    for number in 0..3 {
+        let mut record = session(LATER);
+        record.tags.subject = tag(&person);
+        record.tags.provider_session = (number == 1).then(|| tag(&at_provider));
+        record.label = (number == 2).then(|| "ci".to_owned());
+        store.insert(record.clone(), handle(&record, "a.test")).await.unwrap();
+        all.push(record);
+    }
+    let sorted = |mut records: Vec<SessionRecord>| {
+        records.sort_by_key(|record| record.id);
+        records
+    };
+    assert_eq!(sorted(store.find(tag(&person), NOW).await.unwrap()), sorted(all.clone()));
+    assert_eq!(store.find(tag(&at_provider), NOW).await.unwrap(), [all[1].clone()]);
+    assert_eq!(store.find(tag(&Id::random()), NOW).await.unwrap(), []);
+    assert_eq!(store.find(tag(&person), LATER).await.unwrap(), []);
+    assert!(store.end(all[0].id).await.unwrap());
+    assert_eq!(sorted(store.find(tag(&person), NOW).await.unwrap()), sorted(all[1..].to_vec()));
+    let (mut from, mut listed) = (None, Vec::new());
+    loop {
+        let page = store.list(from, NOW).await.unwrap();
+        listed.extend(page.records);
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    assert!(all[1..].iter().all(|record| listed.contains(record)) && !listed.contains(&all[0]));
+    // More than one page.
+    for _ in 0..1100 {
+        let record = session(LATER);
+        store.insert(record.clone(), handle(&record, "a.test")).await.unwrap();
+    }
+    let (mut from, mut ids) = (None, std::collections::HashSet::new());
+    loop {
+        let page = store.list(from, NOW).await.unwrap();
+        ids.extend(page.records.iter().map(|record| record.id));
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    assert_eq!(ids.len(), listed.len() + 1100);
+}
+
+async fn the_last_use_is_the_latest_that_was_told(store: &dyn Store) {
+    let record = session(LATER);
+    store.insert(record.clone(), handle(&record, "a.test")).await.unwrap();
+    assert_eq!(store.last_used(record.id).await.unwrap(), None);
+    for (told, known) in [(20, 20), (10, 20), (30, 30)] {
+        store.touch(vec![(record.id, NOW + Duration::from_secs(told))]).await.unwrap();
+        assert_eq!(store.last_used(record.id).await.unwrap(), Some(NOW + Duration::from_secs(known)));
+    }
+}
+
+async fn a_key_is_said_first_by_one(store: &dyn Store) {
+    let key = Id::random();
+    let mut first = 0;
+    for _ in 0..4 {
+        first += usize::from(store.first(key, LATER, NOW).await.unwrap());
+    }
+    assert_eq!(first, 1);
+    assert!(store.first(Id::random(), LATER, NOW).await.unwrap());
+}
+
 /// What one process does, another hears of, in order, and from where it was.
 async fn others_hear_of_ends_and_changes(store: &dyn Store) {
     if !store.is_shared() {
@@ -180,6 +249,9 @@ async fn all(store: &dyn Store, by_itself: bool) {
     what_has_expired_is_not_there_and_is_swept(store, by_itself).await;
     only_the_next_revision_replaces(store).await;
     a_kept_thing_is_taken_once(store).await;
+    a_key_is_said_first_by_one(store).await;
+    the_last_use_is_the_latest_that_was_told(store).await;
+    a_session_is_found_by_whose_it_is_and_listed(store).await;
     people_who_never_sign_in_cannot_fill_it(store).await;
 }
 

@@ -7,21 +7,29 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 use redb::{
-    Database, MultimapTableDefinition, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    Database, MultimapTableDefinition, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
+use super::form::{decode, encode, failed};
 use super::waiting::Waiting;
-use super::{HandleRecord, Id, Keep, Pending, SessionRecord, Store, StoreError};
+use super::{HandleRecord, Id, Keep, Page, Pending, SessionRecord, Store, StoreError, Tag};
 use crate::clock::Timestamp;
 
-const SESSIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("sessions-1");
-const HANDLES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("handles-1");
+const SESSIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("sessions-2");
+const HANDLES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("handles-2");
 /// The handles of a session, so that ending one does not read them all.
-const HANDLES_OF: MultimapTableDefinition<'_, &[u8], &[u8]> = MultimapTableDefinition::new("handles-of-1");
+const HANDLES_OF: MultimapTableDefinition<'_, &[u8], &[u8]> = MultimapTableDefinition::new("handles-of-2");
+/// The sessions with a tag.
+const TAGGED: MultimapTableDefinition<'_, &[u8], &[u8]> = MultimapTableDefinition::new("tagged-2");
+/// When sessions were last used.
+const USED: TableDefinition<'_, &[u8], u64> = TableDefinition::new("used-2");
 const KEPT: TableDefinition<'_, &[u8], (u64, &[u8])> = TableDefinition::new("kept-1");
+/// What was said once.
+const SAID: TableDefinition<'_, &[u8], u64> = TableDefinition::new("said-1");
 
 /// So many operations may wait; then callers do.
 const QUEUE: usize = 1024;
@@ -29,8 +37,8 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 64;
 /// redb's own cache of pages.
 const CACHE: usize = 8 * 1024 * 1024;
-
-type Answered<T> = oneshot::Sender<Result<T, StoreError>>;
+/// So many sessions are on a page.
+const PAGE: usize = 500;
 
 /// Sessions in a file.
 pub struct FileStore {
@@ -39,17 +47,14 @@ pub struct FileStore {
     waiting: Waiting,
 }
 
+/// What the thread is asked for, with the way back.
 enum Operation {
-    Insert(SessionRecord, HandleRecord, Answered<()>),
-    AddHandle(HandleRecord, Timestamp, Answered<bool>),
-    Load(Id, Timestamp, Answered<Option<(HandleRecord, SessionRecord)>>),
-    Session(Id, Timestamp, Answered<Option<SessionRecord>>),
-    Replace(SessionRecord, Answered<bool>),
-    End(Id, Answered<bool>),
-    Keep(Id, Vec<u8>, Timestamp, Answered<()>),
-    Take(Id, Timestamp, Answered<Option<Vec<u8>>>),
-    Sweep(Timestamp, Answered<usize>),
+    Read(Box<dyn FnOnce(&ReadTransaction) + Send>),
+    Write(Box<dyn FnOnce(&WriteTransaction) -> Answer + Send>),
 }
+
+/// Tells whoever asked for a write how it ended.
+type Answer = Box<dyn FnOnce(Result<(), StoreError>)>;
 
 impl FileStore {
     /// Opens the file, or makes it. Only this process may use it.
@@ -62,8 +67,11 @@ impl FileStore {
         let tables = database.begin_write().map_err(failed)?;
         tables.open_table(SESSIONS).map_err(failed)?;
         tables.open_table(HANDLES).map_err(failed)?;
+        tables.open_table(USED).map_err(failed)?;
         tables.open_table(KEPT).map_err(failed)?;
+        tables.open_table(SAID).map_err(failed)?;
         tables.open_multimap_table(HANDLES_OF).map_err(failed)?;
+        tables.open_multimap_table(TAGGED).map_err(failed)?;
         tables.commit().map_err(failed)?;
         let (queue, mut operations) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
@@ -73,13 +81,37 @@ impl FileStore {
         Ok(Self { queue, thread: Some(thread), waiting: Waiting::default() })
     }
 
+    /// Answers from what was committed last.
+    fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&ReadTransaction) -> Result<T, StoreError> + Send + 'static,
+    ) -> Pending<'_, T> {
+        let (answer, answered) = oneshot::channel();
+        // The caller may have gone; then nobody needs the answer.
+        let read = move |transaction: &ReadTransaction| drop(answer.send(read(transaction)));
+        self.ask(Operation::Read(Box::new(read)), answered)
+    }
+
+    /// Changes something; answered once it is on the disk.
+    fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&WriteTransaction) -> Result<T, StoreError> + Send + 'static,
+    ) -> Pending<'_, T> {
+        let (answer, answered) = oneshot::channel();
+        let write = move |transaction: &WriteTransaction| -> Answer {
+            let outcome = write(transaction);
+            Box::new(move |committed: Result<(), StoreError>| drop(answer.send(committed.and(outcome))))
+        };
+        self.ask(Operation::Write(Box::new(write)), answered)
+    }
+
     fn ask<T: Send + 'static>(
         &self,
-        operation: impl FnOnce(Answered<T>) -> Operation + Send + 'static,
+        operation: Operation,
+        answered: oneshot::Receiver<Result<T, StoreError>>,
     ) -> Pending<'_, T> {
         Box::pin(async move {
-            let (answer, answered) = oneshot::channel();
-            self.queue.send(operation(answer)).await.map_err(failed)?;
+            self.queue.send(operation).await.map_err(failed)?;
             answered.await.map_err(failed)?
         })
     }
@@ -97,32 +129,68 @@ impl Drop for FileStore {
 
 impl Store for FileStore {
     fn insert(&self, session: SessionRecord, handle: HandleRecord) -> Pending<'_, ()> {
-        self.ask(|answer| Operation::Insert(session, handle, answer))
+        self.write(move |transaction| {
+            put(transaction, SESSIONS, session.id, &session)?;
+            let mut tagged = transaction.open_multimap_table(TAGGED).map_err(failed)?;
+            for tag in session.tags.iter() {
+                tagged.insert(&tag.0[..], &session.id.0[..]).map_err(failed)?;
+            }
+            put_handle(transaction, &handle)
+        })
     }
 
     fn add_handle(&self, handle: HandleRecord, now: Timestamp) -> Pending<'_, bool> {
-        self.ask(move |answer| Operation::AddHandle(handle, now, answer))
+        self.write(move |transaction| {
+            let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
+            let there = live(get(&sessions, handle.session)?, now).is_some();
+            drop(sessions);
+            if there {
+                put_handle(transaction, &handle)?;
+            }
+            Ok(there)
+        })
     }
 
     fn load(&self, handle: Id, now: Timestamp) -> Pending<'_, Option<(HandleRecord, SessionRecord)>> {
-        self.ask(move |answer| Operation::Load(handle, now, answer))
+        self.read(move |transaction| {
+            let handles = transaction.open_table(HANDLES).map_err(failed)?;
+            let handle = get::<HandleRecord>(&handles, handle)?.filter(|handle| handle.expires > now);
+            let Some(handle) = handle else { return Ok(None) };
+            let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
+            Ok(live(get(&sessions, handle.session)?, now).map(|session| (handle, session)))
+        })
     }
 
     fn session(&self, id: Id, now: Timestamp) -> Pending<'_, Option<SessionRecord>> {
-        self.ask(move |answer| Operation::Session(id, now, answer))
+        self.read(move |transaction| {
+            Ok(live(get(&transaction.open_table(SESSIONS).map_err(failed)?, id)?, now))
+        })
     }
 
     fn replace(&self, session: SessionRecord) -> Pending<'_, bool> {
-        self.ask(|answer| Operation::Replace(session, answer))
+        self.write(move |transaction| {
+            let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
+            let old: Option<SessionRecord> = get(&sessions, session.id)?;
+            drop(sessions);
+            let fits = old.is_some_and(|old| old.revision + 1 == session.revision);
+            if fits {
+                put(transaction, SESSIONS, session.id, &session)?;
+            }
+            Ok(fits)
+        })
     }
 
     fn end(&self, session: Id) -> Pending<'_, bool> {
-        self.ask(move |answer| Operation::End(session, answer))
+        self.write(move |transaction| end(transaction, session))
     }
 
     fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp, kind: Keep) -> Pending<'_, ()> {
         match kind {
-            Keep::HandOff => self.ask(move |answer| Operation::Keep(key, value, expires, answer)),
+            Keep::HandOff => self.write(move |transaction| {
+                let mut table = transaction.open_table(KEPT).map_err(failed)?;
+                table.insert(&key.0[..], (expires.as_unix_millis(), &value[..])).map_err(failed)?;
+                Ok(())
+            }),
             Keep::Waiting => {
                 let kept = self.waiting.keep(key, value, expires);
                 Box::pin(async move { kept })
@@ -131,15 +199,86 @@ impl Store for FileStore {
     }
 
     fn take(&self, key: Id, now: Timestamp) -> Pending<'_, Option<Vec<u8>>> {
-        match self.waiting.take(key, now) {
-            Some(value) => Box::pin(async move { Ok(Some(value)) }),
-            None => self.ask(move |answer| Operation::Take(key, now, answer)),
+        if let Some(value) = self.waiting.take(key, now) {
+            return Box::pin(async move { Ok(Some(value)) });
         }
+        self.write(move |transaction| {
+            let mut table = transaction.open_table(KEPT).map_err(failed)?;
+            let taken = table.remove(&key.0[..]).map_err(failed)?;
+            Ok(taken.and_then(|taken| {
+                let (expires, value) = taken.value();
+                (Timestamp::from_unix_millis(expires) > now).then(|| value.to_vec())
+            }))
+        })
+    }
+
+    fn first(&self, key: Id, expires: Timestamp, now: Timestamp) -> Pending<'_, bool> {
+        self.write(move |transaction| {
+            let mut said = transaction.open_table(SAID).map_err(failed)?;
+            let before = said.get(&key.0[..]).map_err(failed)?.map(|until| until.value());
+            if before.is_some_and(|until| Timestamp::from_unix_millis(until) > now) {
+                return Ok(false);
+            }
+            said.insert(&key.0[..], expires.as_unix_millis()).map_err(failed)?;
+            Ok(true)
+        })
+    }
+
+    fn find(&self, tag: Tag, now: Timestamp) -> Pending<'_, Vec<SessionRecord>> {
+        self.read(move |transaction| {
+            let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
+            let tagged = transaction.open_multimap_table(TAGGED).map_err(failed)?;
+            let mut found = Vec::new();
+            for id in tagged.get(&tag.0[..]).map_err(failed)? {
+                let id = id.map_err(failed)?;
+                if let Some(bytes) = sessions.get(id.value()).map_err(failed)? {
+                    found.extend(live(Some(decode(bytes.value())?), now));
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    fn list(&self, from: Option<String>, now: Timestamp) -> Pending<'_, Page> {
+        self.read(move |transaction| {
+            let after = from.as_deref().and_then(Id::from_text).map_or([0; 16], |id| id.0);
+            let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
+            let mut page = Page::default();
+            for entry in sessions.range(&after[..]..).map_err(failed)? {
+                let (id, bytes) = entry.map_err(failed)?;
+                if page.records.len() == PAGE {
+                    page.next = id.value().try_into().ok().map(|id| Id(id).to_text());
+                    break;
+                }
+                page.records.extend(live(Some(decode(bytes.value())?), now));
+            }
+            Ok(page)
+        })
+    }
+
+    fn touch(&self, used: Vec<(Id, Timestamp)>) -> Pending<'_, ()> {
+        self.write(move |transaction| {
+            let mut table = transaction.open_table(USED).map_err(failed)?;
+            for (id, time) in used {
+                let time = time.as_unix_millis();
+                let known = table.get(&id.0[..]).map_err(failed)?.map_or(0, |known| known.value());
+                table.insert(&id.0[..], known.max(time)).map_err(failed)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn last_used(&self, session: Id) -> Pending<'_, Option<Timestamp>> {
+        self.read(move |transaction| {
+            let table = transaction.open_table(USED).map_err(failed)?;
+            let used = table.get(&session.0[..]).map_err(failed)?;
+            Ok(used.map(|used| Timestamp::from_unix_millis(used.value())))
+        })
     }
 
     fn sweep(&self, now: Timestamp) -> Pending<'_, usize> {
         let waiting = self.waiting.sweep(now);
-        let swept = self.ask(move |answer| Operation::Sweep(now, answer));
+        let swept = self.write(move |transaction| sweep(transaction, now));
         Box::pin(async move { Ok(waiting + swept.await?) })
     }
 }
@@ -147,61 +286,39 @@ impl Store for FileStore {
 fn work(database: &Database, operations: &mut mpsc::Receiver<Operation>) {
     let mut batch = Vec::with_capacity(BATCH);
     while operations.blocking_recv_many(&mut batch, BATCH) > 0 {
-        let (reads, writes): (Vec<_>, Vec<_>) = batch
-            .drain(..)
-            .partition(|operation| matches!(operation, Operation::Load(..) | Operation::Session(..)));
-        write(database, writes);
-        for operation in reads {
+        let (mut reads, mut writes) = (Vec::new(), Vec::new());
+        for operation in batch.drain(..) {
             match operation {
-                // The caller may have gone; then nobody needs the answer.
-                Operation::Load(id, now, answer) => drop(answer.send(load(database, id, now))),
-                Operation::Session(id, now, answer) => drop(answer.send(session(database, id, now))),
-                _ => {}
+                Operation::Read(read) => reads.push(read),
+                Operation::Write(write) => writes.push(write),
             }
+        }
+        write(database, writes);
+        if reads.is_empty() {
+            continue;
+        }
+        match database.begin_read() {
+            Ok(transaction) => reads.into_iter().for_each(|read| read(&transaction)),
+            // Whoever waits for an answer hears that there will be none.
+            Err(error) => tracing::error!(%error, "the session file cannot be read"),
         }
     }
 }
 
-/// Tells whoever asked for a write how it ended.
-type Answer = Box<dyn FnOnce(Result<(), StoreError>)>;
-
 /// Does all writes in one transaction, and answers only when it is on the disk.
-fn write(database: &Database, operations: Vec<Operation>) {
+fn write(database: &Database, operations: Vec<Box<dyn FnOnce(&WriteTransaction) -> Answer + Send>>) {
     if operations.is_empty() {
         return;
     }
     let mut answers: Vec<Answer> = Vec::with_capacity(operations.len());
     let done = database.begin_write().map_err(failed).and_then(|transaction| {
         for operation in operations {
-            answers.push(apply(&transaction, operation));
+            answers.push(operation(&transaction));
         }
         transaction.commit().map_err(failed)
     });
     for answer in answers {
         answer(done.clone());
-    }
-}
-
-/// Applies one write; what comes back tells the caller, once it is known whether the commit succeeded.
-fn apply(transaction: &WriteTransaction, operation: Operation) -> Answer {
-    fn later<T: 'static>(answer: Answered<T>, outcome: Result<T, StoreError>) -> Answer {
-        Box::new(move |committed| drop(answer.send(committed.and(outcome))))
-    }
-    match operation {
-        Operation::Insert(session, handle, answer) => later(
-            answer,
-            put(transaction, SESSIONS, session.id, &session).and_then(|()| put_handle(transaction, &handle)),
-        ),
-        Operation::AddHandle(handle, now, answer) => later(answer, add_handle(transaction, &handle, now)),
-        Operation::Replace(session, answer) => later(answer, replace(transaction, &session)),
-        Operation::End(id, answer) => later(answer, end(transaction, id)),
-        Operation::Keep(key, value, expires, answer) => {
-            later(answer, keep(transaction, key, &value, expires))
-        }
-        Operation::Take(key, now, answer) => later(answer, take(transaction, key, now)),
-        Operation::Sweep(now, answer) => later(answer, sweep(transaction, now)),
-        Operation::Load(_, _, answer) => later(answer, Ok(None)),
-        Operation::Session(_, _, answer) => later(answer, Ok(None)),
     }
 }
 
@@ -211,7 +328,7 @@ fn put<T: Serialize>(
     id: Id,
     record: &T,
 ) -> Result<(), StoreError> {
-    let bytes = serde_json::to_vec(record).map_err(failed)?;
+    let bytes = encode(record)?;
     transaction.open_table(table).map_err(failed)?.insert(&id.0[..], &bytes[..]).map_err(failed)?;
     Ok(())
 }
@@ -226,80 +343,33 @@ fn get<T: DeserializeOwned>(
     table: &impl ReadableTable<&'static [u8], &'static [u8]>,
     id: Id,
 ) -> Result<Option<T>, StoreError> {
-    match table.get(&id.0[..]).map_err(failed)? {
-        Some(bytes) => Ok(Some(serde_json::from_slice(bytes.value()).map_err(failed)?)),
-        None => Ok(None),
-    }
+    table.get(&id.0[..]).map_err(failed)?.map(|bytes| decode(bytes.value())).transpose()
 }
 
 fn live(session: Option<SessionRecord>, now: Timestamp) -> Option<SessionRecord> {
     session.filter(|session| session.expires > now)
 }
 
-fn session(database: &Database, id: Id, now: Timestamp) -> Result<Option<SessionRecord>, StoreError> {
-    let table = database.begin_read().map_err(failed)?.open_table(SESSIONS).map_err(failed)?;
-    Ok(live(get(&table, id)?, now))
-}
-
-fn load(
-    database: &Database,
-    id: Id,
-    now: Timestamp,
-) -> Result<Option<(HandleRecord, SessionRecord)>, StoreError> {
-    let transaction = database.begin_read().map_err(failed)?;
-    let handles = transaction.open_table(HANDLES).map_err(failed)?;
-    let Some(handle) = get::<HandleRecord>(&handles, id)?.filter(|handle| handle.expires > now) else {
-        return Ok(None);
-    };
-    let sessions = transaction.open_table(SESSIONS).map_err(failed)?;
-    Ok(live(get(&sessions, handle.session)?, now).map(|session| (handle, session)))
-}
-
-fn add_handle(
-    transaction: &WriteTransaction,
-    handle: &HandleRecord,
-    now: Timestamp,
-) -> Result<bool, StoreError> {
-    let there = live(get(&transaction.open_table(SESSIONS).map_err(failed)?, handle.session)?, now).is_some();
-    if there {
-        put_handle(transaction, handle)?;
-    }
-    Ok(there)
-}
-
-fn replace(transaction: &WriteTransaction, session: &SessionRecord) -> Result<bool, StoreError> {
-    let old: Option<SessionRecord> = get(&transaction.open_table(SESSIONS).map_err(failed)?, session.id)?;
-    let fits = old.is_some_and(|old| old.revision + 1 == session.revision);
-    if fits {
-        put(transaction, SESSIONS, session.id, session)?;
-    }
-    Ok(fits)
-}
-
+/// Removes a session with everything that is about it.
 fn end(transaction: &WriteTransaction, id: Id) -> Result<bool, StoreError> {
-    let ended =
-        transaction.open_table(SESSIONS).map_err(failed)?.remove(&id.0[..]).map_err(failed)?.is_some();
+    let removed = {
+        let mut sessions = transaction.open_table(SESSIONS).map_err(failed)?;
+        let removed = sessions.remove(&id.0[..]).map_err(failed)?;
+        removed.map(|bytes| decode::<SessionRecord>(bytes.value())).transpose()?
+    };
+    if let Some(session) = &removed {
+        let mut tagged = transaction.open_multimap_table(TAGGED).map_err(failed)?;
+        for tag in session.tags.iter() {
+            tagged.remove(&tag.0[..], &id.0[..]).map_err(failed)?;
+        }
+    }
+    transaction.open_table(USED).map_err(failed)?.remove(&id.0[..]).map_err(failed)?;
     let mut handles = transaction.open_table(HANDLES).map_err(failed)?;
     let mut of = transaction.open_multimap_table(HANDLES_OF).map_err(failed)?;
     for handle in of.remove_all(&id.0[..]).map_err(failed)? {
         handles.remove(handle.map_err(failed)?.value()).map_err(failed)?;
     }
-    Ok(ended)
-}
-
-fn keep(transaction: &WriteTransaction, key: Id, value: &[u8], expires: Timestamp) -> Result<(), StoreError> {
-    let mut table = transaction.open_table(KEPT).map_err(failed)?;
-    table.insert(&key.0[..], (expires.as_unix_millis(), value)).map_err(failed)?;
-    Ok(())
-}
-
-fn take(transaction: &WriteTransaction, key: Id, now: Timestamp) -> Result<Option<Vec<u8>>, StoreError> {
-    let mut table = transaction.open_table(KEPT).map_err(failed)?;
-    let taken = table.remove(&key.0[..]).map_err(failed)?;
-    Ok(taken.and_then(|taken| {
-        let (expires, value) = taken.value();
-        (Timestamp::from_unix_millis(expires) > now).then(|| value.to_vec())
-    }))
+    Ok(removed.is_some())
 }
 
 fn sweep(transaction: &WriteTransaction, now: Timestamp) -> Result<usize, StoreError> {
@@ -308,41 +378,26 @@ fn sweep(transaction: &WriteTransaction, now: Timestamp) -> Result<usize, StoreE
         swept += usize::from(!keep);
         keep
     };
-    let mut sessions = transaction.open_table(SESSIONS).map_err(failed)?;
-    let mut of = transaction.open_multimap_table(HANDLES_OF).map_err(failed)?;
-    let gone = |bytes: &[u8]| {
-        !serde_json::from_slice::<SessionRecord>(bytes).is_ok_and(|session| session.expires > now)
-    };
-    let mut dead: Vec<Vec<u8>> = Vec::new();
-    for entry in sessions.iter().map_err(failed)? {
-        let (id, bytes) = entry.map_err(failed)?;
-        if gone(bytes.value()) {
-            dead.push(id.value().to_vec());
-        }
-    }
-    for id in &dead {
-        of.remove_all(&id[..]).map_err(failed)?;
-    }
-    sessions
-        .retain(|_, bytes| {
-            count(serde_json::from_slice::<SessionRecord>(bytes).is_ok_and(|session| session.expires > now))
-        })
-        .map_err(failed)?;
     let mut handles = transaction.open_table(HANDLES).map_err(failed)?;
-    handles
-        .retain(|_, bytes| {
-            count(serde_json::from_slice::<HandleRecord>(bytes).is_ok_and(|handle| {
-                handle.expires > now && matches!(sessions.get(&handle.session.0[..]), Ok(Some(_)))
-            }))
-        })
-        .map_err(failed)?;
+    let lasts = |handle: HandleRecord| handle.expires > now;
+    handles.retain(|_, bytes| count(decode(bytes).is_ok_and(lasts))).map_err(failed)?;
+    drop(handles);
     let mut kept = transaction.open_table(KEPT).map_err(failed)?;
     kept.retain(|_, (expires, _)| count(Timestamp::from_unix_millis(expires) > now)).map_err(failed)?;
+    let mut said = transaction.open_table(SAID).map_err(failed)?;
+    said.retain(|_, expires| count(Timestamp::from_unix_millis(expires) > now)).map_err(failed)?;
+    let mut dead: Vec<Id> = Vec::new();
+    for entry in transaction.open_table(SESSIONS).map_err(failed)?.iter().map_err(failed)? {
+        let (id, bytes) = entry.map_err(failed)?;
+        if !decode::<SessionRecord>(bytes.value()).is_ok_and(|session| session.expires > now) {
+            dead.extend(id.value().try_into().map(Id));
+        }
+    }
+    swept += dead.len();
+    for id in dead {
+        end(transaction, id)?;
+    }
     Ok(swept)
-}
-
-fn failed(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Unavailable(error.to_string())
 }
 
 /// Only the owner may read the file.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::waiting::Waiting;
-use super::{HandleRecord, Id, Keep, Pending, SessionRecord, Store};
+use super::{HandleRecord, Id, Keep, Page, Pending, SessionRecord, Store, Tag};
 use crate::clock::Timestamp;
 
 /// Sessions in this process's memory.
@@ -19,6 +19,8 @@ struct State {
     sessions: HashMap<Id, SessionRecord>,
     handles: HashMap<Id, HandleRecord>,
     kept: HashMap<Id, (Timestamp, Vec<u8>)>,
+    said: HashMap<Id, Timestamp>,
+    used: HashMap<Id, Timestamp>,
 }
 
 impl MemoryStore {
@@ -85,6 +87,7 @@ impl Store for MemoryStore {
     fn end(&self, session: Id) -> Pending<'_, bool> {
         let mut state = self.state();
         let ended = state.sessions.remove(&session).is_some();
+        state.used.remove(&session);
         state.handles.retain(|_, handle| handle.session != session);
         Box::pin(async move { Ok(ended) })
     }
@@ -107,11 +110,51 @@ impl Store for MemoryStore {
         Box::pin(async move { Ok(taken) })
     }
 
+    fn first(&self, key: Id, expires: Timestamp, now: Timestamp) -> Pending<'_, bool> {
+        let mut state = self.state();
+        let first = state.said.get(&key).is_none_or(|until| *until <= now);
+        if first {
+            state.said.insert(key, expires);
+        }
+        Box::pin(async move { Ok(first) })
+    }
+
+    fn find(&self, tag: Tag, now: Timestamp) -> Pending<'_, Vec<SessionRecord>> {
+        let state = self.state();
+        let tagged =
+            |session: &&SessionRecord| session.expires > now && session.tags.iter().any(|own| own == tag);
+        let found = state.sessions.values().filter(tagged).cloned().collect();
+        Box::pin(async move { Ok(found) })
+    }
+
+    /// All on one page: they are in memory already.
+    fn list(&self, _: Option<String>, now: Timestamp) -> Pending<'_, Page> {
+        let state = self.state();
+        let records = state.sessions.values().filter(|session| session.expires > now).cloned().collect();
+        Box::pin(async move { Ok(Page { records, next: None }) })
+    }
+
+    fn touch(&self, used: Vec<(Id, Timestamp)>) -> Pending<'_, ()> {
+        let mut state = self.state();
+        for (id, time) in used {
+            let known = state.used.entry(id).or_insert(time);
+            *known = time.max(*known);
+        }
+        Box::pin(async { Ok(()) })
+    }
+
+    fn last_used(&self, session: Id) -> Pending<'_, Option<Timestamp>> {
+        let used = self.state().used.get(&session).copied();
+        Box::pin(async move { Ok(used) })
+    }
+
     fn sweep(&self, now: Timestamp) -> Pending<'_, usize> {
         let mut state = self.state();
         let state = &mut *state;
         let before = state.sessions.len() + state.handles.len() + state.kept.len();
         state.sessions.retain(|_, session| session.expires > now);
+        state.used.retain(|id, _| state.sessions.contains_key(id));
+        state.said.retain(|_, expires| *expires > now);
         state
             .handles
             .retain(|_, handle| handle.expires > now && state.sessions.contains_key(&handle.session));

@@ -7,11 +7,10 @@
 //! An operation ends within [`LIMIT`]; on a connection that broke it is tried once more, on a new one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::{ClientConfig, RootCertStore};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::poll_fn;
 use tokio::sync::{Mutex, Notify};
@@ -20,7 +19,11 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Event, HandleRecord, Id, Keep, Lease, News, Pending, SessionRecord, Store, StoreError};
+use super::form::{encode, failed};
+use super::waiting::{BUDGET, OVERHEAD};
+use super::{
+    Event, HandleRecord, Id, Keep, Lease, News, Page, Pending, SessionRecord, Store, StoreError, Tag, form,
+};
 use crate::clock::Timestamp;
 use crate::crypto;
 
@@ -32,9 +35,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// So many connections share the work.
 const CONNECTIONS: usize = 4;
-/// Bytes that may wait in all, and what an entry costs besides its value.
-const BUDGET: i64 = 16 * 1024 * 1024;
-const OVERHEAD: i64 = 128;
+/// So many sessions are on a page.
+const PAGE: usize = 500;
 
 const SCHEMA: &str = include_str!("postgres.sql");
 
@@ -49,6 +51,8 @@ pub struct PostgresStore {
     /// The connection that listens.
     listening: Mutex<Option<Arc<Client>>>,
     told: Arc<Notify>,
+    /// Whether the schema is as it should be.
+    prepared: AtomicBool,
 }
 
 impl PostgresStore {
@@ -101,6 +105,7 @@ impl PostgresStore {
             next: AtomicUsize::new(0),
             listening: Mutex::new(None),
             told: Arc::new(Notify::new()),
+            prepared: AtomicBool::new(false),
         })
     }
 
@@ -128,9 +133,12 @@ impl PostgresStore {
             return Ok(client.clone());
         }
         let client = self.connect().await?;
-        // Two that start at once would get into each other's way.
-        let prepare = format!("BEGIN; SELECT pg_advisory_xact_lock(8246346);\n{SCHEMA}\nCOMMIT;");
-        client.batch_execute(&prepare).await?;
+        if !self.prepared.load(Ordering::Acquire) {
+            // Two that start at once would get into each other's way.
+            let prepare = format!("BEGIN; SELECT pg_advisory_xact_lock(8246346);\n{SCHEMA}\nCOMMIT;");
+            client.batch_execute(&prepare).await?;
+            self.prepared.store(true, Ordering::Release);
+        }
         if listens {
             client.batch_execute("LISTEN portcullis").await?;
         }
@@ -156,6 +164,8 @@ impl PostgresStore {
                 match answered {
                     // A server that became a replica refuses writes on a sound connection.
                     Err(error) if error.is_closed() || error.code().is_none_or(is_about_server) => {
+                        // A database that was made anew has no schema.
+                        self.prepared.store(false, Ordering::Release);
                         *line.lock().await = None;
                         if left == 0 {
                             return Err(failed(describe(&error)));
@@ -196,9 +206,10 @@ impl PostgresStore {
     }
 }
 
-/// Whether an error is about the server and not about what was asked (classes 08, 25 and 57 of SQLSTATE).
+/// Whether an error is about the server and not about what was asked (classes 08, 25 and 57 of SQLSTATE), or about a
+/// schema that is not there (3F, 42P01).
 fn is_about_server(code: &tokio_postgres::error::SqlState) -> bool {
-    ["08", "25", "57"].iter().any(|class| code.code().starts_with(class))
+    ["08", "25", "57", "3F", "42P01"].iter().any(|class| code.code().starts_with(class))
 }
 
 /// An error with what is behind it; none repeats the connection string.
@@ -209,17 +220,8 @@ fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
-fn failed(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Unavailable(error.to_string())
-}
-
-fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>, StoreError> {
-    serde_json::to_vec(record).map_err(failed)
-}
-
 fn decode<T: DeserializeOwned>(row: &Row, column: usize) -> Result<T, StoreError> {
-    let bytes: &[u8] = row.try_get(column).map_err(failed)?;
-    serde_json::from_slice(bytes).map_err(failed)
+    form::decode(row.try_get(column).map_err(failed)?)
 }
 
 fn millis(time: Timestamp) -> i64 {
@@ -236,14 +238,16 @@ impl Store for PostgresStore {
         Box::pin(async move {
             let revision = i64::try_from(session.revision).map_err(failed)?;
             // One statement: both or neither; done twice, it is done.
-            let statement = "WITH session AS (INSERT INTO portcullis.sessions (id, revision, expires, record) \
-                VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO NOTHING) \
+            let statement = "WITH session AS (INSERT INTO portcullis.sessions (id, revision, expires, record, tags) \
+                VALUES ($1, $2, $3, $4, $8) ON CONFLICT (id) DO NOTHING) \
                 INSERT INTO portcullis.handles (id, session, expires, record) VALUES ($5, $1, $6, $7) \
                 ON CONFLICT (id) DO NOTHING";
             let (record, own) = (encode(&session)?, encode(&handle)?);
             let (id, handle_id) = (&session.id.0[..], &handle.id.0[..]);
             let (expires, until) = (millis(session.expires), millis(handle.expires));
-            self.ask(statement, &[&id, &revision, &expires, &record, &handle_id, &until, &own])
+            let tags: Vec<Tag> = session.tags.iter().collect();
+            let tags: Vec<&[u8]> = tags.iter().map(|tag| &tag.0[..]).collect();
+            self.ask(statement, &[&id, &revision, &expires, &record, &handle_id, &until, &own, &tags])
                 .await
                 .map(drop)
         })
@@ -305,7 +309,9 @@ impl Store for PostgresStore {
                 }
                 Keep::Waiting => {
                     let statement = "SELECT portcullis.keep_waiting($1, $2, $3, $4, $5)";
-                    let rows = self.ask(statement, &[&id, &until, &value, &OVERHEAD, &BUDGET]).await?;
+                    let rows = self
+                        .ask(statement, &[&id, &until, &value, &i64::from(OVERHEAD), &i64::from(BUDGET)])
+                        .await?;
                     if said(&rows)? { Ok(()) } else { Err(StoreError::Full) }
                 }
             }
@@ -323,11 +329,61 @@ impl Store for PostgresStore {
         })
     }
 
+    fn first(&self, key: Id, expires: Timestamp, now: Timestamp) -> Pending<'_, bool> {
+        Box::pin(async move {
+            let statement = "INSERT INTO portcullis.said (id, expires) VALUES ($1, $2) \
+                ON CONFLICT (id) DO UPDATE SET expires = $2 WHERE portcullis.said.expires <= $3 RETURNING true";
+            said(&self.ask_as(statement, &[&&key.0[..], &millis(expires), &millis(now)], false).await?)
+        })
+    }
+
+    fn find(&self, tag: Tag, now: Timestamp) -> Pending<'_, Vec<SessionRecord>> {
+        Box::pin(async move {
+            let statement = "SELECT record FROM portcullis.sessions WHERE tags @> $1 AND expires > $2";
+            let rows = self.ask(statement, &[&vec![&tag.0[..]], &millis(now)]).await?;
+            rows.iter().map(|row| decode(row, 0)).collect()
+        })
+    }
+
+    fn list(&self, from: Option<String>, now: Timestamp) -> Pending<'_, Page> {
+        Box::pin(async move {
+            let after = from.as_deref().and_then(Id::from_text).map_or_else(Vec::new, |id| id.0.to_vec());
+            let statement =
+                "SELECT record FROM portcullis.sessions WHERE id > $1 AND expires > $2 ORDER BY id LIMIT $3";
+            let rows = self.ask(statement, &[&after, &millis(now), &(PAGE as i64)]).await?;
+            let records: Result<Vec<SessionRecord>, _> = rows.iter().map(|row| decode(row, 0)).collect();
+            let records = records?;
+            let last = records.last().filter(|_| records.len() == PAGE);
+            Ok(Page { next: last.map(|last| last.id.to_text()), records })
+        })
+    }
+
+    fn touch(&self, used: Vec<(Id, Timestamp)>) -> Pending<'_, ()> {
+        Box::pin(async move {
+            let ids: Vec<&[u8]> = used.iter().map(|(id, _)| &id.0[..]).collect();
+            let times: Vec<i64> = used.iter().map(|(_, time)| millis(*time)).collect();
+            let statement = "UPDATE portcullis.sessions s SET used = greatest(s.used, u.time) \
+                FROM unnest($1::bytea[], $2::bigint[]) AS u (id, time) WHERE s.id = u.id";
+            self.ask(statement, &[&ids, &times]).await.map(drop)
+        })
+    }
+
+    fn last_used(&self, session: Id) -> Pending<'_, Option<Timestamp>> {
+        Box::pin(async move {
+            let statement = "SELECT used FROM portcullis.sessions WHERE id = $1";
+            let rows = self.ask(statement, &[&&session.0[..]]).await?;
+            let Some(row) = rows.first() else { return Ok(None) };
+            let used: Option<i64> = row.try_get(0).map_err(failed)?;
+            Ok(used.and_then(|used| u64::try_from(used).ok()).map(Timestamp::from_unix_millis))
+        })
+    }
+
     fn sweep(&self, now: Timestamp) -> Pending<'_, usize> {
         Box::pin(async move {
             let statement = "WITH s AS (DELETE FROM portcullis.sessions WHERE expires <= $1 RETURNING 1), \
                 h AS (DELETE FROM portcullis.handles WHERE expires <= $1 RETURNING 1), \
                 k AS (DELETE FROM portcullis.kept WHERE expires <= $1 RETURNING 1), \
+                w AS (DELETE FROM portcullis.said WHERE expires <= $1), \
                 l AS (DELETE FROM portcullis.leases WHERE until < clock_timestamp()), \
                 e AS (DELETE FROM portcullis.events WHERE at < clock_timestamp() - interval '1 hour') \
                 SELECT (SELECT count(*) FROM s) + (SELECT count(*) FROM h) + (SELECT count(*) FROM k)";

@@ -17,12 +17,25 @@ CREATE INDEX IF NOT EXISTS handles_expires ON portcullis.handles (expires);
 CREATE TABLE IF NOT EXISTS portcullis.kept (
   id bytea PRIMARY KEY, waiting boolean NOT NULL, expires bigint NOT NULL, value bytea NOT NULL);
 CREATE INDEX IF NOT EXISTS kept_expires ON portcullis.kept (expires);
+-- What was said once.
+CREATE TABLE IF NOT EXISTS portcullis.said (id bytea PRIMARY KEY, expires bigint NOT NULL);
 CREATE TABLE IF NOT EXISTS portcullis.leases (
   session bytea PRIMARY KEY, owner bytea NOT NULL, until timestamptz NOT NULL);
 -- What others have to hear of.
 CREATE TABLE IF NOT EXISTS portcullis.events (
   number bigserial PRIMARY KEY, ended boolean NOT NULL, session bytea NOT NULL,
   at timestamptz NOT NULL DEFAULT clock_timestamp());
+
+-- 2: records have another form, and sessions are found by whose they are. Tables are altered once: that locks them.
+DO $$ BEGIN
+  IF (SELECT number FROM portcullis.version) < 2 THEN
+    DELETE FROM portcullis.sessions;
+    DELETE FROM portcullis.handles;
+    ALTER TABLE portcullis.sessions ADD COLUMN tags bytea[] NOT NULL, ADD COLUMN used bigint;
+    CREATE INDEX sessions_tags ON portcullis.sessions USING gin (tags);
+    UPDATE portcullis.version SET number = 2;
+  END IF;
+END $$;
 
 -- One at a time, so that numbers become visible in their order.
 CREATE OR REPLACE FUNCTION portcullis.tell(gone boolean, which bytea) RETURNS void LANGUAGE plpgsql AS $$

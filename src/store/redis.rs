@@ -9,36 +9,36 @@
 
 use std::time::Duration;
 
-use ::redis::aio::{ConnectionLike, MultiplexedConnection};
-use ::redis::cluster::ClusterClient;
-use ::redis::cluster_async::ClusterConnection;
-use ::redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
-use ::redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, IntoConnectionInfo,
-    Pipeline, RedisError, RedisFuture, TlsCertificates, TlsMode, Value, cmd,
-};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use tokio::sync::Mutex;
+use ::redis::{Cmd, FromRedisValue, Value, cmd};
 
-use super::{Event, HandleRecord, Id, Keep, Lease, News, Pending, SessionRecord, Store, StoreError};
+use super::form::{decode, encode};
+use super::waiting::{BUDGET, OVERHEAD};
+use super::{
+    Event, HandleRecord, Id, Keep, Lease, News, Page, Pending, SessionRecord, Store, StoreError, Tag,
+};
 use crate::clock::{Clock, Timestamp};
+use crate::crypto;
+
+mod link;
+
+use link::{Kind, Link};
 
 /// How long an operation may take, all attempts together.
 const LIMIT: Duration = Duration::from_secs(3);
-/// How long a new connection may take.
-const CONNECT: Duration = Duration::from_secs(2);
 /// How long to wait for news.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What has expired is kept a little longer, for clocks that differ.
 const SLACK: Duration = Duration::from_secs(60);
-/// Bytes that may wait in all, and what an entry costs besides its value.
-const BUDGET: usize = 16 * 1024 * 1024;
-const OVERHEAD: usize = 128;
+/// For so long it is remembered when a session was last used.
+const REMEMBERED: Duration = Duration::from_secs(31 * 24 * 3600);
 /// So many events are remembered, and a few more.
 const EVENTS: usize = 100_000;
 
 const STREAM: &str = "portcullis:events";
+/// All sessions, by the time of their end.
+const SESSIONS: &str = "portcullis:2:sessions";
+/// So many sessions are on a page.
+const PAGE: usize = 500;
 /// Waiting things share a slot, so that a script can count them.
 const WAITING: &str = "portcullis:{waiting}";
 
@@ -48,212 +48,6 @@ pub struct RedisStore {
     /// Waits for news; a connection that waits does nothing else.
     listening: Link,
     clock: Clock,
-}
-
-/// Where the servers are.
-enum Kind {
-    One(Box<Client>),
-    Sentinel(Box<Mutex<SentinelClient>>),
-    Cluster(Box<ClusterClient>),
-}
-
-/// A connection, made when it is needed and again when it broke.
-struct Link {
-    kind: Kind,
-    line: Mutex<Option<Line>>,
-}
-
-#[derive(Clone)]
-enum Line {
-    One(MultiplexedConnection),
-    Cluster(ClusterConnection),
-}
-
-impl ConnectionLike for Line {
-    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Self::One(line) => line.req_packed_command(cmd),
-            Self::Cluster(line) => line.req_packed_command(cmd),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Self::One(line) => line.req_packed_commands(pipeline, offset, count),
-            Self::Cluster(line) => line.req_packed_commands(pipeline, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match self {
-            Self::One(line) => line.get_db(),
-            Self::Cluster(line) => line.get_db(),
-        }
-    }
-}
-
-impl Kind {
-    /// Reads a connection string: `redis://`, `rediss://` (TLS), and with `+sentinel` or `+cluster` a list of hosts.
-    fn read(text: &str, roots: Option<&[u8]>) -> Result<Self, String> {
-        let (scheme, rest) = text.split_once("://").ok_or(
-            "redis://host:6379/0, rediss://… (TLS), redis+sentinel://host,host/name/0 or redis+cluster://host,host was expected",
-        )?;
-        let certificates =
-            || roots.map(|pem| TlsCertificates { client_tls: None, root_cert: Some(pem.to_vec()) });
-        let plain = |error: RedisError| error.to_string();
-        let (base, way) = scheme.split_once('+').unwrap_or((scheme, ""));
-        let encrypted = match base {
-            "redis" => false,
-            "rediss" => true,
-            other => return Err(format!("`{other}://` is not redis:// or rediss://")),
-        };
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
-        let nodes = || -> Result<Vec<ConnectionInfo>, String> {
-            let at = if user.is_empty() { String::new() } else { format!("{user}@") };
-            let each = hosts.split(',').filter(|host| !host.is_empty());
-            each.map(|host| format!("{base}://{at}{host}").into_connection_info().map_err(plain)).collect()
-        };
-        match way {
-            "" => {
-                let client = match certificates().filter(|_| encrypted) {
-                    Some(certificates) => Client::build_with_tls(text, certificates),
-                    None => Client::open(text),
-                };
-                Ok(Self::One(Box::new(client.map_err(plain)?)))
-            }
-            "sentinel" => {
-                let (name, database) = path.split_once('/').unwrap_or((path, "0"));
-                if name.is_empty() {
-                    return Err(
-                        "the name of the service was expected: redis+sentinel://host:26379,host:26379/NAME"
-                            .into(),
-                    );
-                }
-                let nodes = nodes()?;
-                let own = nodes.first().map(ConnectionInfo::redis_settings);
-                let (username, password) =
-                    (own.and_then(|own| own.username()), own.and_then(|own| own.password()));
-                let addresses: Vec<ConnectionAddr> = nodes.iter().map(|node| sentinel(node.addr())).collect();
-                let mut builder = SentinelClientBuilder::new(addresses, name, SentinelServerType::Master)
-                    .map_err(plain)?
-                    .set_client_to_redis_db(
-                        database.parse().map_err(|_| format!("`{database}` is not a database"))?,
-                    );
-                if let Some(username) = username {
-                    builder = builder.set_client_to_redis_username(username);
-                }
-                if let Some(password) = password {
-                    builder = builder.set_client_to_redis_password(password);
-                }
-                if encrypted {
-                    builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-                    if let Some(certificates) = certificates() {
-                        builder = builder.set_client_to_redis_certificates(certificates);
-                    }
-                }
-                Ok(Self::Sentinel(Box::new(Mutex::new(builder.build().map_err(plain)?))))
-            }
-            "cluster" => {
-                let mut builder = ClusterClient::builder(nodes()?)
-                    .retries(3)
-                    .connection_timeout(CONNECT)
-                    .response_timeout(LIMIT);
-                if let Some(certificates) = certificates().filter(|_| encrypted) {
-                    builder = builder.certs(certificates);
-                }
-                Ok(Self::Cluster(Box::new(builder.build().map_err(plain)?)))
-            }
-            other => Err(format!("`+{other}` is not +sentinel or +cluster")),
-        }
-    }
-
-    async fn connect(&self) -> Result<Line, RedisError> {
-        let settings = || {
-            // The whole operation is timed.
-            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(None)
-        };
-        Ok(match self {
-            Self::One(client) => {
-                Line::One(client.get_multiplexed_async_connection_with_config(&settings()).await?)
-            }
-            Self::Sentinel(client) => {
-                Line::One(client.lock().await.get_async_connection_with_config(&settings()).await?)
-            }
-            Self::Cluster(client) => Line::Cluster(client.get_async_connection().await?),
-        })
-    }
-}
-
-/// Sentinels listen on a port of their own.
-fn sentinel(address: &ConnectionAddr) -> ConnectionAddr {
-    let port = |port: u16| if port == 6379 { 26379 } else { port };
-    match address {
-        ConnectionAddr::Tcp(host, given) => ConnectionAddr::Tcp(host.clone(), port(*given)),
-        ConnectionAddr::TcpTls { host, port: given, .. } => ConnectionAddr::Tcp(host.clone(), port(*given)),
-        other => other.clone(),
-    }
-}
-
-impl Link {
-    const fn new(kind: Kind) -> Self {
-        Self { kind, line: Mutex::const_new(None) }
-    }
-
-    async fn line(&self) -> Result<Line, RedisError> {
-        let mut held = self.line.lock().await;
-        match &*held {
-            Some(line) => Ok(line.clone()),
-            None => {
-                let line = self.kind.connect().await?;
-                *held = Some(line.clone());
-                Ok(line)
-            }
-        }
-    }
-
-    async fn ask<T: FromRedisValue>(&self, cmd: &Cmd, limit: Duration, again: bool) -> Result<T, StoreError> {
-        let asked = tokio::time::timeout(limit, async {
-            let mut left = usize::from(again);
-            loop {
-                let answered = match self.line().await {
-                    Ok(mut line) => cmd.query_async::<T>(&mut line).await,
-                    Err(error) => Err(error),
-                };
-                match answered {
-                    // A primary that became a replica is no use, although its connection is sound.
-                    Err(error) if is_about_connection(&error) => {
-                        *self.line.lock().await = None;
-                        if left == 0 {
-                            return Err(failed(error));
-                        }
-                        left -= 1;
-                    }
-                    answered => return answered.map_err(failed),
-                }
-            }
-        });
-        match asked.await {
-            Ok(answered) => answered,
-            Err(_) => {
-                *self.line.lock().await = None;
-                Err(StoreError::Unavailable(format!("Redis did not answer within {limit:?}")))
-            }
-        }
-    }
-}
-
-fn is_about_connection(error: &RedisError) -> bool {
-    error.is_io_error()
-        || error.is_connection_dropped()
-        || error.is_timeout()
-        || error.is_unrecoverable_error()
-        || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN"))
 }
 
 impl RedisStore {
@@ -285,9 +79,13 @@ impl RedisStore {
     }
 
     async fn read(&self, id: Id, now: Timestamp) -> Result<Option<SessionRecord>, StoreError> {
+        Ok(self.read_any(id).await?.filter(|session| session.expires > now))
+    }
+
+    /// A session that is there, although it may have expired a moment ago.
+    async fn read_any(&self, id: Id) -> Result<Option<SessionRecord>, StoreError> {
         let Some(value) = self.get(session_key(id)).await? else { return Ok(None) };
-        let session: SessionRecord = decode(value.get(8..).unwrap_or_default())?;
-        Ok(Some(session).filter(|session| session.expires > now))
+        decode(value.get(8..).unwrap_or_default()).map(Some)
     }
 
     async fn tell(&self, kind: &str, id: Id) -> Result<(), StoreError> {
@@ -298,11 +96,11 @@ impl RedisStore {
 }
 
 fn session_key(id: Id) -> String {
-    format!("portcullis:session:{}", id.to_text())
+    format!("portcullis:2:session:{}", id.to_text())
 }
 
 fn handle_key(id: Id) -> String {
-    format!("portcullis:handle:{}", id.to_text())
+    format!("portcullis:2:handle:{}", id.to_text())
 }
 
 fn kept_key(id: Id) -> String {
@@ -313,23 +111,23 @@ fn lease_key(id: Id) -> String {
     format!("portcullis:lease:{}", id.to_text())
 }
 
+fn said_key(id: Id) -> String {
+    format!("portcullis:said:{}", id.to_text())
+}
+
+fn used_key(id: Id) -> String {
+    format!("portcullis:2:used:{}", id.to_text())
+}
+
+fn tag_key(tag: Tag) -> String {
+    format!("portcullis:2:tagged:{}", crypto::encode(&tag.0))
+}
+
 /// A session's value: the revision, where a script finds it, and the record.
 fn session_value(session: &SessionRecord) -> Result<Vec<u8>, StoreError> {
     let mut value = session.revision.to_be_bytes().to_vec();
     value.extend_from_slice(&encode(session)?);
     Ok(value)
-}
-
-fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>, StoreError> {
-    serde_json::to_vec(record).map_err(failed)
-}
-
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
-    serde_json::from_slice(bytes).map_err(failed)
-}
-
-fn failed(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Unavailable(error.to_string())
 }
 
 /// Replaces a value whose revision is the one given; done twice, it is done.
@@ -339,6 +137,18 @@ if not old then return 0 end
 if old == ARGV[2] then return 1 end
 if string.sub(old, 1, 8) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+return 1";
+
+/// Adds to a set that lasts as long as what lasts longest in it.
+const ADD: &str = "
+if ARGV[3] then redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1]) else redis.call('SADD', KEYS[1], ARGV[1]) end
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 1";
+
+/// Remembers the later of two times.
+const TOUCH: &str = "
+local known = tonumber(redis.call('GET', KEYS[1]) or '0')
+if known < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 return 1";
 
 /// Keeps something that waits, within the budget. What has expired is forgotten first.
@@ -386,6 +196,17 @@ fn waiting_keys(key: Id) -> [String; 3] {
 impl Store for RedisStore {
     fn insert(&self, session: SessionRecord, handle: HandleRecord) -> Pending<'_, ()> {
         Box::pin(async move {
+            // What finds it comes first: a session that is there is found.
+            let add = |key: String| {
+                let mut add = cmd("EVAL");
+                add.arg(ADD).arg(1).arg(key).arg(session.id.to_text()).arg(self.ttl(session.expires));
+                add
+            };
+            for tag in session.tags.iter() {
+                self.ask::<Value>(&add(tag_key(tag))).await?;
+            }
+            let at_its_end = session.expires.as_unix_millis();
+            self.ask::<Value>(add(SESSIONS.into()).arg(at_its_end)).await?;
             self.put(session_key(session.id), &session_value(&session)?, session.expires).await?;
             self.put(handle_key(handle.id), &encode(&handle)?, handle.expires).await
         })
@@ -436,6 +257,7 @@ impl Store for RedisStore {
             let removed: usize = self.ask(cmd("DEL").arg(session_key(session))).await?;
             // Again when it was not there: whoever removed it may not have got so far.
             self.tell("ended", session).await?;
+            self.ask::<Value>(cmd("ZREM").arg(SESSIONS).arg(session.to_text())).await?;
             Ok(removed > 0)
         })
     }
@@ -476,9 +298,71 @@ impl Store for RedisStore {
         })
     }
 
+    fn first(&self, key: Id, expires: Timestamp, _: Timestamp) -> Pending<'_, bool> {
+        Box::pin(async move {
+            let mut say = cmd("SET");
+            say.arg(said_key(key)).arg(1).arg("NX").arg("PX").arg(self.ttl(expires));
+            let said: Option<String> = self.link.ask(&say, LIMIT, false).await?;
+            Ok(said.is_some())
+        })
+    }
+
+    fn find(&self, tag: Tag, now: Timestamp) -> Pending<'_, Vec<SessionRecord>> {
+        Box::pin(async move {
+            let ids: Vec<String> = self.ask(cmd("SMEMBERS").arg(tag_key(tag))).await?;
+            let mut found = Vec::new();
+            for text in ids {
+                let Some(id) = Id::from_text(&text) else { continue };
+                match self.read_any(id).await? {
+                    Some(session) => found.extend(Some(session).filter(|session| session.expires > now)),
+                    // Ended since.
+                    None => drop(self.ask::<Value>(cmd("SREM").arg(tag_key(tag)).arg(text)).await?),
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    fn list(&self, from: Option<String>, now: Timestamp) -> Pending<'_, Page> {
+        Box::pin(async move {
+            let from: usize = from.and_then(|from| from.parse().ok()).unwrap_or_default();
+            let mut range = cmd("ZRANGE");
+            range.arg(SESSIONS).arg(from).arg(from + PAGE - 1);
+            let ids: Vec<String> = self.ask(&range).await?;
+            let mut page = Page::default();
+            page.next = (ids.len() == PAGE).then(|| (from + PAGE).to_string());
+            for id in ids.iter().filter_map(|text| Id::from_text(text)) {
+                page.records.extend(self.read(id, now).await?);
+            }
+            Ok(page)
+        })
+    }
+
+    fn touch(&self, used: Vec<(Id, Timestamp)>) -> Pending<'_, ()> {
+        Box::pin(async move {
+            for (id, time) in used {
+                let mut touch = cmd("EVAL");
+                touch.arg(TOUCH).arg(1).arg(used_key(id)).arg(time.as_unix_millis());
+                touch.arg(REMEMBERED.as_millis() as u64);
+                self.ask::<Value>(&touch).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn last_used(&self, session: Id) -> Pending<'_, Option<Timestamp>> {
+        Box::pin(async move {
+            let used: Option<u64> = self.ask(cmd("GET").arg(used_key(session))).await?;
+            Ok(used.map(Timestamp::from_unix_millis))
+        })
+    }
+
     /// Redis removes what has expired by itself; only what waits is counted.
     fn sweep(&self, now: Timestamp) -> Pending<'_, usize> {
         Box::pin(async move {
+            let mut forget = cmd("ZREMRANGEBYSCORE");
+            forget.arg(SESSIONS).arg("-inf").arg(now.as_unix_millis());
+            self.ask::<Value>(&forget).await?;
             let mut sweep = cmd("EVAL");
             let [_, index, bytes] = waiting_keys(Id([0; 16]));
             sweep.arg(SWEEP_WAITING).arg(2).arg(index).arg(bytes).arg(now.as_unix_millis());

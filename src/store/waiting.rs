@@ -6,10 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::{Id, StoreError};
 use crate::clock::Timestamp;
 
-/// Bytes that may wait in all.
-const BUDGET: usize = 16 * 1024 * 1024;
+/// Bytes that may wait in all, in whatever store.
+pub(super) const BUDGET: u32 = 16 * 1024 * 1024;
 /// What an entry costs besides its value.
-const OVERHEAD: usize = 128;
+pub(super) const OVERHEAD: u32 = 128;
 
 /// Things that wait.
 #[derive(Default)]
@@ -26,13 +26,13 @@ struct State {
 impl Waiting {
     pub(super) fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp) -> Result<(), StoreError> {
         let mut state = self.state();
-        let cost = value.len() + OVERHEAD;
-        if state.bytes + cost > BUDGET {
+        let more = cost(&value);
+        if state.bytes + more > BUDGET as usize {
             return Err(StoreError::Full);
         }
-        state.bytes += cost;
+        state.bytes += more;
         if let Some((_, old)) = state.things.insert(key, (expires, value)) {
-            state.bytes -= old.len() + OVERHEAD;
+            state.bytes -= cost(&old);
         }
         Ok(())
     }
@@ -40,7 +40,7 @@ impl Waiting {
     pub(super) fn take(&self, key: Id, now: Timestamp) -> Option<Vec<u8>> {
         let mut state = self.state();
         let (expires, value) = state.things.remove(&key)?;
-        state.bytes -= value.len() + OVERHEAD;
+        state.bytes -= cost(&value);
         (expires > now).then_some(value)
     }
 
@@ -48,11 +48,15 @@ impl Waiting {
         let mut state = self.state();
         let before = state.things.len();
         state.things.retain(|_, (expires, _)| *expires > now);
-        state.bytes = state.things.values().map(|(_, value)| value.len() + OVERHEAD).sum();
+        state.bytes = state.things.values().map(|(_, value)| cost(value)).sum();
         before - state.things.len()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+const fn cost(value: &[u8]) -> usize {
+    value.len() + OVERHEAD as usize
 }

@@ -20,8 +20,8 @@ use portcullis::http::headers::{HeaderRules, remove_hop_by_hop, scrub};
 use portcullis::http::{Canonical, LastHost, PathRules, Readings, Scheme, Seen, canonicalise, cookies};
 use portcullis::identity::{Caller, Identity, Reading};
 use portcullis::route::{HostPattern, Match, PathMatch, Table};
-use portcullis::session::{Content, Found, Origin, Recent, Sessions, Settings, Tags, Tokens};
-use portcullis::store::MemoryStore;
+use portcullis::session::{Content, Found, Origin, Recent, Sessions, Settings, Tokens};
+use portcullis::store::{MemoryStore, Tag, Tags};
 use serde_json::{Value, json};
 
 fn now() -> Timestamp {
@@ -136,7 +136,6 @@ fn session_lookup(bench: &mut Criterion) {
     };
     let sessions = Sessions::new(settings, Arc::new(MemoryStore::new()), Clock::held_at(now()));
     let content = Content {
-        name: "session".into(),
         provider: "p".into(),
         fingerprint: "f".into(),
         claims: claims(),
@@ -146,7 +145,7 @@ fn session_lookup(bench: &mut Criterion) {
         nonce: String::new(),
         tokens: Tokens::default(),
     };
-    let tags = Tags { subject: [0; 32], provider_session: None };
+    let tags = Tags { subject: Tag([0; 32]), provider_session: None, email: None };
     let (_, cookie) = runtime.block_on(sessions.begin(&content, tags, "app.example.com")).expect("a session");
     let line = HeaderValue::try_from(cookie.split(';').next().unwrap_or_default()).expect("a cookie");
     let fields = HeaderMap::from_iter([(http::header::COOKIE, line)]);

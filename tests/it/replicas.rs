@@ -249,9 +249,14 @@ fn what_the_store_holds_is_sealed_and_ends_by_itself() {
     let replicas = Replicas::start(Kind::Redis, |_| ());
     let browser = replicas.signed_in();
     let keys = replicas.store.cli(&["--scan"]);
-    assert!(keys.contains("portcullis:session:") && keys.contains("portcullis:handle:"), "{keys}");
+    assert!(keys.contains(":session:") && keys.contains(":handle:") && keys.contains(":tagged:"), "{keys}");
     for key in keys.lines().filter(|key| !key.contains("events")) {
-        let value = replicas.store.cli(&["get", key]);
+        let value = match key {
+            tagged if tagged.contains(":tagged:") => replicas.store.cli(&["smembers", key]),
+            sessions if sessions.ends_with(":sessions") => replicas.store.cli(&["zrange", key, "0", "-1"]),
+            _ => replicas.store.cli(&["get", key]),
+        };
+        assert!(!value.contains("WRONGTYPE"), "{key}: {value}");
         for secret in ["jane", "refresh", "eyJ", "example.com"] {
             assert!(!value.contains(secret), "{key}: {value}");
         }

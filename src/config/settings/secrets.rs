@@ -110,6 +110,13 @@ impl Resolver<'_> {
         }
     }
 
+    /// Where several processes have to have the same secret; `why`: what for.
+    pub(super) fn need_shared_secret(&mut self, why: &str) {
+        if !["shared_secret", "shared_secret_file"].iter().any(|name| self.layers.is_set(name)) {
+            self.missing("shared_secret", why);
+        }
+    }
+
     pub(super) fn secret(&mut self) -> Option<[u8; 32]> {
         let file = self.file;
         let shared =

@@ -76,12 +76,7 @@ impl Resolver<'_> {
                 return None;
             }
         };
-        if !["shared_secret", "shared_secret_file"].iter().any(|name| self.layers.is_set(name)) {
-            self.missing(
-                "shared_secret",
-                "with it the services prove to each other who they are; all have the same",
-            );
-        }
+        self.need_shared_secret("with it the services prove to each other who they are; all have the same");
         let insecure = super::flag(file.grpc_insecure).unwrap_or_default();
         let mut upstreams = Vec::with_capacity(typed.len());
         for (at, one) in typed.iter().enumerate() {
