@@ -61,13 +61,17 @@ fn answer(path: &str, ready: bool, snapshot: &Snapshot) -> Response<Body> {
         // An identity provider that is down does not make this server less ready: sessions go on.
         "/readyz" | "/startupz" => state(ready),
         "/status" => {
+            let authenticate = &snapshot.authenticate;
+            let providers = authenticate.providers().iter();
+            let providers: Vec<_> =
+                providers.map(|one| json!({ "id": one.settings().id, "known": one.is_known() })).collect();
             let status = json!({
                 "ready": ready,
                 "version": env!("CARGO_PKG_VERSION"),
                 "routes": snapshot.routes.targets().len(),
-                "identity_provider": { "known": snapshot.authenticate.provider().is_known() },
-                "callback_url": snapshot.authenticate.callback_url(),
-                "sign_out_url": snapshot.authenticate.signed_out_url(),
+                "identity_providers": providers,
+                "callback_urls": authenticate.callback_urls(),
+                "sign_out_url": authenticate.signed_out_url(),
             });
             (StatusCode::OK, status.to_string())
         }

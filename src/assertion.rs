@@ -216,7 +216,7 @@ mod tests {
         }) else {
             unreachable!()
         };
-        let reading = Reading { groups_claim: "cognito:groups".into() };
+        let reading = Reading::plain("cognito:groups");
         Caller::Identified(Arc::new(
             Identity::read("s1".into(), "p".into(), claims, &reading, Timestamp::default()).unwrap(),
         ))

@@ -12,6 +12,9 @@
 //! 4. The route host gets a *hand-off*: a key to something that can be taken once, within a minute, on that
 //!    host, by the browser that began. With it comes that host's own cookie.
 //!
+//! With several providers the authenticate host asks which one, unless the route says so. Each has a callback of its own,
+//! and an answer that comes by another one's is refused (RFC 9700 §4.4).
+//!
 //! No step keeps anything on the server for people who never finish, and any number of attempts of one
 //! browser run beside each other. What went wrong is a [`SignInError`], which says whose fault it is and
 //! what to change where.
@@ -25,12 +28,16 @@ use crate::clock::Clock;
 use crate::crypto::KeyRing;
 use crate::session::Sessions;
 
+mod authorize_request;
 mod callback;
+mod client_auth;
 mod discovery;
 mod error;
+mod github;
 mod handoff;
 mod keep;
 mod pending;
+mod preset;
 mod provider;
 mod renew;
 mod sign_in;
@@ -38,12 +45,15 @@ mod sign_out;
 mod tokens;
 mod verify;
 
+pub use client_auth::ClientAuth;
 pub use discovery::{DiscoveryError, Issuer, IssuerError};
 pub use error::{Blame, Explanation, SignInError};
 pub use keep::Kept;
-pub use pending::SignInRequest;
-pub use provider::{ClientAuth, Kind, Provider, ProviderSettings, Secret};
+pub use pending::{SignInRequest, Wish};
+pub use preset::{KINDS, Kind};
+pub use provider::{Provider, ProviderSettings, Secret};
 pub use renew::RenewError;
+pub use sign_in::{Choice, Next};
 pub use sign_out::SignOut;
 
 /// The settings of the service.
@@ -51,8 +61,6 @@ pub use sign_out::SignOut;
 pub struct Settings {
     /// `authenticate_service_url`, without a path.
     pub url: Url,
-    /// `authenticate_callback_path`.
-    pub callback_path: String,
     /// `authenticate_callback_aliases`: further callback URLs that are answered.
     pub callback_aliases: Vec<Url>,
     /// `sign_in_timeout`.
@@ -65,14 +73,14 @@ pub struct Settings {
     pub require_claims: Vec<String>,
     /// `preserve_post`.
     pub preserve_post: bool,
-    /// The provider.
-    pub provider: ProviderSettings,
+    /// The providers, in the order in which people choose.
+    pub providers: Vec<ProviderSettings>,
 }
 
 /// The service.
 pub struct Authenticate {
     settings: Settings,
-    provider: Provider,
+    providers: Vec<Provider>,
     sessions: Arc<Sessions>,
     keys: KeyRing,
     clock: Clock,
@@ -107,10 +115,12 @@ pub struct Failure {
     pub retry: String,
     /// The browser may try again by itself, once.
     pub retry_by_itself: bool,
+    /// The kind of provider that it went wrong with, for whoever has to mend it; `None`: it is the same with all.
+    pub kind: Option<Kind>,
 }
 
 impl Authenticate {
-    /// The service, with its provider not yet asked for anything.
+    /// The service, with its providers not yet asked for anything.
     pub fn new(
         settings: Settings,
         sessions: Arc<Sessions>,
@@ -118,10 +128,11 @@ impl Authenticate {
         clock: Clock,
         control: tokio::runtime::Handle,
     ) -> Arc<Self> {
-        let provider = Provider::new(settings.provider.clone(), clock.clone());
+        let providers =
+            settings.providers.iter().map(|one| Provider::new(one.clone(), clock.clone())).collect();
         Arc::new(Self {
             settings,
-            provider,
+            providers,
             sessions,
             keys,
             clock,
@@ -142,9 +153,19 @@ impl Authenticate {
         &self.sessions
     }
 
-    /// The provider.
-    pub const fn provider(&self) -> &Provider {
-        &self.provider
+    /// The providers.
+    pub fn providers(&self) -> &[Provider] {
+        &self.providers
+    }
+
+    /// The provider with an id.
+    pub fn provider(&self, id: &str) -> Option<&Provider> {
+        self.providers.iter().find(|provider| provider.settings().id == id)
+    }
+
+    /// The kind of provider that whoever has to mend something thinks of, when no other is known.
+    pub fn kind(&self) -> Kind {
+        self.providers.first().map_or_else(Kind::default, |provider| provider.settings().kind)
     }
 
     /// The time.
@@ -152,9 +173,9 @@ impl Authenticate {
         &self.clock
     }
 
-    /// The callback URL, as it has to be registered at the provider.
-    pub fn callback_url(&self) -> String {
-        callback_url(&self.settings)
+    /// The callback URLs, each as it has to be registered at its provider.
+    pub fn callback_urls(&self) -> Vec<String> {
+        callback_urls(&self.settings)
     }
 
     /// The URL to which the provider sends people who signed out, as it has to be registered.
@@ -166,9 +187,18 @@ impl Authenticate {
         own(&self.settings.url, path)
     }
 
-    /// Asks the provider for its documents, again and again, so that nobody has to wait for them.
+    /// Asks the providers for their documents, again and again, so that nobody has to wait for them.
     pub async fn keep_discovered(self: Arc<Self>) {
-        self.provider.keep_discovered().await;
+        let mut all = tokio::task::JoinSet::new();
+        for number in 0..self.providers.len() {
+            let this = self.clone();
+            all.spawn(async move {
+                if let Some(provider) = this.providers.get(number) {
+                    provider.keep_discovered().await;
+                }
+            });
+        }
+        while all.join_next().await.is_some() {}
     }
 
     /// Forgets what is too old to matter.
@@ -179,9 +209,9 @@ impl Authenticate {
     }
 }
 
-/// The callback URL of these settings.
-pub fn callback_url(settings: &Settings) -> String {
-    own(&settings.url, &settings.callback_path)
+/// The callback URLs of these settings, one each provider.
+pub fn callback_urls(settings: &Settings) -> Vec<String> {
+    settings.providers.iter().map(|provider| own(&settings.url, &provider.callback_path)).collect()
 }
 
 /// The signed-out URL of these settings.

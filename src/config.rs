@@ -25,7 +25,7 @@ mod tree;
 mod values;
 mod yaml;
 
-pub use file::{File, RouteFile};
+pub use file::{File, ProviderFile, RouteFile};
 pub use keys::Key;
 pub use problem::Problem;
 pub use reference::reference;

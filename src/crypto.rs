@@ -14,7 +14,7 @@ mod signer;
 mod trust;
 
 pub use jwt::{
-    Algorithm, Expected, KeySet, TokenError, VerifiedToken, peek_key_id, verify, verify_access_token_hash,
+    Algorithm, Expected, KeySet, TokenError, VerifiedToken, peek_claim, verify, verify_access_token_hash,
 };
 pub use seal::{KeyRing, Purpose, SealKey};
 pub use signer::{Signer, SigningKeyError};

@@ -36,7 +36,8 @@ pub struct Identity {
     pub session: Box<str>,
     /// The `id` of the identity provider that vouched for the person.
     pub provider: Arc<str>,
-    /// `sub`, with the issuer the only stable name of a person (OpenID Connect Core §5.7).
+    /// The name of the person to policies and applications: `sub`, the only stable name with an issuer (OpenID Connect
+    /// Core §5.7), or what the provider's [`Reading`] makes of it.
     pub subject: Box<str>,
     /// The e-mail address, when the provider sent one.
     pub email: Option<Box<str>>,
@@ -101,6 +102,44 @@ pub struct Rendered {
 pub struct Reading {
     /// The claim that holds the groups.
     pub groups_claim: Box<str>,
+    /// The claim that names a person to policies and applications, where there is one; else `sub` does.
+    pub subject_claim: Box<str>,
+    /// The claim that holds the address when `email` does not.
+    pub other_email_claim: Option<Box<str>>,
+    /// What stands before the name, so that people of several providers are told apart.
+    pub namespace: Option<Box<str>>,
+    /// People are named by their verified address instead, as at every provider that is linked so.
+    pub link_by_email: bool,
+}
+
+impl Reading {
+    /// `sub` and `email`, as they are.
+    pub fn plain(groups_claim: &str) -> Self {
+        Self {
+            groups_claim: groups_claim.into(),
+            subject_claim: "sub".into(),
+            other_email_claim: None,
+            namespace: None,
+            link_by_email: false,
+        }
+    }
+
+    /// The name of a person to policies and applications.
+    fn name(&self, claims: &Claims, sub: &str, verified_email: Option<&str>) -> Box<str> {
+        if let Some(email) = verified_email.filter(|_| self.link_by_email) {
+            return email.to_ascii_lowercase().into();
+        }
+        let named = claims.text(&self.subject_claim).filter(|name| is_subject(name)).unwrap_or(sub);
+        match &self.namespace {
+            Some(namespace) => format!("{namespace}/{named}").into(),
+            None => named.into(),
+        }
+    }
+}
+
+/// OpenID Connect Core §2.
+fn is_subject(name: &str) -> bool {
+    !name.is_empty() && name.len() <= LONGEST_SUBJECT
 }
 
 impl Identity {
@@ -113,10 +152,12 @@ impl Identity {
         signed_in: Timestamp,
     ) -> Option<Self> {
         let claims = Claims::from(claims);
-        let subject =
-            claims.text("sub").filter(|sub| !sub.is_empty() && sub.len() <= LONGEST_SUBJECT)?.into();
-        let email: Option<Box<str>> = claims.text("email").filter(|email| !email.is_empty()).map(Into::into);
+        let sub = claims.text("sub").filter(|sub| is_subject(sub))?;
+        let other = || claims.text(reading.other_email_claim.as_deref()?);
+        let email = claims.text("email").filter(|email| !email.is_empty()).or_else(other);
+        let email: Option<Box<str>> = email.filter(|email| !email.is_empty()).map(Into::into);
         let email_verified = claims.get("email_verified").map(is_true);
+        let subject = reading.name(&claims, sub, email.as_deref().filter(|_| email_verified == Some(true)));
         let groups = claims
             .get(&reading.groups_claim)
             .filter(|value| !value.is_null())
@@ -233,7 +274,7 @@ mod tests {
 
     fn read(claims: Value) -> Option<Identity> {
         let Value::Object(claims) = claims else { panic!("claims are an object") };
-        let reading = Reading { groups_claim: "cognito:groups".into() };
+        let reading = Reading::plain("cognito:groups");
         Identity::read("s".into(), "p".into(), claims, &reading, Timestamp::default())
     }
 

@@ -15,7 +15,7 @@ use askama::Template;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use crate::authenticate::{Blame, Failure, Kind, Redirect};
+use crate::authenticate::{Blame, Choice, Failure, Kind, Redirect};
 use crate::crypto;
 use crate::http::headers::{GRPC_MESSAGE, GRPC_STATUS};
 use crate::http::{Body, Client};
@@ -26,16 +26,18 @@ mod views;
 pub use refusal::{Denied, Refusal};
 pub use views::{Application, Fact};
 
-use views::{Action, MessagePage, ResumePage, UserPage};
+use views::{Action, ChoosePage, MessagePage, ResumePage, UserPage};
 
 static STYLE: &str = include_str!("pages/templates/style.css");
 
 static REFRESH: HeaderName = HeaderName::from_static("refresh");
 
-/// Nothing may be loaded but the one style sheet, which stands in the page itself.
+/// Nothing may be loaded but the one style sheet and pictures, which stand in the page itself.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = base64::engine::general_purpose::STANDARD.encode(crypto::sha256(STYLE.as_bytes()));
-    format!("default-src 'none'; style-src 'sha256-{hash}'; frame-ancestors 'none'; base-uri 'none'")
+    format!(
+        "default-src 'none'; style-src 'sha256-{hash}'; img-src data:; frame-ancestors 'none'; base-uri 'none'"
+    )
 });
 
 /// What a reply is for.
@@ -197,6 +199,12 @@ pub fn user(
     at: &Occasion<'_>,
 ) -> Response<Body> {
     let page = UserPage { style: STYLE, name, facts, claims, applications, request_id: at.request_id };
+    html(StatusCode::OK, &page)
+}
+
+/// Which provider somebody wants to sign in with.
+pub fn choose(choices: &[Choice], at: &Occasion<'_>) -> Response<Body> {
+    let page = ChoosePage { style: STYLE, choices, contact: at.contact, request_id: at.request_id };
     html(StatusCode::OK, &page)
 }
 

@@ -143,7 +143,7 @@ fn refuse(snapshot: &Snapshot, record: &mut Record, client: Client, exit: &Exit)
     match exit {
         Exit::Refuse(refusal) => pages::refuse(refusal, &at),
         Exit::SignInFailed { failure, retried } => {
-            let kind = snapshot.authenticate.provider().settings().kind;
+            let kind = failure.kind.unwrap_or_else(|| snapshot.authenticate.kind());
             let reply = pages::sign_in_failed(failure, kind, &at, *retried);
             sign_in::mark_retry(snapshot, failure, *retried, reply, record.name())
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ::http::HeaderName;
 
 use crate::assertion::Form;
-use crate::authenticate::Authenticate;
+use crate::authenticate::{Authenticate, Wish};
 use crate::authorize::Policy;
 use crate::clock::Clock;
 use crate::config::{Services, Settings};
@@ -75,6 +75,8 @@ pub struct Route {
     pub policy: Policy,
     /// A policy that is tried, and not acted on.
     pub report: Option<Policy>,
+    /// How people sign in for it.
+    pub sign_in: Wish,
     /// Which client certificate has been asked for on a connection that it is reached by; `None`: that is all the same.
     pub client_auth: Option<ClientAuthId>,
     /// Where it leads; `None` where another proxy forwards, and asks.
@@ -151,6 +153,7 @@ impl Snapshot {
                 is_place: route.matched.host.exact().is_some(),
                 policy: route.policy,
                 report: route.report,
+                sign_in: route.sign_in,
                 client_auth: route.client_auth,
                 cluster: match route.cluster {
                     Some(settings) => Some(Arc::new(Cluster::new(settings, workers, &tls)?)),

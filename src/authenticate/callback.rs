@@ -59,19 +59,37 @@ impl Authenticate {
             .any(|(name, value)| name == "state" && self.find_pending(&value, headers).is_some())
     }
 
-    /// Whether a path is one of the callback's.
+    /// Whether a path is a callback's.
     pub fn is_callback_path(&self, host: &str, path: &str) -> bool {
-        let aliased = |alias: &url::Url| alias.host_str() == Some(host) && alias.path() == path;
-        (self.settings.url.host_str() == Some(host) && self.settings.callback_path == path)
-            || self.settings.callback_aliases.iter().any(aliased)
+        self.is_alias(host, path)
+            || (self.settings.url.host_str() == Some(host)
+                && self.providers.iter().any(|provider| provider.settings().callback_path == path))
     }
 
-    /// Finishes a sign-in.
+    fn is_alias(&self, host: &str, path: &str) -> bool {
+        let aliased = |alias: &url::Url| alias.host_str() == Some(host) && alias.path() == path;
+        self.settings.callback_aliases.iter().any(aliased)
+    }
+
+    /// Whether the answer of a provider with this callback comes as a form.
+    pub fn is_posted_callback(&self, path: &str) -> bool {
+        self.providers.iter().any(|provider| {
+            let settings = provider.settings();
+            settings.kind.posts() && settings.callback_path == path
+        })
+    }
+
+    /// Finishes a sign-in that came back to `path`, with the answer in `query`.
     ///
     /// # Errors
     /// What went wrong, with a way to try again. Nothing is sent to the provider unless the state is one
-    /// that this browser was given, is recent, and was not used before.
-    pub async fn call_back(self: &Arc<Self>, query: &str, headers: &HeaderMap) -> Result<Redirect, Failure> {
+    /// that this browser was given, is recent, was not used before, and belongs to this callback.
+    pub async fn call_back(
+        self: &Arc<Self>,
+        (at, path): (&str, &str),
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Result<Redirect, Failure> {
         let home = self.own("/.pomerium/");
         let Some(answer) = Answer::read(query) else {
             return Err(Failure::plain(SignInError::Repeated, home));
@@ -79,21 +97,32 @@ impl Authenticate {
         let state = answer.state.clone().unwrap_or_default();
         let Some(pending) = self.find_pending(&state, headers) else {
             // Federation errors come back without a state: the page has to work without one.
-            let error = match &answer.error {
-                Some(error) => self.provider.explain(error, answer.description.as_deref()),
-                None => SignInError::UnknownState,
+            let named = self.providers.iter().find(|provider| provider.settings().callback_path == path);
+            let failure = |error| match named.or(self.providers.first()) {
+                Some(provider) => Failure::plain(error, home).with(provider.settings().kind),
+                None => Failure::plain(error, home),
             };
-            let by_itself = matches!(error, SignInError::UnknownState);
-            return Err(Failure { error, cookies: Vec::new(), retry: home, retry_by_itself: by_itself });
+            return Err(match (&answer.error, named.or(self.providers.first())) {
+                (Some(error), Some(provider)) => {
+                    failure(provider.explain(error, answer.description.as_deref()))
+                }
+                _ => Failure { retry_by_itself: true, ..failure(SignInError::UnknownState) },
+            });
         };
         let target = pending.request.target.clone();
+        let failure = |error, cookies, retry_by_itself| {
+            let kind = self.provider(&pending.provider).map(|one| one.settings().kind);
+            Failure { error, cookies, retry: target.clone(), retry_by_itself, kind }
+        };
+        let Some(provider) = self.provider(&pending.provider) else {
+            // It was taken out of the configuration meanwhile.
+            return Err(failure(SignInError::UnknownState, Vec::new(), true));
+        };
         if pending.used || self.spent.pin().contains_key(&state) {
-            return Err(Failure {
-                error: SignInError::UsedState,
-                cookies: Vec::new(),
-                retry: target,
-                retry_by_itself: true,
-            });
+            return Err(failure(SignInError::UsedState, Vec::new(), true));
+        }
+        if provider.settings().callback_path != path && !self.is_alias(at, path) {
+            return Err(failure(SignInError::MixUp, Vec::new(), false));
         }
         let spent = Pending {
             used: true,
@@ -104,24 +133,19 @@ impl Authenticate {
         };
         let forget = vec![self.pending_cookie(&state, &spent)];
         if !self.is_recent(&pending.request) {
-            return Err(Failure {
-                error: SignInError::Late,
-                cookies: forget,
-                retry: target,
-                retry_by_itself: true,
-            });
+            return Err(failure(SignInError::Late, forget, true));
         }
         let host = self.settings.url.host_str().unwrap_or_default();
         let current = match self.sessions.find(host, headers).await {
             Ok(Found::Session(session)) => Some(session),
             Ok(Found::Nobody) => None,
-            Err(error) => return Err(Failure::plain(error.into(), target)),
+            Err(error) => return Err(failure(error.into(), Vec::new(), false)),
         };
         let others = self.attempts(headers);
         // On the control plane: a code that was sent is spent, so this goes on when the browser goes away.
-        let this = self.clone();
+        let (this, about) = (self.clone(), pending.clone());
         let finished =
-            self.control.spawn(async move { this.finish(&state, &pending, answer, current, others).await });
+            self.control.spawn(async move { this.finish(&state, &about, answer, current, others).await });
         match finished.await.unwrap_or_else(|error| Err(SignInError::Internal(error.to_string()))) {
             Ok(mut redirect) => {
                 redirect.cookies.extend(forget);
@@ -129,7 +153,7 @@ impl Authenticate {
             }
             Err(error) => {
                 let retry_by_itself = error.begins_again();
-                Err(Failure { error, cookies: forget, retry: target, retry_by_itself })
+                Err(failure(error, forget, retry_by_itself))
             }
         }
     }
@@ -142,24 +166,32 @@ impl Authenticate {
         current: Option<Arc<Session>>,
         others: Vec<String>,
     ) -> Result<Redirect, SignInError> {
-        let discovered = self.provider.discovered().await?;
+        let provider = self.provider(&pending.provider).ok_or(SignInError::UnknownState)?;
+        let discovered = provider.discovered().await?;
         discovered.check_issuer(answer.issuer.as_deref())?;
         if let Some(error) = answer.error {
-            return Err(self.provider.explain(&error, answer.description.as_deref()));
+            return Err(provider.explain(&error, answer.description.as_deref()));
         }
         let code = answer.code.filter(|code| !code.is_empty()).ok_or(SignInError::NoCode)?;
         let until = self.clock.now() + self.settings.sign_in_timeout;
         if self.spent.pin().try_insert(state.to_owned(), until).is_err() {
             return Err(SignInError::UsedState);
         }
-        let tokens =
-            self.provider.exchange(&discovered, code, &pending.verifier, &pending.redirect_uri).await?;
-        let verified = self.provider.verify(&discovered, &tokens, Some(&pending.nonce), None).await?;
-        let claims = self.provider.complete(&discovered, &tokens, verified).await?;
+        let tokens = provider.exchange(&discovered, code, &pending.verifier, &pending.redirect_uri).await?;
+        let claims = if provider.settings().kind.is_oidc() {
+            let verified = provider.verify(&discovered, &tokens, Some(&pending.nonce), None).await?;
+            provider.complete(&discovered, &tokens, verified).await?
+        } else {
+            (provider.github_claims(&discovered, tokens.access()).await?, Vec::new())
+        };
         self.check_required(&claims.0)?;
-        let mut content = self.provider.content(claims, &tokens, &pending.nonce, self.clock.now());
-        content.asked.clone_from(&pending.request.strength);
+        let mut content = provider.content(claims, &tokens, &pending.nonce, self.clock.now());
+        content.asked.clone_from(&pending.request.wish.strength);
         let (session, cookie) = match current {
+            // A session of another provider is another one's; it goes on, where it is used.
+            Some(session) if *session.identity().provider != *content.provider => {
+                self.begin_or_go_on(&discovered.issuer, content, None).await?
+            }
             Some(session) => self.begin_or_go_on(&discovered.issuer, content, Some((session, false))).await?,
             None => self.begin_once(&discovered.issuer, content, state, &others).await?,
         };
@@ -186,7 +218,8 @@ impl Authenticate {
         let mut begun = self.begun.lock().await;
         let now = self.clock.now();
         begun.retain(|_, one| one.until > now && !one.session.has_ended());
-        let sibling = others.iter().find_map(|attempt| begun.get(attempt)).map(|one| one.session.clone());
+        let sibling = others.iter().filter_map(|attempt| begun.get(attempt)).map(|one| one.session.clone());
+        let sibling = { sibling }.find(|session| *session.identity().provider == *content.provider);
         if let Some(session) = sibling {
             drop(begun);
             return self.begin_or_go_on(issuer, content, Some((session, true))).await;
@@ -209,7 +242,8 @@ impl Authenticate {
         if let Some((session, lacks_cookie)) = known {
             let identity = session.identity();
             let same = *identity.provider == *content.provider
-                && content.claims.get("sub").and_then(serde_json::Value::as_str) == Some(&*identity.subject);
+                && content.claims.get("sub").and_then(serde_json::Value::as_str)
+                    == identity.claims.text("sub");
             if !same {
                 self.sessions.end(&session).await?;
             } else if self.refill(&session, &content).await? {

@@ -7,14 +7,17 @@ use arc_swap::ArcSwap;
 use serde::Deserialize;
 use url::Url;
 
-use super::SignInError;
+use super::preset::Kind;
+use super::{SignInError, github};
 use crate::client::{self, Client, ClientError};
 use crate::clock::{Clock, Timestamp};
-use crate::crypto::{Algorithm, KeySet};
+use crate::crypto::{self, Algorithm, KeySet};
 
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 /// Keys are asked for again at most this often when a token names one that is unknown.
 const REFETCH: Duration = Duration::from_secs(30);
+/// What stands for the tenant in the issuer of all tenants.
+const TENANT: &str = "{tenantid}";
 /// The largest key set that is read.
 const KEY_SET_SIZE: usize = 64 * 1024;
 
@@ -60,17 +63,21 @@ pub struct Discovered {
     pub end_session_endpoint: Option<Url>,
     /// Where refresh tokens are revoked.
     pub revocation_endpoint: Option<Url>,
+    /// Where the authorization request can be announced beforehand (RFC 9126).
+    pub par_endpoint: Option<Url>,
+    /// Whether it has to be.
+    pub requires_par: bool,
     /// The algorithms that ID tokens may be signed with.
     pub algorithms: Vec<Algorithm>,
     /// Whether `client_secret_basic` is offered; absent means yes (OpenID Connect Discovery §3).
     pub offers_basic: bool,
     /// Whether every callback carries `iss` (RFC 9207).
     pub sends_issuer: bool,
-    /// Where the keys are.
-    pub jwks_uri: Url,
+    /// Where the keys are; `None` for a provider without ID tokens.
+    pub jwks_uri: Option<Url>,
     /// The keys, as last read.
     pub keys: ArcSwap<KeySet>,
-    refetched: tokio::sync::Mutex<Option<Refetched>>,
+    pub(super) refetched: tokio::sync::Mutex<Option<Refetched>>,
 }
 
 /// Why a provider's documents cannot be used.
@@ -177,9 +184,17 @@ impl Issuer {
         format!("{}{WELL_KNOWN}", self.url)
     }
 
-    /// A document's issuer is compared exactly, but for the slash that may have been typed or not.
-    fn is(&self, published: &str) -> bool {
-        published == self.url || published.strip_suffix('/') == Some(&self.url)
+    /// A document's issuer is compared exactly, but for the slash that may have been typed or not. Microsoft's documents
+    /// for all tenants name none of them.
+    fn is(&self, published: &str, kind: Kind) -> bool {
+        let tenants = || {
+            let (base, version) = published.split_once(TENANT)?;
+            let tenant = self.url.strip_prefix(base)?.strip_suffix(version)?;
+            Some(["common", "organizations", "consumers"].contains(&tenant))
+        };
+        published == self.url
+            || published.strip_suffix('/') == Some(&self.url)
+            || (kind == Kind::Azure && tenants() == Some(true))
     }
 }
 
@@ -219,6 +234,9 @@ struct Document {
     userinfo_endpoint: Option<String>,
     end_session_endpoint: Option<String>,
     revocation_endpoint: Option<String>,
+    pushed_authorization_request_endpoint: Option<String>,
+    #[serde(default)]
+    require_pushed_authorization_requests: bool,
     jwks_uri: Option<String>,
     #[serde(default)]
     id_token_signing_alg_values_supported: Vec<String>,
@@ -229,23 +247,23 @@ struct Document {
 
 /// How reading the keys again ended, for all who ask until then.
 #[derive(Debug)]
-struct Refetched {
+pub(super) struct Refetched {
     outcome: Result<(), Arc<DiscoveryError>>,
     until: Timestamp,
 }
 
 impl Discovered {
     /// Fetches and reads the document and the keys.
-    pub(super) async fn fetch(
-        client: &Client,
-        issuer: &Issuer,
-        cognito: bool,
-    ) -> Result<Self, DiscoveryError> {
+    pub(super) async fn fetch(client: &Client, issuer: &Issuer, kind: Kind) -> Result<Self, DiscoveryError> {
+        if kind == Kind::Github {
+            return github::endpoints(issuer);
+        }
+        let cognito = kind == Kind::Cognito;
         let url = issuer.document();
         let body = get(client, &url).await?;
         let wrong = |error: String| DiscoveryError::Document { url: url.clone(), error };
         let document: Document = serde_json::from_slice(&body).map_err(|error| wrong(error.to_string()))?;
-        if !issuer.is(&document.issuer) {
+        if !issuer.is(&document.issuer, kind) {
             return Err(DiscoveryError::Issuer { url, found: document.issuer.chars().take(300).collect() });
         }
         let endpoint = |name: &str, value: Option<String>| match value.filter(|value| !value.is_empty()) {
@@ -276,13 +294,18 @@ impl Discovered {
             userinfo_endpoint: endpoint("userinfo_endpoint", document.userinfo_endpoint)?,
             end_session_endpoint: endpoint("end_session_endpoint", document.end_session_endpoint)?,
             revocation_endpoint: endpoint("revocation_endpoint", document.revocation_endpoint)?,
+            par_endpoint: endpoint(
+                "pushed_authorization_request_endpoint",
+                document.pushed_authorization_request_endpoint,
+            )?,
+            requires_par: document.require_pushed_authorization_requests,
             algorithms: allowed(&document.id_token_signing_alg_values_supported, cognito),
             offers_basic: document
                 .token_endpoint_auth_methods_supported
                 .is_none_or(|methods| methods.iter().any(|method| method == "client_secret_basic")),
             sends_issuer: document.authorization_response_iss_parameter_supported,
             issuer: document.issuer,
-            jwks_uri,
+            jwks_uri: Some(jwks_uri),
             keys: ArcSwap::from_pointee(keys),
             refetched: tokio::sync::Mutex::new(None),
         })
@@ -308,7 +331,8 @@ impl Discovered {
         {
             return last.outcome.clone();
         }
-        let outcome = match fetch_keys(client, &self.jwks_uri).await {
+        let Some(jwks_uri) = &self.jwks_uri else { return Ok(()) };
+        let outcome = match fetch_keys(client, jwks_uri).await {
             Ok(keys) => {
                 self.keys.store(Arc::new(keys));
                 Ok(())
@@ -317,6 +341,17 @@ impl Discovered {
         };
         *last = Some(Refetched { outcome: outcome.clone(), until: clock.now() + REFETCH });
         outcome
+    }
+
+    /// The issuer of a token: the published one, or where that stands for all tenants the token's own tenant. What the
+    /// token says of that is not believed yet; the signature decides. `None` when it names no tenant.
+    pub(super) fn issuer_of(&self, token: &str) -> Option<String> {
+        if !self.issuer.contains(TENANT) {
+            return Some(self.issuer.clone());
+        }
+        let tenant = crypto::peek_claim(token, "tid")?;
+        let is_tenant = tenant.len() == 36 && tenant.bytes().all(|c| c.is_ascii_hexdigit() || c == b'-');
+        is_tenant.then(|| self.issuer.replace(TENANT, &tenant))
     }
 
     /// RFC 9207: the issuer in a callback, where there is one, is the one we asked; and there is one where the

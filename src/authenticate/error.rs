@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::discovery::DiscoveryError;
-use super::provider::{Kind, Provider};
+use super::preset::Kind;
+use super::provider::Provider;
 use crate::session::SessionError;
 use crate::store::StoreError;
 
@@ -272,7 +273,7 @@ impl Provider {
         // So says Cognito when the client or its pool was made anew.
         if both.contains("client does not exist") {
             return SignInError::InvalidClient {
-                had_secret: self.settings.client_secret.is_some(),
+                had_secret: !self.settings.client_secrets.is_empty(),
                 text: Some(text),
             };
         }
@@ -284,7 +285,7 @@ impl Provider {
             | "account_selection_required" => SignInError::Denied(text),
             "unauthorized_client" => SignInError::UnauthorizedClient(text),
             "invalid_client" => SignInError::InvalidClient {
-                had_secret: self.settings.client_secret.is_some(),
+                had_secret: !self.settings.client_secrets.is_empty(),
                 text: Some(text),
             },
             _ => SignInError::Reported { code: cap(code), text },

@@ -63,11 +63,9 @@ impl Authenticate {
         home: &str,
         headers: &HeaderMap,
     ) -> Result<Redirect, Failure> {
-        let refused = |retry: &str| Failure {
-            error: SignInError::HandOff,
-            cookies: Vec::new(),
-            retry: retry.to_owned(),
-            retry_by_itself: true,
+        let refused = |retry: &str| {
+            let failure = Failure::plain(SignInError::HandOff, retry.to_owned());
+            Failure { retry_by_itself: true, ..failure }
         };
         let (id, key) = split_token(token).ok_or_else(|| refused(home))?;
         let taken = self.sessions.store().take(id, self.clock.now()).await;

@@ -1,5 +1,6 @@
 //! What travels with a browser while it signs in: sealed, and bound to it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ::http::HeaderMap;
@@ -33,15 +34,44 @@ pub struct SignInRequest {
     pub binding: String,
     /// When it began.
     pub began: Timestamp,
-    /// How strong and fresh the sign-in has to be, when a session there is will not do.
+    /// What is wanted of the sign-in.
+    #[serde(default)]
+    pub wish: Wish,
+}
+
+/// What is wanted of a sign-in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// How strong and fresh it has to be, when a session there is will not do.
     #[serde(default)]
     pub strength: Option<Strength>,
+    /// The provider that has to vouch for the person; `None`: any.
+    #[serde(default)]
+    pub provider: Option<String>,
+    /// Parameters for the provider.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, String>,
+}
+
+impl Wish {
+    /// Only a strength.
+    pub fn strength(strength: Strength) -> Self {
+        Self { strength: Some(strength), ..Self::default() }
+    }
+
+    /// Whether a session of this provider will do, as far as the provider goes.
+    pub fn is_met_by(&self, provider: &str) -> bool {
+        self.provider.as_deref().is_none_or(|wanted| wanted == provider)
+    }
 }
 
 /// What the authenticate host remembers about an attempt.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Pending {
     pub(super) request: SignInRequest,
+    /// The provider that was asked.
+    #[serde(default)]
+    pub(super) provider: String,
     pub(super) nonce: String,
     pub(super) verifier: String,
     pub(super) redirect_uri: String,
@@ -76,7 +106,13 @@ impl Authenticate {
         let sealed = crypto::encode(&self.keys.seal(Purpose::PendingSignIn, &[state.as_bytes()], &plain));
         // It outlives the attempt, so that a late callback still knows where the person wanted to go.
         let age = self.settings.sign_in_timeout + Duration::from_secs(3600);
-        self.sessions.cookie().sign_in(STATE, attempt_of(state), &sealed, age)
+        let posts = self.provider(&pending.provider).is_some_and(|provider| provider.settings().kind.posts());
+        let cookies = self.sessions.cookie();
+        match posts {
+            // A form that another site posts brings no other cookie.
+            true => cookies.sign_in_from_anywhere(STATE, attempt_of(state), &sealed, age),
+            false => cookies.sign_in(STATE, attempt_of(state), &sealed, age),
+        }
     }
 
     pub(super) fn find_pending(&self, state: &str, headers: &HeaderMap) -> Option<Pending> {

@@ -8,10 +8,12 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use zeroize::Zeroizing;
 
+use super::client_auth::ClientAuth;
 use super::discovery::{Discovered, DiscoveryError, Issuer};
+use super::preset::Kind;
 use crate::client::{self, Client};
 use crate::clock::{Clock, Timestamp};
-use crate::crypto;
+use crate::crypto::{self, Signer};
 use crate::identity::Reading;
 
 /// Documents are read again after so long.
@@ -20,30 +22,6 @@ const REFRESH: Duration = Duration::from_secs(3600);
 const RETRY: Duration = Duration::from_secs(2);
 /// The longest wait between attempts.
 const RETRY_MOST: Duration = Duration::from_secs(60);
-
-/// Which quirks a provider has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
-    /// OpenID Connect as it is written.
-    #[default]
-    Oidc,
-    /// Amazon Cognito: groups in `cognito:groups`, a sign-out of its own, no `offline_access`.
-    Cognito,
-}
-
-/// `idp_client_auth`: how we prove to the provider who we are (OpenID Connect Core §9).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ClientAuth {
-    /// `basic` where it is offered, else `post`; `none` without a secret.
-    #[default]
-    Auto,
-    /// The secret in the `Authorization` header.
-    Basic,
-    /// The secret in the body.
-    Post,
-    /// A public client.
-    None,
-}
 
 /// A secret: shown to nobody, wiped when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
@@ -54,22 +32,30 @@ pub struct Secret(Zeroizing<String>);
 pub struct ProviderSettings {
     /// Its `id`.
     pub id: String,
+    /// What it is called on the page where people choose.
+    pub title: String,
+    /// Its picture there, as a `data:` URL.
+    pub logo: Option<String>,
+    /// The path of its callback on the authenticate host.
+    pub callback_path: String,
     /// Its quirks.
     pub kind: Kind,
     /// `idp_provider_url`.
     pub issuer: Issuer,
     /// `idp_client_id`.
     pub client_id: String,
-    /// `idp_client_secret`; `None` for a public client.
-    pub client_secret: Option<Secret>,
+    /// `idp_client_secret`, in the order to try; none for a public client.
+    pub client_secrets: Vec<Secret>,
+    /// `idp_client_key`: proves who we are without a secret.
+    pub client_key: Option<Arc<Signer>>,
     /// `idp_client_auth`.
     pub client_auth: ClientAuth,
     /// `idp_scopes`.
     pub scopes: Vec<String>,
     /// `idp_request_params`.
     pub request_params: BTreeMap<String, String>,
-    /// `groups_claim`.
-    pub groups_claim: String,
+    /// How its claims are read.
+    pub reading: Reading,
     /// How it is reached.
     pub client: client::Settings,
 }
@@ -79,14 +65,18 @@ impl ProviderSettings {
     pub fn none() -> Self {
         Self {
             id: String::new(),
+            title: String::new(),
+            logo: None,
+            callback_path: String::new(),
             kind: Kind::Oidc,
             issuer: Issuer::none(),
             client_id: String::new(),
-            client_secret: None,
+            client_secrets: Vec::new(),
+            client_key: None,
             client_auth: ClientAuth::None,
             scopes: Vec::new(),
             request_params: BTreeMap::new(),
-            groups_claim: "groups".into(),
+            reading: Reading::plain("groups"),
             client: client::Settings::default(),
         }
     }
@@ -151,11 +141,6 @@ impl ProviderSettings {
         let parts = format!("{}\n{}\n{}", self.issuer.as_str().len(), self.issuer.as_str(), self.client_id);
         crypto::encode(&crypto::sha256(parts.as_bytes()))
     }
-
-    /// How claims are read.
-    pub fn reading(&self) -> Reading {
-        Reading { groups_claim: self.groups_claim.as_str().into() }
-    }
 }
 
 impl Provider {
@@ -203,9 +188,7 @@ impl Provider {
                 return Err(failed.error.clone());
             }
         }
-        match Discovered::fetch(&self.client, &self.settings.issuer, self.settings.kind == Kind::Cognito)
-            .await
-        {
+        match Discovered::fetch(&self.client, &self.settings.issuer, self.settings.kind).await {
             Ok(documents) => {
                 let documents = Arc::new(documents);
                 self.discovered.store(Some(Arc::new(Known { documents: documents.clone(), fetched: now })));

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::discovery::Discovered;
+use super::provider::Provider;
 use super::tokens::Answer;
-use super::verify::tokens;
+use super::verify::LOOK;
 use super::{Authenticate, SignInError};
-use crate::session::{Content, Freshness, Session};
+use crate::session::{Content, Freshness, Session, Tokens};
 use crate::store::{Lease, StoreError};
 
 /// After a failed attempt the next one waits so long.
@@ -118,7 +119,7 @@ impl Authenticate {
             Some(bought) => {
                 self.sessions.replace(session, &record, &bought).await?;
                 session.hold_unsaved(None);
-                return Box::pin(self.renew_from(session, bought)).await;
+                return Box::pin(self.renew_from(session, bought, record.revision + 1)).await;
             }
             None => stored,
         };
@@ -127,14 +128,14 @@ impl Authenticate {
         if session.freshness(self.clock.now()) == Freshness::Fresh {
             return Ok(());
         }
-        Box::pin(self.renew_from(session, content)).await
+        Box::pin(self.renew_from(session, content, record.revision)).await
     }
 
-    async fn renew_from(&self, session: &Session, content: Content) -> Result<(), RenewError> {
+    /// Renews from what the store held at a revision.
+    async fn renew_from(&self, session: &Session, content: Content, revision: u64) -> Result<(), RenewError> {
         if session.freshness(self.clock.now()) == Freshness::Fresh {
             return Ok(());
         }
-        let revision = self.sessions.content(session).await?.map_or(0, |(record, _)| record.revision);
         let error = match Box::pin(self.buy(session, &content)).await {
             Ok(()) => return Ok(()),
             Err(Failed::Store(error)) => {
@@ -165,31 +166,66 @@ impl Authenticate {
     /// Buys new tokens. A new refresh token is stored before anything that it came with is looked at: the old
     /// one is spent.
     async fn buy(&self, session: &Session, old: &Content) -> Result<(), Failed> {
+        let provider = self.provider(&old.provider).ok_or(SignInError::RefreshRefused)?;
+        let discovered = provider.discovered().await.map_err(SignInError::from)?;
+        if old.tokens.looked_at {
+            let renewed = self.looked_at(provider, &discovered, old).await?;
+            self.save(session, &renewed).await?;
+            return Ok(());
+        }
         let refresh = old.tokens.refresh.as_deref().ok_or(SignInError::RefreshRefused)?;
-        let discovered = self.provider.discovered().await.map_err(SignInError::from)?;
-        let answer = self.provider.refresh(&discovered, refresh).await?;
+        let answer = provider.refresh(&discovered, refresh).await?;
         let mut content = old.clone();
         if let Some(new) = answer.refresh().filter(|new| *new != refresh) {
             content.tokens.refresh = Some(new.to_owned());
             self.save(session, &content).await?;
         }
-        let renewed = self.renewed(&discovered, &answer, &content).await?;
+        let renewed = self.renewed(provider, &discovered, &answer, &content).await?;
         self.save(session, &renewed).await?;
         Ok(())
     }
 
-    async fn renewed(&self, at: &Discovered, answer: &Answer, old: &Content) -> Result<Content, SignInError> {
+    /// Asks again who it is, where there are no tokens to renew.
+    async fn looked_at(
+        &self,
+        provider: &Provider,
+        at: &Discovered,
+        old: &Content,
+    ) -> Result<Content, SignInError> {
+        let claims = provider.github_claims(at, &old.tokens.access).await?;
+        if claims.get("sub") != old.claims.get("sub") {
+            return Err(SignInError::Token("it is about somebody else (`sub`)".into()));
+        }
+        self.check_required(&claims)?;
+        let now = self.clock.now();
+        let tokens = Tokens { issued: now, expires: Some(now + LOOK), ..old.tokens.clone() };
+        Ok(Content { claims, tokens, ..old.clone() })
+    }
+
+    async fn renewed(
+        &self,
+        provider: &Provider,
+        at: &Discovered,
+        answer: &Answer,
+        old: &Content,
+    ) -> Result<Content, SignInError> {
         let subject = old.claims.get("sub").and_then(serde_json::Value::as_str).unwrap_or_default();
-        let (mut claims, from_userinfo) = if answer.id().is_some() {
-            let verified = self.provider.verify(at, answer, None, Some((subject, &old.nonce))).await?;
-            self.provider.complete(at, answer, verified).await?
+        let (mut claims, from_userinfo) = if !provider.settings().kind.is_oidc() {
+            let claims = provider.github_claims(at, answer.access()).await?;
+            if claims.get("sub") != old.claims.get("sub") {
+                return Err(SignInError::Token("it is about somebody else (`sub`)".into()));
+            }
+            (claims, Vec::new())
+        } else if answer.id().is_some() {
+            let verified = provider.verify(at, answer, None, Some((subject, &old.nonce))).await?;
+            provider.complete(at, answer, verified).await?
         } else {
             // Only an access token: what came from userinfo is asked again, and what is not repeated is gone.
             let mut claims = old.claims.clone();
             for name in &old.from_userinfo {
                 claims.remove(name);
             }
-            self.provider.complete(at, answer, claims).await?
+            provider.complete(at, answer, claims).await?
         };
         claims.remove("nonce");
         claims.remove("at_hash");
@@ -198,7 +234,7 @@ impl Authenticate {
             claims.entry("auth_time").or_insert_with(|| then.clone());
         }
         self.check_required(&claims)?;
-        let tokens = tokens(&claims, answer, Some(&old.tokens), self.clock.now());
+        let tokens = provider.tokens(&claims, answer, Some(&old.tokens), self.clock.now());
         Ok(Content { tokens, claims, from_userinfo, ..old.clone() })
     }
 

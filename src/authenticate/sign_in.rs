@@ -5,10 +5,11 @@ use std::time::Duration;
 use ::http::HeaderMap;
 use url::Url;
 
-use super::pending::{BEGIN, Pending, STATE, SignInRequest, dated_name};
-use super::{Authenticate, Failure, Redirect, SignInError};
+use super::pending::{BEGIN, Pending, STATE, SignInRequest, Wish, dated_name};
+use super::provider::Provider;
+use super::{Authenticate, Failure, Kind, Redirect, SignInError};
 use crate::crypto;
-use crate::http::{BadRequest, parameter};
+use crate::http::{BadRequest, cookies, parameter};
 use crate::identity::Strength;
 use crate::session::Found;
 
@@ -16,6 +17,12 @@ use crate::session::Found;
 pub(super) const SIGN_IN: &str = "/.pomerium/sign_in";
 /// The parameter of that endpoint with which the provider asks the person anew who they are.
 const PROMPT: &str = "pomerium_prompt";
+/// The one that names a provider.
+const PROVIDER: &str = "pomerium_provider";
+/// The cookie that remembers which provider was chosen.
+const CHOICE: &str = "choice";
+/// How long it does: as long as browsers keep one.
+const REMEMBERED: Duration = Duration::from_secs(400 * 24 * 3600);
 /// The one with which a stronger sign-in is asked for: values of `acr`, with spaces between them.
 const ACR_VALUES: &str = "pomerium_acr_values";
 /// The one with which a fresh sign-in is asked for: the seconds that may have passed since.
@@ -23,16 +30,38 @@ const MAX_AGE: &str = "pomerium_max_age";
 /// The longest target that is remembered as it is; a longer one is kept on the server for a while.
 pub(super) const LONGEST_TARGET: usize = 1500;
 
+/// How a sign-in goes on, on the authenticate host.
+#[derive(Debug)]
+pub enum Next {
+    /// To the provider, or back with the session that there is.
+    Redirect(Redirect),
+    /// The person says which provider.
+    Choose(Vec<Choice>),
+}
+
+/// A provider to choose.
+#[derive(Debug)]
+pub struct Choice {
+    /// What it is called.
+    pub title: String,
+    /// Its picture, as a `data:` URL.
+    pub logo: Option<String>,
+    /// Where choosing it leads.
+    pub href: String,
+    /// It was chosen the last time.
+    pub was_chosen: bool,
+}
+
+impl Choice {
+    /// What stands in for a picture.
+    pub fn letter(&self) -> String {
+        self.title.chars().next().map(|first| first.to_uppercase().to_string()).unwrap_or_default()
+    }
+}
+
 impl Authenticate {
     /// Begins on a route host: binds the attempt to this browser and sends it to the authenticate host.
-    /// `strength`: what a policy wants of it, if anything.
-    pub fn begin(
-        &self,
-        target: &str,
-        host: &str,
-        headers: &HeaderMap,
-        strength: Option<&Strength>,
-    ) -> Redirect {
+    pub fn begin(&self, target: &str, host: &str, headers: &HeaderMap, wish: &Wish) -> Redirect {
         let now = self.clock.now();
         let attempt = dated_name(now);
         let secret = crypto::random_name::<16>();
@@ -42,7 +71,7 @@ impl Authenticate {
             attempt: attempt.clone(),
             binding: crypto::encode(&crypto::sha256(secret.as_bytes())),
             began: now,
-            strength: strength.cloned(),
+            wish: wish.clone(),
         };
         let mut cookies = self.make_room(BEGIN, headers);
         cookies.push(self.sessions.cookie().sign_in(BEGIN, &attempt, &secret, self.settings.sign_in_timeout));
@@ -50,12 +79,14 @@ impl Authenticate {
         Redirect { to, cookies }
     }
 
-    /// The URL with which a person can be sent to sign in and back to `target`. `strength`: what is wanted of the
-    /// sign-in, if anything.
-    pub fn sign_in_url(&self, origin: &str, target: &str, strength: Option<&Strength>) -> String {
+    /// The URL with which a person can be sent to sign in and back to `target`.
+    pub fn sign_in_url(&self, origin: &str, target: &str, wish: &Wish) -> String {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         query.append_pair("pomerium_redirect_uri", target);
-        if let Some(Strength { acr, max_age }) = strength {
+        if let Some(provider) = &wish.provider {
+            query.append_pair(PROVIDER, provider);
+        }
+        if let Some(Strength { acr, max_age }) = &wish.strength {
             query.append_pair(PROMPT, "login");
             if !acr.is_empty() {
                 query.append_pair(ACR_VALUES, &acr.join(" "));
@@ -70,61 +101,131 @@ impl Authenticate {
     /// What a URL of [`sign_in_url`](Self::sign_in_url) wants of the sign-in.
     ///
     /// # Errors
-    /// When a parameter occurs twice, or an age is no number.
-    pub fn wanted_strength(&self, query: &str) -> Result<Option<Strength>, BadRequest> {
-        let prompt = parameter(query, PROMPT)?;
-        let acr = parameter(query, ACR_VALUES)?;
-        let max_age = parameter(query, MAX_AGE)?;
-        if prompt.is_none() && acr.is_none() && max_age.is_none() {
-            return Ok(None);
+    /// When a parameter occurs twice, an age is no number, or there is no such provider.
+    pub fn wish(&self, query: &str) -> Result<Wish, BadRequest> {
+        let provider = parameter(query, PROVIDER)?;
+        if provider.as_ref().is_some_and(|id| self.provider(id).is_none()) {
+            return Err(BadRequest("pomerium_provider names no provider"));
         }
-        let seconds = max_age.map(|age| age.parse().map(Duration::from_secs)).transpose();
-        Ok(Some(Strength {
-            acr: acr.iter().flat_map(|acr| acr.split_whitespace()).map(str::to_owned).collect(),
-            max_age: seconds.map_err(|_| BadRequest("pomerium_max_age is not a number of seconds"))?,
-        }))
+        Ok(Wish { strength: wanted_strength(query)?, provider, ..Wish::default() })
     }
 
-    /// Goes on with a route host's request, on the authenticate host.
+    /// Goes on with a route host's request, on the authenticate host. `query`: of the request, which may say what was
+    /// chosen.
     ///
     /// # Errors
     /// What went wrong, with a way to try again.
-    pub async fn go_on(&self, request: SignInRequest, headers: &HeaderMap) -> Result<Redirect, Failure> {
+    pub async fn go_on(
+        &self,
+        mut request: SignInRequest,
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Result<Next, Failure> {
         if !self.is_recent(&request) {
             // The target begins anew.
-            return Ok(Redirect { to: request.target, cookies: Vec::new() });
+            return Ok(Next::Redirect(Redirect { to: request.target, cookies: Vec::new() }));
         }
-        if request.strength.is_some() {
-            return self.to_provider(request, headers).await;
-        }
-        let host = self.settings.url.host_str().unwrap_or_default();
         let retry = request.target.clone();
-        match self.sessions.find(host, headers).await {
-            Ok(Found::Session(session)) => {
-                self.hand_off(&session, &request).await.map_err(|error| Failure::plain(error, retry))
+        let chosen = match parameter(query, PROVIDER) {
+            Ok(chosen) => chosen.filter(|id| self.provider(id).is_some()),
+            Err(_) => return Err(Failure::plain(SignInError::Repeated, retry)),
+        };
+        if chosen.is_none() {
+            let host = self.settings.url.host_str().unwrap_or_default();
+            match self.sessions.find(host, headers).await {
+                Ok(Found::Session(session)) if request.wish.is_met_by(&session.identity().provider) => {
+                    if request.wish.strength.is_none() {
+                        let handed = self.hand_off(&session, &request).await;
+                        return handed.map(Next::Redirect).map_err(|error| Failure::plain(error, retry));
+                    }
+                    // Whoever vouched for the person does so anew; who wants to be somebody else may choose.
+                    if request.wish.strength != Some(Strength::default()) {
+                        request.wish.provider = Some(session.identity().provider.to_string());
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => return Err(Failure::plain(error.into(), retry)),
             }
-            Ok(Found::Nobody) => self.to_provider(request, headers).await,
-            Err(error) => Err(Failure::plain(error.into(), retry)),
         }
+        let remember = chosen.is_some() && request.wish.provider.is_none();
+        if request.wish.provider.is_none() {
+            request.wish.provider = chosen;
+        }
+        let provider = match (&request.wish.provider, self.providers()) {
+            (Some(id), _) => self.provider(id),
+            (None, [only]) => Some(only),
+            (None, _) => return Ok(Next::Choose(self.choices(&request, headers))),
+        };
+        let Some(provider) = provider else {
+            let error = SignInError::Internal("the provider that is asked for is not configured".into());
+            return Err(Failure::plain(error, retry));
+        };
+        let failed = |error| Failure::plain(error, retry).with(provider.settings().kind);
+        let mut redirect = self.to_provider(provider, request, headers).await.map_err(failed)?;
+        if remember {
+            let id = &provider.settings().id;
+            redirect.cookies.push(self.sessions.cookie().sign_in(CHOICE, "1", id, REMEMBERED));
+        }
+        Ok(Next::Redirect(redirect))
     }
 
+    /// What can be chosen; what was chosen the last time comes first.
+    fn choices(&self, request: &SignInRequest, headers: &HeaderMap) -> Vec<Choice> {
+        let sealed = self.seal_request(request);
+        let name = self.sessions.cookie().sign_in_name(CHOICE, "1");
+        let before = cookies::find(headers, &name).ok().flatten();
+        let choice = |provider: &Provider| {
+            let settings = provider.settings();
+            let chosen = url::form_urlencoded::Serializer::new(String::new())
+                .append_pair(PROVIDER, &settings.id)
+                .finish();
+            Choice {
+                title: settings.title.clone(),
+                logo: settings.logo.clone(),
+                href: format!("{SIGN_IN}?pomerium_request={sealed}&{chosen}"),
+                was_chosen: before == Some(&settings.id),
+            }
+        };
+        let mut choices: Vec<Choice> = self.providers.iter().map(choice).collect();
+        choices.sort_by_key(|choice| !choice.was_chosen);
+        choices
+    }
+}
+
+/// How strong and fresh a sign-in is wanted to be.
+fn wanted_strength(query: &str) -> Result<Option<Strength>, BadRequest> {
+    let prompt = parameter(query, PROMPT)?;
+    let acr = parameter(query, ACR_VALUES)?;
+    let max_age = parameter(query, MAX_AGE)?;
+    if prompt.is_none() && acr.is_none() && max_age.is_none() {
+        return Ok(None);
+    }
+    let seconds = max_age.map(|age| age.parse().map(Duration::from_secs)).transpose();
+    Ok(Some(Strength {
+        acr: acr.iter().flat_map(|acr| acr.split_whitespace()).map(str::to_owned).collect(),
+        max_age: seconds.map_err(|_| BadRequest("pomerium_max_age is not a number of seconds"))?,
+    }))
+}
+
+impl Authenticate {
     /// Sends the browser to the provider.
-    async fn to_provider(&self, request: SignInRequest, headers: &HeaderMap) -> Result<Redirect, Failure> {
-        let retry = request.target.clone();
-        let discovered =
-            self.provider.discovered().await.map_err(|error| Failure::plain(error.into(), retry.clone()))?;
+    async fn to_provider(
+        &self,
+        provider: &Provider,
+        request: SignInRequest,
+        headers: &HeaderMap,
+    ) -> Result<Redirect, SignInError> {
+        let discovered = provider.discovered().await?;
         let state = format!("{}{}", dated_name(self.clock.now()), crypto::random_name::<24>());
         let pending = Pending {
             request,
+            provider: provider.settings().id.clone(),
             nonce: crypto::random_name::<32>(),
             verifier: crypto::random_name::<48>(),
-            redirect_uri: self.callback_url(),
+            redirect_uri: self.own(&provider.settings().callback_path),
             used: false,
         };
-        let to = self
-            .provider
-            .authorize_url(&discovered, &state, &pending)
-            .map_err(|error| Failure::plain(error, retry))?;
+        let to = provider.authorize_url(&discovered, &state, &pending).await?;
         tracing::debug!(redirect_uri = %pending.redirect_uri, "sign-in goes to the provider");
         let mut cookies = self.make_room(STATE, headers);
         cookies.push(self.pending_cookie(&state, &pending));
@@ -154,6 +255,12 @@ impl Authenticate {
 impl Failure {
     /// A failure with nothing to remember.
     pub fn plain(error: SignInError, retry: String) -> Self {
-        Self { error, cookies: Vec::new(), retry, retry_by_itself: false }
+        Self { error, cookies: Vec::new(), retry, retry_by_itself: false, kind: None }
+    }
+
+    /// The same, with a provider of this kind.
+    #[must_use]
+    pub(super) fn with(self, kind: Kind) -> Self {
+        Self { kind: Some(kind), ..self }
     }
 }

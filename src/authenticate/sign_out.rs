@@ -11,7 +11,8 @@ use url::Url;
 use super::Authenticate;
 use super::discovery::Discovered;
 use super::keep::{join_token, split_token};
-use super::provider::{Kind, Provider};
+use super::preset::Farewell;
+use super::provider::Provider;
 use crate::client::Limits;
 use crate::crypto::SealKey;
 use crate::session::Session;
@@ -53,6 +54,7 @@ impl Authenticate {
         host: &str,
     ) -> Result<SignOut, StoreError> {
         let mut hint = None;
+        let provider_id = session.map(|session| session.identity().provider.clone());
         if let Some(session) = session {
             let content = self.sessions.content(session).await;
             self.sessions.end(session).await?;
@@ -60,10 +62,11 @@ impl Authenticate {
             if let Ok(Some((_, content))) = content {
                 hint = Some(content.tokens.id);
                 if let Some(refresh) = content.tokens.refresh {
-                    let this = self.clone();
+                    let (this, id) = (self.clone(), content.provider);
                     self.control.spawn(async move {
-                        if let Ok(discovered) = this.provider.discovered().await {
-                            this.provider.revoke(&discovered, &refresh).await;
+                        let Some(provider) = this.provider(&id) else { return };
+                        if let Ok(discovered) = provider.discovered().await {
+                            provider.revoke(&discovered, &refresh).await;
                         }
                     });
                 }
@@ -76,11 +79,13 @@ impl Authenticate {
             // another site may have sent it here.
             return Ok(SignOut { to: self.own(SIGN_OUT), cookie });
         }
-        let to = if self.settings.sign_out_at_provider && session.is_some() {
-            let patience = tokio::time::timeout(PATIENCE, self.at_provider(hint.as_deref()));
-            patience.await.unwrap_or_default()
-        } else {
-            None
+        let provider = provider_id.as_deref().and_then(|id| self.provider(id));
+        let to = match provider.filter(|_| self.settings.sign_out_at_provider) {
+            Some(provider) => {
+                let patience = tokio::time::timeout(PATIENCE, self.at_provider(provider, hint.as_deref()));
+                patience.await.unwrap_or_default()
+            }
+            None => None,
         };
         let to =
             to.unwrap_or_else(|| if host == own { SIGNED_OUT.to_owned() } else { self.signed_out_url() });
@@ -106,23 +111,32 @@ impl Authenticate {
         Ok(opened.and_then(|to| String::from_utf8(to).ok()))
     }
 
-    async fn at_provider(&self, hint: Option<&str>) -> Option<String> {
-        let discovered = self.provider.discovered().await.ok()?;
+    async fn at_provider(&self, provider: &Provider, hint: Option<&str>) -> Option<String> {
+        let discovered = provider.discovered().await.ok()?;
         let back = self.signed_out_url();
-        match self.provider.settings().kind {
-            Kind::Cognito => {
-                let url = self.provider.cognito_sign_out(&discovered, &back);
-                self.provider.is_registered(&url, &back).await.then(|| url.into())
+        let client = &provider.settings().client_id;
+        match (provider.settings().kind.farewell(), &discovered.end_session_endpoint) {
+            (Farewell::Nowhere, _) | (Farewell::EndSession, None) => None,
+            (Farewell::Cognito, _) => {
+                let url = provider.cognito_sign_out(&discovered, &back);
+                provider.is_registered(&url, &back).await.then(|| url.into())
             }
-            Kind::Oidc => {
-                let mut url = discovered.end_session_endpoint.clone()?;
+            (Farewell::EndSession | Farewell::Auth0, Some(endpoint)) => {
+                let mut url = endpoint.clone();
                 let mut query = url.query_pairs_mut();
-                query.append_pair("client_id", &self.provider.settings().client_id);
+                query.append_pair("client_id", client);
                 if let Some(hint) = hint.filter(|hint| !hint.is_empty()) {
                     query.append_pair("id_token_hint", hint);
                 }
                 query.append_pair("post_logout_redirect_uri", &back);
                 drop(query);
+                Some(url.into())
+            }
+            (Farewell::Auth0, None) => {
+                let mut url = discovered.authorization_endpoint.clone();
+                url.set_path("/v2/logout");
+                url.set_query(None);
+                url.query_pairs_mut().append_pair("client_id", client).append_pair("returnTo", &back);
                 Some(url.into())
             }
         }

@@ -6,29 +6,30 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ::http::Request;
-use ::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use ::http::header::AUTHORIZATION;
 use bytes::Bytes;
 use openidconnect::core::{
-    CoreAuthDisplay, CoreAuthPrompt, CoreAuthenticationFlow, CoreErrorResponseType, CoreGenderClaim,
-    CoreIdToken, CoreJsonWebKey, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm,
-    CoreRevocableToken, CoreRevocationErrorResponse, CoreTokenIntrospectionResponse, CoreTokenType,
+    CoreAuthDisplay, CoreAuthPrompt, CoreErrorResponseType, CoreGenderClaim, CoreIdToken, CoreJsonWebKey,
+    CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm, CoreRevocableToken,
+    CoreRevocationErrorResponse, CoreTokenIntrospectionResponse, CoreTokenType,
 };
 use openidconnect::{
-    AccessToken, AsyncHttpClient, AuthType, AuthUrl, AuthorizationCode, ClientId, ClientSecret, CsrfToken,
+    AccessToken, AsyncHttpClient, AuthType, AuthUrl, AuthorizationCode, ClientId, ClientSecret,
     EmptyAdditionalClaims, EndpointNotSet, EndpointSet, HttpRequest, HttpResponse, IssuerUrl, JsonWebKeySet,
-    Nonce, OAuth2TokenResponse, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RefreshToken,
-    RequestTokenError, Scope, StandardErrorResponse, TokenResponse, TokenUrl,
+    OAuth2TokenResponse, PkceCodeVerifier, RedirectUrl, RefreshToken, RequestTokenError, Scope,
+    StandardErrorResponse, TokenResponse, TokenUrl,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::client_auth::{ASSERTION_TYPE, ClientAuth};
 use super::discovery::Discovered;
-use super::pending::Pending;
-use super::provider::{ClientAuth, Kind, Provider};
+use super::provider::Provider;
 use super::{Secret, SignInError};
 use crate::client::{Client, ClientError, Limits};
-use crate::identity::Strength;
 
+/// What GitHub calls `invalid_client`.
+const WRONG_SECRET: &str = "incorrect_client_credentials";
 /// How long revoking a token may take; nobody waits for it.
 const REVOCATION: Duration = Duration::from_secs(3);
 
@@ -45,7 +46,7 @@ pub(super) struct Answer {
     id_token: Option<String>,
 }
 
-type Relying<Auth, Token> = openidconnect::Client<
+pub(super) type Relying<Auth, Token> = openidconnect::Client<
     EmptyAdditionalClaims,
     CoreAuthDisplay,
     CoreGenderClaim,
@@ -131,10 +132,10 @@ impl
 }
 
 impl Provider {
-    fn relying(
+    pub(super) fn relying(
         &self,
         at: &Discovered,
-        auth: ClientAuth,
+        (auth, secret): (ClientAuth, Option<&Secret>),
     ) -> Result<Relying<EndpointSet, EndpointSet>, SignInError> {
         let url = |error: url::ParseError| SignInError::Internal(error.to_string());
         let client = Relying::<EndpointNotSet, EndpointNotSet>::new(
@@ -149,45 +150,10 @@ impl Provider {
         } else {
             AuthType::RequestBody
         });
-        Ok(match (&self.settings.client_secret, auth) {
-            (Some(secret), ClientAuth::Auto | ClientAuth::Basic | ClientAuth::Post) => {
-                client.set_client_secret(ClientSecret::new(secret.expose().to_owned()))
-            }
-            _ => client,
+        Ok(match secret {
+            Some(secret) => client.set_client_secret(ClientSecret::new(secret.expose().to_owned())),
+            None => client,
         })
-    }
-
-    /// Where the browser goes to sign in. `state` is one opaque word: Cognito decodes it once too often.
-    pub(super) fn authorize_url(
-        &self,
-        at: &Discovered,
-        state: &str,
-        pending: &Pending,
-    ) -> Result<String, SignInError> {
-        let redirect = RedirectUrl::new(pending.redirect_uri.clone())
-            .map_err(|error| SignInError::Internal(error.to_string()))?;
-        let client = self.relying(at, ClientAuth::None)?.set_redirect_uri(redirect);
-        let verifier = PkceCodeVerifier::new(pending.verifier.clone());
-        let (state, nonce) = (state.to_owned(), pending.nonce.clone());
-        let mut request = client
-            .authorize_url(
-                CoreAuthenticationFlow::AuthorizationCode,
-                move || CsrfToken::new(state),
-                move || Nonce::new(nonce),
-            )
-            .set_pkce_challenge(PkceCodeChallenge::from_code_verifier_sha256(&verifier));
-        for scope in self.settings.scopes.iter().filter(|scope| *scope != "openid") {
-            request = request.add_scope(Scope::new(scope.clone()));
-        }
-        let wanted = pending.request.strength.as_ref().map(Strength::parameters).unwrap_or_default();
-        let given = |name: &str| wanted.iter().any(|(known, _)| *known == name);
-        for (name, value) in self.settings.request_params.iter().filter(|(name, _)| !given(name)) {
-            request = request.add_extra_param(name.clone(), value.clone());
-        }
-        for (name, value) in &wanted {
-            request = request.add_extra_param(*name, value.clone());
-        }
-        Ok(request.url().0.into())
     }
 
     /// Exchanges a code.
@@ -200,18 +166,21 @@ impl Provider {
     ) -> Result<Answer, SignInError> {
         let redirect = RedirectUrl::new(redirect_uri.to_owned())
             .map_err(|error| SignInError::Internal(error.to_string()))?;
-        let ask = async |client: Relying<EndpointSet, EndpointSet>| {
-            client
-                .set_redirect_uri(redirect.clone())
+        let ask = async |client: Relying<EndpointSet, EndpointSet>, assertion: Option<String>| {
+            let client = client.set_redirect_uri(redirect.clone());
+            let mut request = client
                 .exchange_code(AuthorizationCode::new(code.clone()))
-                .set_pkce_verifier(PkceCodeVerifier::new(verifier.to_owned()))
-                .request_async(&Calls(&self.client))
-                .await
+                .set_pkce_verifier(PkceCodeVerifier::new(verifier.to_owned()));
+            if let Some(assertion) = assertion {
+                request = request.add_extra_param("client_assertion_type", ASSERTION_TYPE);
+                request = request.add_extra_param("client_assertion", assertion);
+            }
+            request.request_async(&Calls(&self.client)).await
         };
         let mut failed = None;
         for method in self.methods(at) {
-            match ask(self.relying(at, method)?).await {
-                Ok(answer) => return Ok(self.works(method, answer)),
+            match ask(self.relying(at, method)?, self.assertion_for(at, method.0)?).await {
+                Ok(answer) => return Ok(self.works(method.0, answer)),
                 Err(error) if is_invalid_client(&error) => failed = Some(error),
                 Err(error) => return Err(self.token_error(error, true)),
             }
@@ -228,8 +197,13 @@ impl Provider {
         let mut failed = None;
         for method in self.methods(at) {
             let client = self.relying(at, method)?;
-            match client.exchange_refresh_token(&token).request_async(&Calls(&self.client)).await {
-                Ok(answer) => return Ok(self.works(method, answer)),
+            let mut request = client.exchange_refresh_token(&token);
+            if let Some(assertion) = self.assertion_for(at, method.0)? {
+                request = request.add_extra_param("client_assertion_type", ASSERTION_TYPE);
+                request = request.add_extra_param("client_assertion", assertion);
+            }
+            match request.request_async(&Calls(&self.client)).await {
+                Ok(answer) => return Ok(self.works(method.0, answer)),
                 Err(error) if is_invalid_client(&error) => failed = Some(error),
                 Err(error) => return Err(self.token_error(error, false)),
             }
@@ -246,28 +220,8 @@ impl Provider {
         answer
     }
 
-    /// How to prove who we are, in the order to try: with `auto`, the other way is tried when the provider
-    /// does not know us by the first.
-    fn methods(&self, at: &Discovered) -> Vec<ClientAuth> {
-        let Some(secret) = &self.settings.client_secret else { return vec![ClientAuth::None] };
-        match self.settings.client_auth {
-            ClientAuth::Auto => {
-                let plain = secret
-                    .expose()
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
-                // Whether Cognito form-decodes what comes in the header is not known; in the body it does.
-                let basic = at.offers_basic
-                    && (plain || self.settings.kind != Kind::Cognito)
-                    && !self.prefers_post.load(Ordering::Relaxed);
-                if basic {
-                    vec![ClientAuth::Basic, ClientAuth::Post]
-                } else {
-                    vec![ClientAuth::Post, ClientAuth::Basic]
-                }
-            }
-            fixed => vec![fixed],
-        }
+    fn assertion_for(&self, at: &Discovered, method: ClientAuth) -> Result<Option<String>, SignInError> {
+        (method == ClientAuth::PrivateKeyJwt).then(|| self.assertion(at)).transpose()
     }
 
     fn token_error(&self, error: TokenError, fresh_code: bool) -> SignInError {
@@ -275,10 +229,13 @@ impl Provider {
             RequestTokenError::ServerResponse(answer) => {
                 let (code, text) = (answer.error().as_ref().to_owned(), answer.error_description().cloned());
                 match code.as_str() {
-                    "invalid_client" => {
-                        SignInError::InvalidClient { had_secret: self.settings.client_secret.is_some(), text }
+                    "invalid_client" | WRONG_SECRET => {
+                        let had_secret = !self.settings.client_secrets.is_empty();
+                        SignInError::InvalidClient { had_secret, text }
                     }
-                    "invalid_grant" if fresh_code => SignInError::InvalidGrant { text },
+                    "invalid_grant" | "bad_verification_code" if fresh_code => {
+                        SignInError::InvalidGrant { text }
+                    }
                     "invalid_grant" => SignInError::RefreshRefused,
                     _ => self.explain(&code, text.as_deref()),
                 }
@@ -302,8 +259,8 @@ impl Provider {
         at: &Discovered,
         access_token: &str,
     ) -> Result<Option<Map<String, Value>>, SignInError> {
-        // Cognito's says nothing that the ID token does not, and leaves the groups out.
-        let (Some(endpoint), Kind::Oidc) = (&at.userinfo_endpoint, self.settings.kind) else {
+        let Some(endpoint) = at.userinfo_endpoint.as_ref().filter(|_| self.settings.kind.asks_userinfo())
+        else {
             return Ok(None);
         };
         let request = Request::get(endpoint.as_str())
@@ -328,30 +285,12 @@ impl Provider {
         }
     }
 
-    fn revocation(&self, at: &Discovered, token: &str) -> Option<Request<Bytes>> {
-        let endpoint = at.revocation_endpoint.as_ref()?;
-        let mut form = url::form_urlencoded::Serializer::new(String::new());
-        form.append_pair("token", token).append_pair("token_type_hint", "refresh_token");
-        let mut request =
-            Request::post(endpoint.as_str()).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
-        match (&self.settings.client_secret, self.methods(at).first()) {
-            (Some(secret), Some(ClientAuth::Basic)) => {
-                request = request.header(AUTHORIZATION, basic(&self.settings.client_id, secret));
-            }
-            (Some(secret), _) => {
-                form.append_pair("client_id", &self.settings.client_id)
-                    .append_pair("client_secret", secret.expose());
-            }
-            (None, _) => {
-                form.append_pair("client_id", &self.settings.client_id);
-            }
-        }
-        request.body(Bytes::from(form.finish())).ok()
-    }
-
     /// Tells the provider that a refresh token is not needed any more (RFC 7009). Best effort.
     pub(super) async fn revoke(&self, at: &Discovered, token: &str) {
-        let Some(request) = self.revocation(at, token) else { return };
+        let Some(endpoint) = &at.revocation_endpoint else { return };
+        let method = self.methods(at).first().copied().unwrap_or((ClientAuth::None, None));
+        let form = [("token", token), ("token_type_hint", "refresh_token")];
+        let Ok(request) = self.call_as_client(at, endpoint, method, form) else { return };
         let client = self.client.with_limits(Limits { time: REVOCATION, ..Limits::default() });
         match client.call(request).await {
             Ok(answer) if answer.status.is_success() => {}
@@ -361,14 +300,6 @@ impl Provider {
             Err(error) => tracing::warn!(%error, "the provider could not be told to revoke a refresh token"),
         }
     }
-}
-
-/// RFC 6749 §2.3.1: both parts form-encoded, then base64.
-fn basic(id: &str, secret: &Secret) -> String {
-    use base64::Engine as _;
-    let encode = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-    let both = format!("{}:{}", encode(id), encode(secret.expose()));
-    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(both))
 }
 
 /// Our client, as the library wants it.
@@ -383,6 +314,10 @@ impl<'c> AsyncHttpClient<'c> for Calls<'_> {
             let answer = self.0.call(request.map(Bytes::from)).await?;
             let mut response = HttpResponse::new(answer.body.to_vec());
             *response.status_mut() = answer.status;
+            if answer.status.is_success() && is_error(&answer.body) {
+                // GitHub's errors are a success, by the status.
+                *response.status_mut() = ::http::StatusCode::BAD_REQUEST;
+            }
             *response.headers_mut() = answer.headers;
             Ok(response)
         })
@@ -390,7 +325,12 @@ impl<'c> AsyncHttpClient<'c> for Calls<'_> {
 }
 
 fn is_invalid_client(error: &TokenError) -> bool {
-    matches!(error, RequestTokenError::ServerResponse(answer) if answer.error().as_ref() == "invalid_client")
+    let RequestTokenError::ServerResponse(answer) = error else { return false };
+    matches!(answer.error().as_ref(), "invalid_client" | WRONG_SECRET)
+}
+
+fn is_error(body: &[u8]) -> bool {
+    serde_json::from_slice::<Map<String, Value>>(body).is_ok_and(|body| body.contains_key("error"))
 }
 
 /// `expires_in` is a number, which some providers write as a text.

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::SignInError;
 use super::discovery::Discovered;
-use super::provider::{Kind, Provider};
+use super::preset::Kind;
+use super::provider::Provider;
 use super::tokens::Answer;
-use super::{Authenticate, SignInError};
 use crate::clock::Timestamp;
 use crate::crypto::{self, Expected, TokenError, VerifiedToken};
 use crate::identity::LONGEST_SUBJECT;
@@ -84,11 +85,10 @@ impl Provider {
 
     /// The signature, issuer, audience and times; the keys are read again once when one is unknown.
     async fn check_signature(&self, at: &Discovered, token: &str) -> Result<VerifiedToken, SignInError> {
-        let expected = Expected {
-            issuer: &at.issuer,
-            audience: Some(&self.settings.client_id),
-            allowed: &at.algorithms,
-        };
+        let issuer =
+            at.issuer_of(token).ok_or_else(|| SignInError::Token("it names no tenant (`tid`)".into()))?;
+        let expected =
+            Expected { issuer: &issuer, audience: Some(&self.settings.client_id), allowed: &at.algorithms };
         let now = self.clock.now();
         let keys = at.keys.load_full();
         match crypto::verify(token, &keys, &expected, now) {
@@ -128,6 +128,35 @@ impl Provider {
         Ok((claims, added))
     }
 
+    /// The tokens of an answer; a provider that sends no new refresh token means that the old one goes on.
+    pub(super) fn tokens(
+        &self,
+        claims: &Map<String, Value>,
+        answer: &Answer,
+        old: Option<&Tokens>,
+        now: Timestamp,
+    ) -> Tokens {
+        let access = answer.lifetime().map(|seconds| now + Duration::from_secs(seconds));
+        let id = answer.id().and_then(|_| claims.get("exp")?.as_u64()).map(Timestamp::from_unix_seconds);
+        let expires = match (access, id) {
+            (Some(access), Some(id)) => Some(access.min(id)),
+            (access, id) => access.or(id),
+        };
+        // Tokens that are over when they arrive are not renewed with every request.
+        let expires = expires.map(|at| if at <= now { now + SHORTEST } else { at });
+        let refresh = answer.refresh().map(str::to_owned).or_else(|| old?.refresh.clone());
+        // What never expires says nothing about people who have left: it is looked at again.
+        let looked_at = !self.settings.kind.is_oidc() && refresh.is_none();
+        Tokens {
+            access: answer.access().to_owned(),
+            refresh,
+            id: answer.id().map(str::to_owned).or_else(|| Some(old?.id.clone())).unwrap_or_default(),
+            issued: now,
+            expires: if looked_at { Some(now + LOOK) } else { expires },
+            looked_at,
+        }
+    }
+
     /// A session's content from what was verified.
     pub(super) fn content(
         &self,
@@ -142,7 +171,7 @@ impl Provider {
         Content {
             provider: self.settings.id.clone(),
             fingerprint: self.settings.fingerprint(),
-            tokens: tokens(&claims, answer, None, now),
+            tokens: self.tokens(&claims, answer, None, now),
             claims,
             from_userinfo,
             signed_in: now,
@@ -152,36 +181,7 @@ impl Provider {
     }
 }
 
+/// A provider that gives no token for renewing is asked again who somebody is after so long.
+pub(super) const LOOK: Duration = Duration::from_secs(3600);
 /// For so long tokens are believed that were over when they arrived, by a provider whose clock is late.
 const SHORTEST: Duration = Duration::from_secs(5);
-
-/// The tokens of an answer; a provider that sends no new refresh token means that the old one goes on.
-pub(super) fn tokens(
-    claims: &Map<String, Value>,
-    answer: &Answer,
-    old: Option<&Tokens>,
-    now: Timestamp,
-) -> Tokens {
-    let access = answer.lifetime().map(|seconds| now + Duration::from_secs(seconds));
-    let id = answer.id().and_then(|_| claims.get("exp")?.as_u64()).map(Timestamp::from_unix_seconds);
-    let expires = match (access, id) {
-        (Some(access), Some(id)) => Some(access.min(id)),
-        (access, id) => access.or(id),
-    };
-    // Tokens that are over when they arrive are not renewed with every request.
-    let expires = expires.map(|at| if at <= now { now + SHORTEST } else { at });
-    Tokens {
-        access: answer.access().to_owned(),
-        refresh: answer.refresh().map(str::to_owned).or_else(|| old?.refresh.clone()),
-        id: answer.id().map(str::to_owned).or_else(|| Some(old?.id.clone())).unwrap_or_default(),
-        issued: now,
-        expires,
-    }
-}
-
-impl Authenticate {
-    /// The issuer, when it is known.
-    pub async fn issuer(&self) -> Option<String> {
-        self.provider.discovered().await.ok().map(|discovered| discovered.issuer.clone())
-    }
-}

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::WRONG;
-use crate::authenticate::{callback_url, signed_out_url};
+use crate::authenticate::{callback_urls, signed_out_url};
 use crate::config::{self, Loaded, Problem, Sources};
 
 /// What to check.
@@ -76,13 +76,20 @@ fn print_text(loaded: &Loaded) {
         println!("  {} -> {to}{nobody}", route.name);
     }
     println!();
-    println!("Callback URL, to be registered at the identity provider:");
-    println!("{}", callback_url(&settings.authenticate));
+    let providers = &settings.authenticate.providers;
+    for (provider, url) in providers.iter().zip(callback_urls(&settings.authenticate)) {
+        match providers.len() {
+            1 => println!("Callback URL, to be registered at the identity provider:"),
+            _ => println!("Callback URL, to be registered at `{}`:", provider.id),
+        }
+        println!("{url}");
+    }
     for alias in &settings.authenticate.callback_aliases {
         println!("{alias}");
     }
     println!();
-    println!("Sign-out URL, to be registered at the identity provider:");
+    let each = if providers.len() == 1 { "the identity provider" } else { "each identity provider" };
+    println!("Sign-out URL, to be registered at {each}:");
     println!("{}", signed_out_url(&settings.authenticate));
 }
 
@@ -94,7 +101,8 @@ fn print_json(loaded: &Loaded) {
     let answer = json!({
         "ok": true,
         "routes": routes,
-        "callback_url": callback_url(&settings.authenticate),
+        "callback_url": callback_urls(&settings.authenticate).first(),
+        "callback_urls": callback_urls(&settings.authenticate),
         "callback_aliases": settings.authenticate.callback_aliases,
         "sign_out_url": signed_out_url(&settings.authenticate),
         "warnings": warnings,

@@ -24,7 +24,7 @@ pub(super) fn main(arguments: &FileArgument) -> ExitCode {
     }
     if loaded.settings.services.authorize {
         tracing::info!(
-            callback_url = %crate::authenticate::callback_url(&loaded.settings.authenticate),
+            callback_url = %crate::authenticate::callback_urls(&loaded.settings.authenticate).join(" "),
             sign_out_url = %crate::authenticate::signed_out_url(&loaded.settings.authenticate),
             "register these URLs at the identity provider"
         );

@@ -2,9 +2,10 @@
 
 use figment::value::{Dict, Value};
 
-use super::file::{File, RouteFile};
+use super::file::{File, ProviderFile, RouteFile};
 use super::foreign;
-use super::layers::{LISTS, Layers};
+use super::keys::Keys;
+use super::layers::{LISTS, Layers, PROVIDERS};
 use super::problem::{Problems, nearest};
 use super::tree;
 use crate::authorize::Step;
@@ -15,6 +16,8 @@ pub(super) struct Extracted {
     pub(super) file: File,
     /// Routes with the place of each: `policy` first, then `routes`.
     pub(super) routes: Vec<(RouteFile, Vec<Step>)>,
+    /// Providers with the place of each.
+    pub(super) providers: Vec<(ProviderFile, Vec<Step>)>,
 }
 
 /// Reads every key, and reports all that cannot be read or are unknown.
@@ -39,42 +42,56 @@ pub(super) fn extract(layers: &Layers, problems: &mut Problems) -> Extracted {
             Some(tree::Kind::List(routes)) => {
                 for (at, route) in routes.iter().enumerate() {
                     let path = vec![Step::Key(list.into()), Step::Index(at)];
-                    if let Some(read) = extract_route(layers, problems, &path, &route.to_value()) {
-                        extracted.routes.push((read, path));
-                    }
+                    let map = (&route.to_value(), "a map with `from` and `to`");
+                    let read: Option<RouteFile> = extract_map(layers, problems, &path, map, foreign::ROUTE);
+                    extracted.routes.extend(read.map(|read| (read, path)));
                 }
             }
             Some(_) => problems
                 .error(layers.problem(&[Step::Key(list.into())], "a list of routes was expected".into())),
         }
     }
+    let key = Step::Key(PROVIDERS.into());
+    match layers.merged.get(PROVIDERS) {
+        None => {}
+        Some(Value::Array(_, providers)) => {
+            for (at, provider) in providers.iter().enumerate() {
+                let path = vec![key.clone(), Step::Index(at)];
+                let read = extract_map(layers, problems, &path, (provider, "a map with `id`"), &[]);
+                extracted.providers.extend(read.map(|read| (read, path)));
+            }
+        }
+        Some(_) => problems.error(layers.problem(&[key], "a list of providers was expected".into())),
+    }
     extracted
 }
 
-fn extract_route(
+/// Reads the keys of one map in a list; `what`: what such a map is.
+fn extract_map<T: Keys>(
     layers: &Layers,
     problems: &mut Problems,
     path: &[Step],
-    route: &Value,
-) -> Option<RouteFile> {
-    let Value::Dict(_, keys) = route else {
-        problems.error(layers.problem(path, "a route is a map with `from` and `to`".into()));
+    (map, what): (&Value, &str),
+    foreign: &[foreign::Foreign],
+) -> Option<T> {
+    let Value::Dict(_, keys) = map else {
+        problems.error(layers.problem(path, format!("{what} was expected")));
         return None;
     };
-    let mut read = RouteFile::default();
+    let mut read = T::default();
     for (name, value) in keys as &Dict {
         let mut path = path.to_vec();
         path.push(Step::Key(name.clone()));
         let empty = matches!(value, Value::Empty(..)) || value.as_str() == Some("");
         let set = if empty && name != "policy" {
-            RouteFile::KEYS.iter().any(|key| key.name == name).then_some(Ok(()))
+            T::KEYS.iter().any(|key| key.name == name).then_some(Ok(()))
         } else {
             read.set(name, value)
         };
         match set {
             Some(Ok(())) => {}
             Some(Err(error)) => problems.error(layers.problem(&deeper(&path, &error), describe(&error))),
-            None => unknown(layers, problems, &path, (name, value), foreign::ROUTE, RouteFile::KEYS),
+            None => unknown(layers, problems, &path, (name, value), foreign, T::KEYS),
         }
     }
     Some(read)

@@ -52,6 +52,16 @@ pub struct DownstreamMtls {
 #[derive(Clone, Copy, Debug)]
 pub struct Routes;
 
+/// Providers too.
+#[derive(Clone, Copy, Debug)]
+pub struct Providers;
+
+impl<'de> Deserialize<'de> for Providers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
+}
+
 impl<'de> Deserialize<'de> for Routes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         IgnoredAny::deserialize(deserializer).map(|_| Self)
@@ -193,20 +203,25 @@ keys! {
         /// `lax`, `strict` or `none`.
         cookie_same_site: Text = "lax";
 
-        /// The kind of identity provider: `oidc` or `cognito`. Amazon Cognito is recognised by its URL too.
+        /// The kind of identity provider: `oidc`, `cognito`, `google`, `azure`, `okta`, `auth0`, `keycloak`, `gitlab`,
+        /// `github`, `onelogin`, `ping` or `apple`. Amazon Cognito is recognised by its URL too.
         idp_provider: Text = "oidc";
         /// The issuer, with or without a slash at the end; its discovery URL; or a Cognito pool id.
-        idp_provider_url: Text = "";
+        idp_provider_url: Text = "(that of google, azure, gitlab, github, onelogin and apple is known)";
         /// The client's id at the provider.
         idp_client_id: Text = "";
         /// The client's secret; a public client has none.
-        [secret] idp_client_secret: Text = "";
-        /// A file that holds idp_client_secret; a line break at its end does not count.
+        [secret] idp_client_secret: Texts = "";
+        /// A file that holds idp_client_secret, or several, one a line.
         idp_client_secret_file: Text = "";
-        /// How the client proves who it is: `auto`, `basic`, `post` or `none`.
+        /// The key with which the client proves who it is instead (`private_key_jwt`): PEM (P-256 or RSA), or base64 of it.
+        [secret] idp_client_key: Text = "";
+        /// A file that holds idp_client_key.
+        idp_client_key_file: Text = "";
+        /// How the client proves who it is: `auto`, `basic`, `post`, `private_key_jwt` or `none`.
         idp_client_auth: Text = "auto";
         /// The scopes that are asked for: a list, or a text with commas or spaces.
-        idp_scopes: List = "(openid, email, profile; offline_access too unless the provider is Cognito)";
+        idp_scopes: List = "(openid, email, profile, and what the kind of provider needs for sessions to be renewed)";
         /// Further parameters of the sign-in request.
         idp_request_params: TextMap = "";
         /// A file with the trust roots for the provider, PEM, instead of the system's.
@@ -215,6 +230,9 @@ keys! {
         idp_resolve: List = "";
         /// An HTTP proxy for calls to the provider.
         idp_http_proxy: Text = "";
+        /// Several providers at once, instead of one by the `idp_` keys above: a list of maps with the keys shown here.
+        /// People choose one, unless the route has a `provider`.
+        providers: Providers = "";
         /// The claim that the criterion `groups` reads.
         groups_claim: Text = "(groups; cognito:groups for Cognito)";
         /// Rules on e-mail and domain that allow need an address that the provider has verified.
@@ -262,6 +280,80 @@ keys! {
     }
 }
 
+impl ProviderFile {
+    /// The one provider of a file that has no list of them.
+    pub fn only(file: &File) -> Self {
+        let file = file.clone();
+        Self {
+            id: Some(Text("default".into())),
+            display_name: None,
+            logo_file: None,
+            callback_path: file.authenticate_callback_path,
+            idp_provider: file.idp_provider,
+            idp_provider_url: file.idp_provider_url,
+            idp_client_id: file.idp_client_id,
+            idp_client_secret: file.idp_client_secret,
+            idp_client_secret_file: file.idp_client_secret_file,
+            idp_client_key: file.idp_client_key,
+            idp_client_key_file: file.idp_client_key_file,
+            idp_client_auth: file.idp_client_auth,
+            idp_scopes: file.idp_scopes,
+            idp_request_params: file.idp_request_params,
+            idp_ca_file: file.idp_ca_file,
+            idp_resolve: file.idp_resolve,
+            idp_http_proxy: file.idp_http_proxy,
+            groups_claim: file.groups_claim,
+            link_by_email: None,
+        }
+    }
+}
+
+keys! {
+    /// The settings of one provider of several.
+    pub struct ProviderFile {
+        /// Its name in policies, routes and logs: letters, digits, `-` and `_`.
+        id: Text = "";
+        /// What it is called where people choose.
+        display_name: Text = "(the name of its kind)";
+        /// A picture shown there: a file, PNG or SVG, of at most 64 KiB.
+        logo_file: Text = "";
+        /// The path of its callback; each provider has its own.
+        callback_path: Text = "(authenticate_callback_path, a slash and the id)";
+        /// The kind of identity provider.
+        idp_provider: Text = "oidc";
+        /// The issuer.
+        idp_provider_url: Text = "(that of the kind, where it is known)";
+        /// The client's id at the provider.
+        idp_client_id: Text = "";
+        /// The client's secret, or a list of them, tried in order.
+        [secret] idp_client_secret: Texts = "";
+        /// A file that holds it, or several, one a line.
+        idp_client_secret_file: Text = "";
+        /// The key of `private_key_jwt`: PEM (P-256 or RSA), or base64 of it.
+        [secret] idp_client_key: Text = "";
+        /// A file that holds it.
+        idp_client_key_file: Text = "";
+        /// How the client proves who it is.
+        idp_client_auth: Text = "auto";
+        /// The scopes that are asked for.
+        idp_scopes: List = "";
+        /// Further parameters of the sign-in request.
+        idp_request_params: TextMap = "";
+        /// A file with the trust roots for the provider, PEM, instead of the system's.
+        idp_ca_file: Text = "";
+        /// Addresses for names of the provider.
+        idp_resolve: List = "";
+        /// An HTTP proxy for calls to the provider.
+        idp_http_proxy: Text = "";
+        /// The claim that the criterion `groups` reads.
+        groups_claim: Text = "";
+        /// Name people by their verified address, so that they are the same at every provider that is linked so. Otherwise
+        /// a person is called by the id of the provider, a slash and `sub`, and has nothing to do with one of another
+        /// provider.
+        link_by_email: Flag = "false";
+    }
+}
+
 keys! {
     /// The settings of a route.
     pub struct RouteFile {
@@ -286,6 +378,10 @@ keys! {
 
         /// Who may pass, in the Pomerium Policy Language. Without any rule nobody may.
         policy: Any = "";
+        /// The provider that has to vouch for the caller, where there are several: its id.
+        provider: Text = "(any)";
+        /// Further parameters of the sign-in request, such as `identity_provider` or `login_hint`.
+        idp_request_params: TextMap = "";
         /// Everybody may pass, without signing in.
         allow_public_unauthenticated_access: Flag = "false";
         /// Everybody who has signed in may pass.

@@ -14,6 +14,15 @@ pub struct Key {
     pub secret: bool,
 }
 
+/// A struct of keys.
+pub(super) trait Keys: Default {
+    /// Every key, in the order of the reference.
+    const KEYS: &'static [Key];
+
+    /// Reads one key; `None` when there is no such key.
+    fn set(&mut self, name: &str, value: &figment::value::Value) -> Option<Result<(), figment::Error>>;
+}
+
 /// Declares a struct of keys. A key is `name: Type = "default"`, with `secret` before it when it is one.
 macro_rules! keys {
     (
@@ -29,9 +38,8 @@ macro_rules! keys {
             $( $(#[doc = $doc])* pub $name: Option<$type>, )*
         }
 
-        impl $struct {
-            /// Every key, in the order of the reference.
-            pub const KEYS: &[$crate::config::Key] = &[
+        impl $crate::config::keys::Keys for $struct {
+            const KEYS: &'static [$crate::config::Key] = &[
                 $( $crate::config::Key {
                     name: stringify!($name),
                     default: $default,
@@ -40,8 +48,7 @@ macro_rules! keys {
                 }, )*
             ];
 
-            /// Reads one key; `None` when there is no such key.
-            pub(super) fn set(&mut self, name: &str, value: &figment::value::Value) -> Option<Result<(), figment::Error>> {
+            fn set(&mut self, name: &str, value: &figment::value::Value) -> Option<Result<(), figment::Error>> {
                 match name {
                     $( stringify!($name) => Some(value.deserialize::<$type>().map(|value| self.$name = Some(value))), )*
                     _ => None,

@@ -7,6 +7,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 
 use super::file::File;
 use super::foreign;
+use super::keys::Keys as _;
 use super::problem::{Place, Problem, Problems};
 use super::source::{self, Document, Sources};
 use super::tree::{Kind, Node};
@@ -28,6 +29,9 @@ pub(super) struct Layers {
 
 /// The keys that hold lists of routes, in the order in which they are tried.
 pub(super) const LISTS: [&str; 2] = ["policy", "routes"];
+
+/// The key that holds the list of providers.
+pub(super) const PROVIDERS: &str = "providers";
 
 /// What the environment says.
 #[derive(Default)]
@@ -137,8 +141,9 @@ fn environment(variables: &BTreeMap<String, String>, problems: &mut Problems, st
             continue;
         }
         names.insert(key.clone(), name.clone());
-        if LISTS.contains(&key.as_str()) {
+        if LISTS.contains(&key.as_str()) || key == PROVIDERS {
             match routes(text) {
+                Ok(list) if key == PROVIDERS => drop(dict.insert(key, list.to_value())),
                 Ok(list) => drop(lists.insert(key, list)),
                 Err(message) => problems.error(Problem::new(Place::Environment, name.clone(), message)),
             }
@@ -149,7 +154,7 @@ fn environment(variables: &BTreeMap<String, String>, problems: &mut Problems, st
     Environment { values: dict, names, lists }
 }
 
-/// `ROUTES` and `POLICY`: base64 of a list of routes, or the list itself.
+/// `ROUTES`, `POLICY` and `PROVIDERS`: base64 of a list, or the list itself.
 fn routes(text: &str) -> Result<Node, String> {
     use base64::Engine as _;
     let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
@@ -158,7 +163,7 @@ fn routes(text: &str) -> Result<Node, String> {
         .ok()
         .and_then(|bytes| String::from_utf8(bytes).ok());
     yaml::read(decoded.as_deref().unwrap_or(text)).map_err(|error| {
-        format!("base64 of a list of routes was expected: line {}: {}", error.line, error.message)
+        format!("a list, or base64 of one, was expected: line {}: {}", error.line, error.message)
     })
 }
 

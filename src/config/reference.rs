@@ -1,7 +1,7 @@
 //! The commented reference of all keys: `config/reference.yaml`.
 
-use super::file::{File, RouteFile};
-use super::keys::Key;
+use super::file::{File, ProviderFile, RouteFile};
+use super::keys::{Key, Keys as _};
 
 /// The reference, as a file that `check` accepts once the provider is filled in.
 pub fn reference() -> String {
@@ -17,6 +17,7 @@ pub fn reference() -> String {
             "idp_provider_url" => out.push_str("idp_provider_url: https://idp.example.com\n"),
             "idp_client_id" => out.push_str("idp_client_id: portcullis\n"),
             "routes" => routes(&mut out),
+            "providers" => providers(&mut out),
             _ => commented(&mut out, "", key),
         }
     }
@@ -37,6 +38,17 @@ fn commented(out: &mut String, indent: &str, key: &Key) {
         typed => format!(" {typed}"),
     };
     out.push_str(&format!("{indent}# {}:{value}\n", key.name));
+}
+
+fn providers(out: &mut String) {
+    out.push_str("# providers:\n#   - id: google\n#     idp_provider: google\n");
+    for key in ProviderFile::KEYS.iter().filter(|key| !matches!(key.name, "id" | "idp_provider")) {
+        out.push_str("#\n");
+        for line in key.doc.trim_end().lines() {
+            out.push_str(&format!("#     # {}\n", line.trim()));
+        }
+        commented(out, "#     ", key);
+    }
 }
 
 fn routes(out: &mut String) {

@@ -14,6 +14,7 @@ use super::samples;
 use super::settings::{Resolver, flag, key};
 use super::values::{ClaimHeaders, Text};
 use crate::assertion::{ClaimHeader, IssuerFormat, claim_header_name};
+use crate::authenticate::Wish;
 use crate::authorize::{Policy, Step};
 use crate::connection::ClientAuthId;
 use crate::http::Scheme;
@@ -46,6 +47,8 @@ pub struct RouteSettings {
     pub policy: Policy,
     /// `report_policy`: a policy that is tried, and not acted on.
     pub report: Option<Policy>,
+    /// How people sign in for it: `provider` and `idp_request_params`.
+    pub sign_in: Wish,
     /// Where it leads; `None` with `decide_only`.
     pub cluster: Option<proxy::Settings>,
     /// `pass_identity_headers` with the form of what is passed.
@@ -153,6 +156,11 @@ impl Reader<'_, '_> {
         let policy = self.policy();
         let report = self.report_policy();
         let cluster = self.leads_to();
+        let sign_in = Wish {
+            strength: None,
+            provider: self.file.provider.as_ref().map(|Text(id)| id.clone()),
+            parameters: self.resolver.request_params(self.path, self.file.idp_request_params.as_ref()),
+        };
         let authorities = self.pem(
             "tls_downstream_client_ca",
             self.file.tls_downstream_client_ca.as_ref(),
@@ -212,6 +220,7 @@ impl Reader<'_, '_> {
             matched: Match { host, port, path },
             policy,
             report,
+            sign_in,
             cluster,
             identity: passes.then(|| (format, self.defaults.claims.0.clone())),
             show_error_details: flag(self.file.show_error_details).unwrap_or_default(),

@@ -1,6 +1,5 @@
 //! What a configuration means: each module's own settings.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -122,12 +121,12 @@ pub(super) fn resolve(
     problems: &mut Problems,
 ) -> Option<Settings> {
     let mut resolver = Resolver { file: &extracted.file, sources, layers, problems };
-    resolver.settings(&extracted.routes)
+    resolver.settings(extracted)
 }
 
 impl Resolver<'_> {
-    fn settings(&mut self, route_files: &[(super::RouteFile, Vec<Step>)]) -> Option<Settings> {
-        let file = self.file;
+    fn settings(&mut self, extracted: &Extracted) -> Option<Settings> {
+        let (file, route_files) = (self.file, &extracted.routes);
         self.refuse_samples();
         let services = self.services();
         self.only(
@@ -178,10 +177,10 @@ impl Resolver<'_> {
         let authorize_service = self.authorize_service(services, roots.clone());
         self.check_reachable(services, insecure);
         self.warn_of_idle_keys(services);
-        let provider = match services.authorize {
-            true => self.provider(roots),
-            // Nothing is asked of it: its secret is where it is decided.
-            false => Some(ProviderSettings::none()),
+        let providers = match services.authorize {
+            true => self.providers(&extracted.providers, roots.as_ref()),
+            // Nothing is asked of them: their secrets are where it is decided.
+            false => Some(vec![ProviderSettings::none()]),
         };
         let client_auths = self.client_auths(insecure, &mut routes);
         let listen = self.listen(insecure, url.as_ref(), &routes, client_auths, services);
@@ -200,13 +199,22 @@ impl Resolver<'_> {
         let log_level = self.log_level();
         let signed_out_url = self.url("signout_redirect_url", file.signout_redirect_url.as_ref());
         let state_dir = self.state_dir();
-        let (url, provider, listen) = (url?, provider?, listen?);
-        let callbacks = std::iter::once((url.host_str(), callback_path.as_str()));
+        let (url, mut providers, listen) = (url?, providers?, listen?);
+        if let [only] = &mut providers[..]
+            && extracted.providers.is_empty()
+        {
+            only.callback_path = callback_path;
+        }
+        self.check_route_providers(&routes, &providers);
+        let callbacks = providers.iter().map(|one| (url.host_str(), one.callback_path.as_str()));
         for (host, path) in callbacks.chain(aliases.iter().map(|alias| (alias.host_str(), alias.path()))) {
             self.warn_of_collisions(host.unwrap_or_default(), path, &routes);
         }
 
-        let origin = Origin { fingerprint: provider.fingerprint(), reading: provider.reading() };
+        let origin = |provider: &ProviderSettings| {
+            let origin = Origin { fingerprint: provider.fingerprint(), reading: provider.reading.clone() };
+            (provider.id.clone(), origin)
+        };
         let lifetime = span(file.cookie_expire).unwrap_or(Duration::from_secs(14 * 3600));
         Some(Settings {
             services,
@@ -222,20 +230,19 @@ impl Resolver<'_> {
             signing_key,
             session: session::Settings {
                 cookie,
-                providers: HashMap::from([(provider.id.clone(), origin)]),
+                providers: providers.iter().map(origin).collect(),
                 lifetime,
                 idle: span(file.session_idle_timeout),
             },
             authenticate: authenticate::Settings {
                 url,
-                callback_path,
                 callback_aliases: aliases,
                 sign_in_timeout: span(file.sign_in_timeout).unwrap_or(Duration::from_secs(900)),
                 sign_out_at_provider: flag(file.sign_out_at_provider).unwrap_or(true),
                 signed_out_url,
                 require_claims: list(file.require_claims.as_ref()),
                 preserve_post: flag(file.preserve_post).unwrap_or(true),
-                provider,
+                providers,
             },
             path_rules: rules.0,
             header_rules: rules.1,
@@ -256,12 +263,34 @@ impl Resolver<'_> {
     }
 
     fn missing(&mut self, name: &str, message: &str) {
-        let problem = if self.layers.is_set(name) {
-            self.layers.problem(&[key(name)], message.into())
-        } else {
-            Problem::new(super::problem::Place::Configuration, name, format!("is missing: {message}"))
+        self.missing_at(&[key(name)], message);
+    }
+
+    fn missing_at(&mut self, path: &[Step], message: &str) {
+        let problem = match path {
+            [Step::Key(name)] if !self.layers.is_set(name) => {
+                Problem::new(super::problem::Place::Configuration, name, format!("is missing: {message}"))
+            }
+            [_] => self.layers.problem(path, message.into()),
+            _ => self.layers.problem(path, format!("is missing: {message}")),
         };
         self.problems.error(problem);
+    }
+
+    /// Routes name providers that there are.
+    fn check_route_providers(&mut self, routes: &[RouteSettings], providers: &[ProviderSettings]) {
+        for route in routes {
+            let Some(named) = &route.sign_in.provider else { continue };
+            if !providers.iter().any(|provider| provider.id == *named) {
+                let ids: Vec<_> = providers.iter().map(|provider| provider.id.as_str()).collect();
+                let at: Vec<_> = route.place.iter().cloned().chain([key("provider")]).collect();
+                let problem = self.layers.problem(
+                    &at,
+                    format!("`{named}` is not the id of one of `providers`: {}", ids.join(", ")),
+                );
+                self.problems.error(problem.suggesting(nearest(named, ids.into_iter())));
+            }
+        }
     }
 
     /// A key that has one possible value here.
@@ -278,14 +307,22 @@ impl Resolver<'_> {
         value: Option<&Text>,
         possible: &[(&str, T)],
     ) -> Option<T> {
+        self.one_of_at(&[key(name)], value, possible)
+    }
+
+    fn one_of_at<T: Copy>(
+        &mut self,
+        path: &[Step],
+        value: Option<&Text>,
+        possible: &[(&str, T)],
+    ) -> Option<T> {
         let Text(value) = value?;
         let lower = value.trim().to_ascii_lowercase();
         if let Some((_, meant)) = possible.iter().find(|(one, _)| *one == lower) {
             return Some(*meant);
         }
         let all: Vec<_> = possible.iter().map(|(one, _)| *one).collect();
-        let problem =
-            self.layers.problem(&[key(name)], format!("`{value}` is not one of {}", all.join(", ")));
+        let problem = self.layers.problem(path, format!("`{value}` is not one of {}", all.join(", ")));
         let problem = problem.suggesting(nearest(&lower, all.iter().copied()));
         self.problems.error(problem);
         None

@@ -211,10 +211,10 @@ const fn algorithm_of(named: KeyAlgorithm) -> Option<Algorithm> {
     })
 }
 
-/// The `kid` that a token names, before anything in it is believed; for deciding whether to refetch keys.
-pub fn peek_key_id(token: &str) -> Option<String> {
-    let header = decode(token.split('.').next()?)?;
-    serde_json::from_slice::<Value>(&header).ok()?.get("kid")?.as_str().map(Into::into)
+/// A text among a token's claims, before anything in it is believed; for choosing what to verify it with.
+pub fn peek_claim(token: &str, name: &str) -> Option<String> {
+    let claims = decode(token.split('.').nth(1)?)?;
+    serde_json::from_slice::<Value>(&claims).ok()?.get(name)?.as_str().map(Into::into)
 }
 
 /// Verifies signature, issuer, audience and times.

@@ -2,6 +2,8 @@
 
 use askama::Template;
 
+use crate::authenticate::Choice;
+
 /// A name and a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fact {
@@ -51,6 +53,15 @@ pub(super) struct UserPage<'a> {
     pub(super) facts: &'a [Fact],
     pub(super) claims: &'a [Fact],
     pub(super) applications: &'a [Application],
+    pub(super) request_id: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "choose.html", config = "src/pages/askama.toml")]
+pub(super) struct ChoosePage<'a> {
+    pub(super) style: &'static str,
+    pub(super) choices: &'a [Choice],
+    pub(super) contact: Option<&'a str>,
     pub(super) request_id: &'a str,
 }
 

@@ -64,6 +64,12 @@ pub(super) async fn judge(
     let Matter { canonical, route, .. } = *matter;
     let identified = identify(snapshot, downstream, &canonical.host, request.headers(), record.began()).await;
     let (caller, session, known, trouble) = match identified {
+        // Somebody for whom another provider vouches has to sign in for this route.
+        Ok(Identified { caller: Caller::Identified(identity), known, .. })
+            if !route.sign_in.is_met_by(&identity.provider) =>
+        {
+            (Caller::Anonymous, None, known, None)
+        }
         Ok(Identified { caller, session, known }) => (caller, session, known, None),
         Err(Exit::Refuse(trouble @ (Refusal::Store(_) | Refusal::Provider(_)))) => {
             (Caller::Anonymous, None, None, Some(trouble))

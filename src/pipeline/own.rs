@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use ::http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
 use serde_json::{Value, json};
 
 use super::familiar::{self, Familiar};
 use super::judge::{Identified, identify};
 use super::records::Record;
+use super::sign_in::{LARGEST_FORM, SLOWEST_FORM};
 use super::{Downstream, Exit, sign_in as begin};
-use crate::authenticate::{Failure, Redirect};
+use crate::authenticate::{Failure, Next, Redirect, Wish};
 use crate::authorize::{Decision, Facts};
 use crate::connection::Shown;
 use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_cross_site, parameter};
-use crate::identity::{Caller, Identity, Strength};
+use crate::identity::{Caller, Identity};
 use crate::pages::{self, Application, Fact, Occasion, Refusal};
 use crate::session::{Found, SameSite, SessionError};
 use crate::snapshot::{Route, Snapshot};
@@ -135,6 +137,9 @@ pub(super) async fn answer(
                     | Endpoint::Familiar(Familiar::Start | Familiar::SignOut)
             ) => {}
         Method::POST if matches!(endpoint, Endpoint::SignOut | Endpoint::Familiar(Familiar::SignOut)) => {}
+        Method::POST
+            if matches!(endpoint, Endpoint::Callback)
+                && snapshot.authenticate.is_posted_callback(&canonical.path.canonical) => {}
         _ => return Err(Refusal::Method.into()),
     }
     let at = Occasion {
@@ -152,17 +157,23 @@ pub(super) async fn answer(
         Endpoint::Home => Ok(pages::redirect(&Redirect { to: "/.pomerium/".into(), cookies: Vec::new() })),
         Endpoint::Jwks => Ok(pages::document(snapshot.signer.jwks().to_owned(), 60)),
         Endpoint::Metadata => Ok(pages::document(metadata(snapshot, &origin).to_string(), 60)),
-        Endpoint::SignIn => sign_in(snapshot, query, canonical, &origin, request.headers()).await,
+        Endpoint::SignIn => sign_in(snapshot, query, canonical, &origin, request.headers(), &at).await,
         Endpoint::HandOff => hand_off(snapshot, query, host, &origin, request.headers()).await,
         Endpoint::Resume => resume(snapshot, query, &origin, request.headers(), &at).await,
         Endpoint::Callback => {
-            let done = snapshot.authenticate.call_back(query, request.headers()).await;
+            let form = match *request.method() {
+                Method::POST => Some(posted_answer(request).await?),
+                _ => None,
+            };
+            let answer = form.as_deref().unwrap_or_else(|| request.uri().query().unwrap_or_default());
+            let at = (host.as_ref(), &*canonical.path.canonical);
+            let done = snapshot.authenticate.call_back(at, answer, request.headers()).await;
             done.map(|redirect| arrive(snapshot, host, &redirect))
                 .map_err(failed(snapshot, request.headers()))
         }
         Endpoint::Familiar(Familiar::Start) => {
             let target = familiar::target(snapshot, query, visit, &origin, request.headers())?;
-            Ok(begin_at(snapshot, &target, canonical, None, request.headers()))
+            Ok(begin_at(snapshot, &target, canonical, &Wish::default(), request.headers()))
         }
         Endpoint::Familiar(Familiar::SignIn) => familiar::sign_in(query, &origin, request.headers(), &at),
         Endpoint::SignOut | Endpoint::Familiar(Familiar::SignOut) => {
@@ -179,8 +190,9 @@ pub(super) async fn answer(
                 identify(snapshot, downstream, host, request.headers(), record.began()).await?;
             let (Caller::Identified(identity), Some(session)) = (&caller, session) else {
                 let target = format!("{origin}{}", canonical.path.canonical);
-                let sign_in_url = snapshot.authenticate.sign_in_url(&origin, &target, None);
-                let begin = Some(snapshot.authenticate.begin(&target, host, request.headers(), None));
+                let sign_in_url = snapshot.authenticate.sign_in_url(&origin, &target, &Wish::default());
+                let begin = snapshot.authenticate.begin(&target, host, request.headers(), &Wish::default());
+                let begin = Some(begin);
                 return Err(Refusal::SignInNeeded { begin, sign_in_url }.into());
             };
             Ok(match endpoint {
@@ -216,10 +228,18 @@ pub(super) async fn answer(
     }
 }
 
+/// A provider's answer that another site's form brought (OAuth 2.0 Form Post Response Mode).
+async fn posted_answer(request: &mut Request<Body>) -> Result<String, Exit> {
+    let form = Limited::new(request.body_mut(), LARGEST_FORM).collect();
+    let form = tokio::time::timeout(SLOWEST_FORM, form).await;
+    let form = form.ok().and_then(Result::ok).ok_or(BadRequest("the form is too large, or broke off"))?;
+    String::from_utf8(form.to_bytes().to_vec()).map_err(|_| BadRequest("the form is not text").into())
+}
+
 fn metadata(snapshot: &Snapshot, origin: &str) -> Value {
     json!({
         "issuer": format!("{origin}/"),
-        "authentication_callback_endpoint": snapshot.authenticate.callback_url(),
+        "authentication_callback_endpoint": snapshot.authenticate.callback_urls().first(),
         "jwks_uri": format!("{origin}/.well-known/pomerium/jwks.json"),
         "frontchannel_logout_uri": format!("{origin}/.pomerium/sign_out"),
     })
@@ -231,6 +251,7 @@ async fn sign_in(
     canonical: &Canonical,
     origin: &str,
     headers: &HeaderMap,
+    at: &Occasion<'_>,
 ) -> Result<Response<Body>, Exit> {
     let authenticate = &snapshot.authenticate;
     if let Some(sealed) = parameter(query, "pomerium_request")? {
@@ -241,8 +262,11 @@ async fn sign_in(
             .open_request(&sealed)
             .filter(|request| snapshot.serves(&request.host))
             .ok_or(BadRequest("the request to sign in was not made here"))?;
-        let done = authenticate.go_on(request, headers).await;
-        return done.map(|redirect| pages::redirect(&redirect)).map_err(failed(snapshot, headers));
+        return match authenticate.go_on(request, query, headers).await {
+            Ok(Next::Redirect(redirect)) => Ok(pages::redirect(&redirect)),
+            Ok(Next::Choose(choices)) => Ok(pages::choose(&choices, at)),
+            Err(failure) => Err(failed(snapshot, headers)(failure)),
+        };
     }
     let target = match parameter(query, "pomerium_redirect_uri")? {
         Some(target) => safe_target(snapshot, &target, canonical)
@@ -250,8 +274,8 @@ async fn sign_in(
         None => url::Url::parse(&format!("{origin}/.pomerium/"))
             .map_err(|_| BadRequest("the host is malformed"))?,
     };
-    let strength = authenticate.wanted_strength(query)?;
-    Ok(begin_at(snapshot, &target, canonical, strength.as_ref(), headers))
+    let wish = authenticate.wish(query)?;
+    Ok(begin_at(snapshot, &target, canonical, &wish, headers))
 }
 
 /// Where a sign-in may lead: to what is served here.
@@ -265,16 +289,16 @@ fn begin_at(
     snapshot: &Snapshot,
     target: &url::Url,
     canonical: &Canonical,
-    strength: Option<&Strength>,
+    wish: &Wish,
     headers: &HeaderMap,
 ) -> Response<Body> {
     let authenticate = &snapshot.authenticate;
     if target.host_str() == Some(&canonical.host) {
-        return pages::redirect(&authenticate.begin(target.as_str(), &canonical.host, headers, strength));
+        return pages::redirect(&authenticate.begin(target.as_str(), &canonical.host, headers, wish));
     }
     // The binding cookie has to be set by the host that the target is on.
     let origin = target.origin().ascii_serialization();
-    let to = authenticate.sign_in_url(&origin, target.as_str(), strength);
+    let to = authenticate.sign_in_url(&origin, target.as_str(), wish);
     pages::redirect(&Redirect { to, cookies: Vec::new() })
 }
 

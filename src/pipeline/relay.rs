@@ -187,7 +187,7 @@ fn caller(told: HashMap<String, Value>, record: &Record) -> Caller {
     let claims = [("sub", "user"), ("email", "email"), ("groups", "groups")];
     let claims =
         claims.into_iter().filter_map(|(claim, name)| Some((claim.to_owned(), told.get(name)?.clone())));
-    let reading = Reading { groups_claim: "groups".into() };
+    let reading = Reading::plain("groups");
     let identity =
         Identity::read(text("session").into(), "".into(), claims.collect(), &reading, record.began());
     identity.map_or(Caller::Anonymous, |identity| Caller::Identified(Arc::new(identity)))

@@ -6,7 +6,7 @@ use http_body_util::{BodyExt as _, Limited};
 
 use super::Exit;
 use super::judge::{Matter, external_origin};
-use crate::authenticate::{Failure, Kept, Redirect};
+use crate::authenticate::{Failure, Kept, Redirect, Wish};
 use crate::http::{Body, Canonical, Client, Seen, cookies, is_same_site_form};
 use crate::identity::Strength;
 use crate::pages::{self, Refusal};
@@ -49,7 +49,8 @@ pub(super) async fn needed(
     // A program cannot repeat what it sent; its person comes back to the page that sent it.
     let back = if idempotent { format!("{origin}{path}") } else { referring_page(request, &origin) };
     let fits = length(&back) <= LONGEST_TARGET;
-    let sign_in_url = authenticate.sign_in_url(&origin, if fits { &back } else { &origin }, strength);
+    let wish = &Wish { strength: strength.cloned(), ..matter.route.sign_in.clone() };
+    let sign_in_url = authenticate.sign_in_url(&origin, if fits { &back } else { &origin }, wish);
     let needed = |begin| Exit::Refuse(Refusal::SignInNeeded { begin, sign_in_url: sign_in_url.clone() });
     if Client::of(request, Seen::of(request.headers())) != Client::Navigation {
         return needed(None);
@@ -60,7 +61,7 @@ pub(super) async fn needed(
     }
     let host = canonical.host.to_string();
     if idempotent && fits {
-        return needed(Some(authenticate.begin(&back, &host, request.headers(), strength)));
+        return needed(Some(authenticate.begin(&back, &host, request.headers(), wish)));
     }
     let form = means == Means::Whole
         && authenticate.settings().preserve_post
@@ -85,13 +86,13 @@ pub(super) async fn needed(
     };
     match authenticate.keep(Kept { target: path, fields }, &origin, request.headers()).await {
         Ok((target, cookies)) => {
-            let mut begin = authenticate.begin(&target, &host, request.headers(), strength);
+            let mut begin = authenticate.begin(&target, &host, request.headers(), wish);
             begin.cookies.extend(cookies);
             needed(Some(begin))
         }
         // Too many wait already: the person begins at the front door.
         Err(crate::store::StoreError::Full) if idempotent => {
-            needed(Some(authenticate.begin(&format!("{origin}/"), &host, request.headers(), strength)))
+            needed(Some(authenticate.begin(&format!("{origin}/"), &host, request.headers(), wish)))
         }
         Err(crate::store::StoreError::Full) => needed(None),
         Err(error) => error.into(),
@@ -111,7 +112,8 @@ pub(super) fn anew_url(
     let comes_back = *request.method() == Method::GET && length(&target) <= LONGEST_TARGET;
     // On this very host.
     let target = if comes_back { &target } else { &origin };
-    snapshot.authenticate.sign_in_url("", target, Some(&Strength::default()))
+    let wish = Wish { strength: Some(Strength::default()), ..route.sign_in.clone() };
+    snapshot.authenticate.sign_in_url("", target, &wish)
 }
 
 /// How long a target is once it is sealed: as JSON.

@@ -46,6 +46,9 @@ pub struct Tokens {
     pub issued: Timestamp,
     /// When the first of access and ID token expires; `None` when the provider did not say.
     pub expires: Option<Timestamp>,
+    /// There is nothing to renew, but the provider is asked again who the access token's holder is.
+    #[serde(default)]
+    pub looked_at: bool,
 }
 
 /// Tokens are renewed this long before they expire, or after four fifths of a shorter life.
@@ -56,7 +59,9 @@ impl Content {
     /// until `cookie_expire`.
     pub fn renewal(&self, id: Id) -> (Timestamp, Timestamp) {
         let never = Timestamp::from_unix_millis(u64::MAX);
-        let (Some(expires), Some(_)) = (self.tokens.expires, &self.tokens.refresh) else {
+        let Some(expires) =
+            self.tokens.expires.filter(|_| self.tokens.refresh.is_some() || self.tokens.looked_at)
+        else {
             return (never, never);
         };
         let life = expires.since(self.tokens.issued);

@@ -94,6 +94,12 @@ impl CookieSettings {
         lax.write(&self.sign_in_name(kind, attempt), value, age, None)
     }
 
+    /// The same for one that comes back by a form which another site posts.
+    pub fn sign_in_from_anywhere(&self, kind: &str, attempt: &str, value: &str, age: Duration) -> String {
+        let none = Self { same_site: SameSite::None, http_only: true, ..self.clone() };
+        none.write(&self.sign_in_name(kind, attempt), value, age, None)
+    }
+
     /// `Set-Cookie` that removes the session's cookie on a host. It repeats every attribute, without which a
     /// browser would keep the old one.
     pub fn remove_session(&self, host: &str) -> String {

@@ -23,8 +23,7 @@ fn content(expires: Option<Timestamp>) -> Content {
 }
 
 fn settings(fingerprint: &str) -> Settings {
-    let origin =
-        Origin { fingerprint: fingerprint.into(), reading: Reading { groups_claim: "groups".into() } };
+    let origin = Origin { fingerprint: fingerprint.into(), reading: Reading::plain("groups") };
     Settings {
         providers: HashMap::from([("p".to_owned(), origin)]),
         lifetime: Duration::from_secs(3600),

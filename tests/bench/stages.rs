@@ -39,7 +39,7 @@ fn claims() -> serde_json::Map<String, Value> {
 }
 
 fn reading() -> Reading {
-    Reading { groups_claim: "groups".into() }
+    Reading::plain("groups")
 }
 
 fn jane() -> Caller {

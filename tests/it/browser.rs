@@ -25,6 +25,8 @@ pub struct Browser {
     pub balanced: Vec<SocketAddr>,
     /// What the session cookie should say.
     pub same_site: &'static str,
+    /// What the cookies of a sign-in under way should say on the authenticate host.
+    pub same_site_of_states: &'static str,
 }
 
 impl Browser {
@@ -39,6 +41,7 @@ impl Browser {
             elsewhere: BTreeMap::new(),
             balanced: Vec::new(),
             same_site: "Lax",
+            same_site_of_states: "Lax",
         }
     }
 
@@ -81,7 +84,9 @@ impl Browser {
         let host = url.host_str().unwrap().to_owned();
         let next = self.balanced.get(self.visited.len() % self.balanced.len().max(1)).copied();
         let own = self.elsewhere.get(host.as_str()).copied().or(next).unwrap_or(self.server);
-        let address = if host == "127.0.0.1" { self.provider } else { own };
+        // There may be several providers.
+        let provider = url.port().map_or(self.provider, |port| ([127, 0, 0, 1], port).into());
+        let address = if host == "127.0.0.1" { provider } else { own };
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
         let cookies = self.cookie_line(&host);
@@ -118,7 +123,11 @@ impl Browser {
     fn keep(&mut self, host: &str, cookie: &str) {
         let (name, rest) = cookie.split_once('=').unwrap();
         let (value, attributes) = rest.split_once(';').unwrap();
-        let same_site = if name == "__Host-_pomerium" { self.same_site } else { "Lax" };
+        let same_site = match name {
+            "__Host-_pomerium" => self.same_site,
+            name if name.contains("_state_") => self.same_site_of_states,
+            _ => "Lax",
+        };
         for needed in ["Secure", "HttpOnly", "Path=/", &format!("SameSite={same_site}")] {
             assert!(attributes.contains(needed), "{needed} is missing: {cookie}");
         }

@@ -221,7 +221,7 @@ fn all_problems_are_reported_at_once_with_their_place() {
     );
     assert_eq!(checked.code, 2);
     for line in [
-        "bad.yaml:1:1: idp_provider: `oicd` is not one of oidc, cognito (did you mean `oidc`?)",
+        "bad.yaml:1:1: idp_provider: `oicd` is not one of oidc, cognito, google, azure, okta, auth0, keycloak, gitlab, github, onelogin, ping, apple (did you mean `oidc`?)",
         "bad.yaml:2:1: adress: unknown key (did you mean `address`?)",
         "bad.yaml:3:1: timeout_read: `30` is not a duration",
         "bad.yaml:4:1: cookie_same_site: `laxx` is not one of",
@@ -360,7 +360,18 @@ fn what_could_weaken_access_is_refused_at_load() {
         ("shared_secret: 80ldlrU2d7w+wVpKNfevk6fmb8otEx6CqOfshj2LwhQ=", "printed in a public guide"),
         ("shared_secret: c2hvcnQ=", "base64 of 32 random bytes"),
         ("idp_scopes: [email]", "`openid` is needed"),
-        ("idp_provider: google", "the preset `google` is not there yet"),
+        ("idp_provider: hosted", "is a service of Pomerium's"),
+        (
+            "idp_scopes: [openid, offline_access]\nidp_provider: google",
+            "Google does not know `offline_access`",
+        ),
+        ("idp_client_auth: private_key_jwt", "idp_client_key: is missing"),
+        ("idp_client_key: garbage", "base64 of PEM was expected"),
+        (
+            "idp_request_params: {state: x}",
+            "idp_request_params.state: this parameter is set by the sign-in itself",
+        ),
+        ("session_idle_timeout: 0", "sessions that end at once"),
         ("databroker_storage_type: redis", "databroker_storage_connection_string: is missing"),
         (
             "databroker_storage_type: redis\ndatabroker_storage_connection_string: http://x",

@@ -27,6 +27,7 @@ mod policy;
 mod pomerium;
 mod provider;
 mod provider_errors;
+mod providers;
 mod proxying;
 mod replicas;
 mod replies;

@@ -57,11 +57,14 @@ pub struct State {
     pub lifetime: u64,
     /// A refresh answers with a new refresh token.
     pub rotate: bool,
+    /// Answers to further paths.
+    pub answers: HashMap<String, (u16, Value)>,
     /// Parameters beside code and state in the callback.
     pub callback_extra: String,
     pub signer: Arc<Signer>,
     pub calls: Vec<Call>,
     codes: HashMap<String, HashMap<String, String>>,
+    pushed: HashMap<String, HashMap<String, String>>,
     pub refresh_tokens: Vec<String>,
 }
 
@@ -95,10 +98,12 @@ impl Provider {
             keys_down: false,
             lifetime: 3600,
             rotate: false,
+            answers: HashMap::new(),
             callback_extra: String::new(),
             signer: Arc::new(Signer::from_secret(&[5; 32]).unwrap()),
             calls: Vec::new(),
             codes: HashMap::new(),
+            pushed: HashMap::new(),
             refresh_tokens: Vec::new(),
         }));
         let shared = state.clone();
@@ -163,6 +168,9 @@ fn serve(mut stream: TcpStream, address: SocketAddr, state: &Mutex<State>) {
 impl State {
     fn answer(&mut self, call: &Call, address: SocketAddr) -> String {
         let base = format!("http://{address}");
+        if let Some((status, body)) = self.answers.get(&call.path) {
+            return reply(*status, body);
+        }
         match call.path.as_str() {
             "/issuer/.well-known/openid-configuration" => {
                 let mut document = json!({
@@ -186,8 +194,13 @@ impl State {
             }
             "/jwks" if self.keys_down => plain(500, "text/plain", "no"),
             "/jwks" => plain(200, "application/json", self.signer.jwks()),
-            "/authorize" => self.authorize(call),
-            "/token" => self.token(call, &base),
+            "/authorize" | "/issuer/login/oauth/authorize" => self.authorize(call),
+            "/token" | "/issuer/login/oauth/access_token" => self.token(call, &base),
+            "/par" => {
+                let name = format!("urn:ietf:params:oauth:request_uri:{}", crypto::random_name::<12>());
+                self.pushed.insert(name.clone(), call.form.clone());
+                reply(201, &json!({ "request_uri": name, "expires_in": 60 }))
+            }
             "/userinfo" => reply(200, &self.userinfo.clone().unwrap_or_default()),
             "/revoke" => plain(200, "text/plain", ""),
             "/logout" => {
@@ -201,6 +214,10 @@ impl State {
     }
 
     fn authorize(&mut self, call: &Call) -> String {
+        let call = match call.query.get("request_uri") {
+            Some(name) => &Call { query: self.pushed.remove(name).unwrap(), ..call.clone() },
+            None => call,
+        };
         if let Some(error) = &self.authorize_error {
             return go(&error
                 .replace("STATE", &call.query["state"])
@@ -227,7 +244,7 @@ impl State {
                 if proof != asked["code_challenge"] || call.form["redirect_uri"] != asked["redirect_uri"] {
                     return reply(400, &json!({ "error": "invalid_grant" }));
                 }
-                (asked["client_id"].clone(), Some(asked["nonce"].clone()))
+                (asked["client_id"].clone(), asked.get("nonce").cloned())
             }
             _ => {
                 let token = &call.form["refresh_token"];
@@ -246,7 +263,7 @@ impl State {
         claims.insert("aud".into(), json!(client));
         claims.insert("iat".into(), json!(now));
         claims.insert("exp".into(), json!(now + self.lifetime));
-        let fresh = nonce.is_some();
+        let fresh = call.form["grant_type"] == "authorization_code";
         if let Some(nonce) = nonce {
             claims.insert("nonce".into(), json!(nonce));
         }

@@ -49,6 +49,11 @@ impl Upstream {
         self.seen.lock().unwrap().clone()
     }
 
+    /// The heads of the requests so far.
+    pub fn requests(&self) -> Vec<String> {
+        self.seen().split("\r\n\r\n").filter(|head| !head.is_empty()).map(str::to_owned).collect()
+    }
+
     pub fn forget(&self) {
         self.seen.lock().unwrap().clear();
     }

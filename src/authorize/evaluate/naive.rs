@@ -187,7 +187,7 @@ fn compiled(policy: &Value, request: &Plain) -> String {
     let caller = match &request.claims {
         None => Caller::Anonymous,
         Some(Value::Object(claims)) => {
-            let reading = Reading { groups_claim: "groups".into() };
+            let reading = Reading::plain("groups");
             let identity =
                 Identity::read("s".into(), "p".into(), claims.clone(), &reading, Timestamp::default());
             Caller::Identified(identity.unwrap().into())

@@ -26,7 +26,7 @@ struct Scene {
 fn person(claims: Value, provider: &str, age: u64, now: &str) -> Caller {
     let Value::Object(claims) = claims else { unreachable!() };
     let signed_in = Timestamp::parse(now).unwrap() - std::time::Duration::from_secs(age);
-    let reading = Reading { groups_claim: "groups".into() };
+    let reading = Reading::plain("groups");
     Caller::Identified(
         Identity::read("s".into(), provider.into(), claims, &reading, signed_in).unwrap().into(),
     )

@@ -18,7 +18,7 @@ fn jane() -> Caller {
 
 fn person(claims: Value) -> Caller {
     let Value::Object(claims) = claims else { panic!("claims are an object") };
-    let reading = Reading { groups_claim: "groups".into() };
+    let reading = Reading::plain("groups");
     Caller::Identified(Arc::new(
         Identity::read("s".into(), "p".into(), claims, &reading, Timestamp::default()).unwrap(),
     ))

@@ -2,6 +2,7 @@
 
 use super::{Resolver, collect_variables, decode_secret, key};
 use crate::authorize::Step;
+use crate::config::file::Texts;
 use crate::config::layers::LISTS;
 use crate::config::tree::Kind;
 use crate::config::values::Text;
@@ -14,19 +15,61 @@ impl Resolver<'_> {
         let file = self.file;
         let checked = [
             ("authenticate_service_url", &file.authenticate_service_url, false),
-            ("idp_provider_url", &file.idp_provider_url, false),
-            ("idp_client_id", &file.idp_client_id, false),
-            ("idp_client_secret", &file.idp_client_secret, true),
             ("shared_secret", &file.shared_secret, true),
             ("cookie_secret", &file.cookie_secret, true),
             ("signing_key", &file.signing_key, true),
         ];
         for (name, value, secret) in checked {
-            if let Some(Text(value)) = value
-                && let Some(reason) = samples::refuse(value, secret)
-            {
-                self.error(name, reason);
+            if let Some(Text(value)) = value {
+                self.refuse_sample(&[key(name)], value, secret);
             }
+        }
+    }
+
+    pub(super) fn refuse_sample(&mut self, at: &[Step], value: &str, is_secret: bool) {
+        if let Some(reason) = samples::refuse(value, is_secret) {
+            self.error_at(at, reason);
+        }
+    }
+
+    /// Secrets, of which the first is used and all are accepted, or their file, one a line.
+    pub(super) fn secret_values(
+        &mut self,
+        below: &[Step],
+        name: &str,
+        inline: Option<&Texts>,
+        file: Option<&Text>,
+    ) -> Vec<String> {
+        let at = |name: &str| below.iter().cloned().chain([key(name)]).collect::<Vec<_>>();
+        let file_key = at(&format!("{name}_file"));
+        match (inline, file) {
+            (Some(_), Some(_)) => {
+                self.error_at(&file_key, format!("{name} is set too; set one of them"));
+                Vec::new()
+            }
+            (Some(Texts(values)), None) => {
+                for value in values {
+                    self.refuse_sample(&at(name), value, true);
+                }
+                values.iter().filter(|value| !value.is_empty()).cloned().collect()
+            }
+            (None, Some(Text(path))) => {
+                let Some(text) = self.read_file(&file_key, path) else { return Vec::new() };
+                let Ok(text) = String::from_utf8(text) else {
+                    self.error_at(&file_key, format!("{path} is not text (UTF-8)"));
+                    return Vec::new();
+                };
+                let lines = text.lines().map(|line| line.trim_end_matches('\r'));
+                let values: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
+                if values.is_empty() {
+                    self.error_at(&file_key, format!("{path} is empty"));
+                }
+                for value in &values {
+                    self.refuse_sample(&file_key, value, true);
+                }
+                values
+            }
+            (None, None) => Vec::new(),
         }
     }
 

@@ -96,20 +96,22 @@ impl Resolver<'_> {
 
     pub(super) fn callback_path(&mut self) -> String {
         let path = text(self.file.authenticate_callback_path.as_ref());
+        self.check_callback_path(&[key("authenticate_callback_path")], &path);
+        path
+    }
+
+    pub(super) fn check_callback_path(&mut self, at: &[Step], path: &str) {
         if !path.starts_with('/')
             || path.contains(['?', '#', '%', '\\', ' '])
             || path.contains("//")
             || path.contains("/.")
             || path == "/ping"
         {
-            self.error(
-                "authenticate_callback_path",
-                format!(
-                    "`{path}` is not a plain path such as `/oauth2/callback` that has no other meaning here"
-                ),
+            let message = format!(
+                "`{path}` is not a plain path such as `/oauth2/callback` that has no other meaning here"
             );
+            self.error_at(at, message);
         }
-        path
     }
 
     pub(super) fn aliases(&mut self, insecure: bool) -> Vec<Url> {
@@ -135,7 +137,8 @@ impl Resolver<'_> {
         if callback == "/" {
             return;
         }
-        let chosen = callback != DEFAULT_CALLBACK;
+        let chosen =
+            callback.strip_prefix(DEFAULT_CALLBACK).is_none_or(|id| !id.is_empty() && !id.starts_with('/'));
         for route in routes.iter().filter(|route| route.matched.host.matches(host)) {
             let inside = match &route.matched.path {
                 crate::route::PathMatch::Exact(path) => **path == *callback,
