@@ -16,6 +16,10 @@ use tokio::net::TcpListener;
 use crate::http::Body;
 use crate::snapshot::Snapshot;
 
+mod control;
+
+pub use control::serve as control;
+
 /// Answers `/healthz` (the process lives), `/startupz` and `/readyz` (it accepts requests) and `/status`. `ready`
 /// says whether the server accepts requests and is not stopping.
 ///

@@ -249,8 +249,12 @@ mod tests {
 
         let now = Timestamp::from_unix_seconds(1000);
         let keys = KeySet::parse(signer.jwks().as_bytes()).unwrap();
-        let expected =
-            Expected { issuer: "app.test", audience: Some("app.test"), allowed: &[Algorithm::ES256] };
+        let expected = Expected {
+            issuer: "app.test",
+            audience: Some("app.test"),
+            allowed: &[Algorithm::ES256],
+            undated: None,
+        };
         let statement =
             crypto::verify(&text("x-pomerium-jwt-assertion"), &keys, &expected, now).unwrap().claims;
         assert_eq!(statement["sub"], "jane-1");

@@ -10,12 +10,15 @@ use std::sync::atomic::AtomicBool;
 use arc_swap::ArcSwap;
 use clap::{Parser, Subcommand};
 
+use crate::runtime::Answers;
 use crate::snapshot::Snapshot;
 
 mod check;
+mod control;
 mod demo;
 mod policy;
 mod run;
+mod sessions;
 
 /// Portcullis: an authenticating reverse proxy.
 #[derive(Debug, Parser)]
@@ -36,6 +39,9 @@ enum Command {
     /// Ask what policies decide: explain one request, or test many.
     #[command(subcommand)]
     Policy(policy::Command),
+    /// The sessions of a running service: list, show, revoke.
+    #[command(subcommand)]
+    Sessions(sessions::Command),
     /// Start an embedded identity provider, a sample application and Portcullis in front of it, on loopback.
     Demo(demo::Arguments),
 }
@@ -52,7 +58,16 @@ const FAILED: u8 = 1;
 /// Wrong usage or configuration.
 const WRONG: u8 = 2;
 
-/// The health port's answers, for the runtime.
+/// What is answered beside the road, for the runtime.
+const ANSWERS: Answers = Answers { health, control };
+
+fn control(
+    listener: Arc<tokio::net::UnixListener>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>> {
+    Box::pin(crate::admin::control(listener, snapshot))
+}
+
 fn health(
     listener: std::net::TcpListener,
     ready: Arc<AtomicBool>,
@@ -80,6 +95,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(arguments)) => run::main(&arguments),
         Some(Command::Check(arguments)) => check::main(&arguments),
         Some(Command::Policy(command)) => policy::main(&command),
+        Some(Command::Sessions(command)) => sessions::main(&command),
         Some(Command::Demo(arguments)) => demo::main(&arguments),
     }
 }

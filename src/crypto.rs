@@ -14,7 +14,8 @@ mod signer;
 mod trust;
 
 pub use jwt::{
-    Algorithm, Expected, KeySet, TokenError, VerifiedToken, peek_claim, verify, verify_access_token_hash,
+    Algorithm, Expected, KeySet, LEEWAY, TokenError, VerifiedToken, peek_audiences, peek_claim, verify,
+    verify_access_token_hash,
 };
 pub use seal::{KeyRing, Purpose, SealKey};
 pub use signer::{Signer, SigningKeyError};
@@ -34,7 +35,8 @@ pub fn install() -> Result<(), String> {
         .map_err(|error| format!("self-test of signing: {error}"))?;
     let keys =
         KeySet::parse(signer.jwks().as_bytes()).map_err(|error| format!("self-test of key sets: {error}"))?;
-    let expected = Expected { issuer: "self-test", audience: None, allowed: &[Algorithm::ES256] };
+    let expected =
+        Expected { issuer: "self-test", audience: None, allowed: &[Algorithm::ES256], undated: None };
     verify(&token, &keys, &expected, crate::clock::Timestamp::default())
         .map(drop)
         .map_err(|error| format!("self-test of verification: {error}"))

@@ -20,7 +20,7 @@ mod seen;
 
 pub use body::{Body, BodyError, End, Limits, Stream, Watcher};
 pub use chunks::{Chunks, Piece};
-pub use client::{Client, is_cross_site, is_same_site_form};
+pub use client::{Client, is_cross_site, is_form, is_same_site_form};
 pub use ending::{Ending, Over, Right, Source};
 pub use forwarded::Forwarded;
 pub use path::{EscapedSlashes, PathRules, Readings, decode_leniently};

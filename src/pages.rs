@@ -15,7 +15,7 @@ use askama::Template;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use crate::authenticate::{Blame, Choice, Failure, Kind, Redirect};
+use crate::authenticate::{Blame, Choice, Failure, Kind, LogoutError, Redirect};
 use crate::crypto;
 use crate::http::headers::{GRPC_MESSAGE, GRPC_STATUS};
 use crate::http::{Body, Client};
@@ -212,6 +212,28 @@ pub fn choose(choices: &[Choice], at: &Occasion<'_>) -> Response<Body> {
 pub fn resume(target: &str, fields: &[(String, String)], at: &Occasion<'_>) -> Response<Body> {
     let page = ResumePage { style: STYLE, action: target, fields, request_id: at.request_id };
     html(StatusCode::OK, &page)
+}
+
+/// A provider's logout: done, with the origins of pages that may show the answer, or why not.
+pub fn logout(outcome: Result<&[String], &LogoutError>) -> Response<Body> {
+    let (status, error) = match outcome {
+        Ok(origins) => {
+            let mut response = own(StatusCode::OK, "text/plain; charset=utf-8", Body::full("Signed out.\n"));
+            if !origins.is_empty() {
+                // The page stands in a frame of the provider's.
+                let policy = format!("default-src 'none'; frame-ancestors {}", origins.join(" "));
+                insert(&mut response, CONTENT_SECURITY_POLICY, &policy);
+                response.headers_mut().remove(X_FRAME_OPTIONS);
+            }
+            return response;
+        }
+        Err(LogoutError::Refused(_)) => (StatusCode::BAD_REQUEST, "invalid_request"),
+        Err(LogoutError::Provider(_)) => (StatusCode::BAD_GATEWAY, "temporarily_unavailable"),
+        Err(LogoutError::Store(_)) => (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable"),
+    };
+    let text = outcome.err().map(ToString::to_string).unwrap_or_default();
+    tracing::warn!(error = %text, "a provider's logout was not done");
+    json_reply(status, &json!({ "error": error, "error_description": text }))
 }
 
 /// JSON.

@@ -6,8 +6,6 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,19 +13,24 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
-use crate::config::{Connection, Settings, Storage};
+use crate::config::Settings;
 use crate::connection::Port;
-use crate::crypto::{self, KeyRing, Purpose, Signer};
+use crate::crypto::{KeyRing, Purpose, Signer};
 use crate::listener::{self, Limits, Listener};
 use crate::pipeline::{Context, RequestIds};
 use crate::snapshot::{Parts, Snapshot};
-use crate::store::{FileStore, MemoryStore, PostgresStore, RedisStore, Store};
+use crate::store::Store;
 use crate::telemetry::{Format, Sink};
 use crate::tls::Acceptor;
+
+mod state;
+
+use state::State;
 
 /// How long a stopping server waits for renewals, whose tokens would be lost.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -62,6 +65,19 @@ pub enum RuntimeError {
     Other(String),
 }
 
+/// What is answered beside the road; the rooms that do are above this one.
+#[derive(Clone, Copy)]
+pub struct Answers {
+    /// On the health port.
+    pub health: Health,
+    /// On the control socket.
+    pub control: Control,
+}
+
+/// Answers on the control socket: the socket, and the configuration in force.
+pub type Control =
+    fn(Arc<UnixListener>, Arc<ArcSwap<Snapshot>>) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+
 /// Answers on the health port: its socket, whether requests are accepted, and the configuration in force.
 pub type Health = fn(
     TcpListener,
@@ -73,7 +89,7 @@ pub type Health = fn(
 ///
 /// # Errors
 /// When it cannot start.
-pub fn run(settings: Settings, health: Health) -> Result<(), RuntimeError> {
+pub fn run(settings: Settings, answers: Answers) -> Result<(), RuntimeError> {
     // Many systems let a process have 1,024 open files unless it asks for more.
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => tracing::debug!(limit, "open files"),
@@ -87,7 +103,7 @@ pub fn run(settings: Settings, health: Health) -> Result<(), RuntimeError> {
         .enable_all()
         .build()
         .map_err(|error| RuntimeError::Other(format!("the control plane cannot start: {error}")))?;
-    let served = control.block_on(serve(settings, control.handle().clone(), health));
+    let served = control.block_on(serve(settings, control.handle().clone(), answers));
     control.shutdown_timeout(Duration::from_secs(1));
     served
 }
@@ -95,10 +111,11 @@ pub fn run(settings: Settings, health: Health) -> Result<(), RuntimeError> {
 async fn serve(
     settings: Settings,
     control: tokio::runtime::Handle,
-    answer: Health,
+    answers: Answers,
 ) -> Result<(), RuntimeError> {
     let clock = Clock::system();
-    let State { store, secret, kind } = open_state(&settings)?;
+    let State { store, secret, kind } = state::open(&settings)?;
+    let state_dir = settings.state_dir.clone();
     let keys = KeyRing::new(secret);
     let signer = match &settings.signing_key {
         Some(pem) => Signer::from_pem(pem),
@@ -182,10 +199,19 @@ async fn serve(
         if let Ok(address) = listener.local_addr() {
             tracing::info!(address = %address, "health");
         }
-        let served = answer(listener, ready.clone(), snapshot.clone());
+        let served = (answers.health)(listener, ready.clone(), snapshot.clone());
         tokio::spawn(async move {
             if let Err(error) = served.await {
                 tracing::error!(%error, "the health port cannot be served");
+            }
+        });
+    }
+    let control_socket = state::open_control(&state_dir).await;
+    if let Some((listener, _)) = control_socket.as_ref() {
+        let served = (answers.control)(listener.clone(), snapshot.clone());
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the control socket cannot be served");
             }
         });
     }
@@ -225,6 +251,10 @@ async fn serve(
     })
     .await
     .unwrap_or_default();
+    if let Some((_, path)) = control_socket {
+        // Whoever looks for it finds that nobody is there, either way.
+        let _ = std::fs::remove_file(path);
+    }
     sink.finish();
     Ok(())
 }
@@ -321,107 +351,6 @@ async fn wait_for_stop() -> Result<&'static str, RuntimeError> {
             _ = interrupt.recv() => return Ok("INT"),
             _ = hangup.recv() => tracing::warn!("reloading is not there yet; restart to use a changed configuration"),
         }
-    }
-}
-
-/// What outlives a restart, where it can.
-struct State {
-    store: Arc<dyn Store>,
-    secret: [u8; 32],
-    /// The kind of store, for the log.
-    kind: &'static str,
-}
-
-/// Opens the store, and finds or makes the server's secret.
-fn open_state(settings: &Settings) -> Result<State, RuntimeError> {
-    if !settings.services.authorize {
-        // Sessions are where it is decided.
-        let secret = settings.secret.unwrap_or_else(crypto::random);
-        return Ok(State { store: Arc::new(MemoryStore::new()), secret, kind: "none" });
-    }
-    let directory = &settings.state_dir;
-    let usable = make_directory(directory);
-    let memory = || State {
-        store: Arc::new(MemoryStore::new()),
-        secret: settings.secret.unwrap_or_else(crypto::random),
-        kind: "memory",
-    };
-    let fail = |what: String| {
-        move |error: &dyn std::fmt::Display| RuntimeError::State {
-            what: what.clone(),
-            error: error.to_string(),
-        }
-    };
-    let elsewhere = |store: Result<Arc<dyn Store>, String>, kind| {
-        let what = "databroker_storage_connection_string".to_owned();
-        let store = store.map_err(|error| RuntimeError::State { what, error })?;
-        Ok(State { store, kind, ..memory() })
-    };
-    match (&settings.storage, usable) {
-        (Some(Storage::Memory), _) => Ok(memory()),
-        (Some(Storage::Redis(Connection { text, roots })), _) => {
-            let store = RedisStore::new(text.expose(), roots.as_deref(), Clock::system());
-            elsewhere(store.map(|store| Arc::new(store) as _), "redis")
-        }
-        (Some(Storage::Postgres(Connection { text, roots })), _) => {
-            let store = PostgresStore::new(text.expose(), roots.as_deref());
-            elsewhere(store.map(|store| Arc::new(store) as _), "postgres")
-        }
-        (None, Err(error)) => {
-            tracing::warn!(
-                state_dir = %directory.display(), %error,
-                "state_dir cannot be written: sessions are kept in memory and end with the process"
-            );
-            Ok(memory())
-        }
-        (Some(Storage::File), Err(error)) => {
-            Err(fail(format!("state_dir {} cannot be used", directory.display()))(&error))
-        }
-        (_, Ok(())) => {
-            let path = directory.join("sessions.redb");
-            let store = FileStore::open(&path);
-            let store =
-                store.map_err(|error| fail(format!("{} cannot be opened", path.display()))(&error))?;
-            let secret = match settings.secret {
-                Some(secret) => secret,
-                None => kept_secret(&directory.join("secret"))?,
-            };
-            Ok(State { store: Arc::new(store), secret, kind: "file" })
-        }
-    }
-}
-
-fn make_directory(directory: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let probe = directory.join(".writable");
-    std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&probe)?;
-    std::fs::remove_file(&probe)
-}
-
-/// The secret of an earlier start, or a new one that the next start finds.
-fn kept_secret(path: &Path) -> Result<[u8; 32], RuntimeError> {
-    let fail = |error: &dyn std::fmt::Display| RuntimeError::State {
-        what: path.display().to_string(),
-        error: error.to_string(),
-    };
-    match std::fs::read(path) {
-        Ok(bytes) => {
-            bytes.try_into().map_err(|_| fail(&"it does not hold 32 bytes; remove it to have a new one made"))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let secret: [u8; 32] = crypto::random();
-            let mut file = std::fs::OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(path)
-                .map_err(|error| fail(&error))?;
-            io::Write::write_all(&mut file, &secret)
-                .and_then(|()| file.sync_all())
-                .map_err(|error| fail(&error))?;
-            Ok(secret)
-        }
-        Err(error) => Err(fail(&error)),
     }
 }
 

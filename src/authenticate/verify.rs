@@ -28,7 +28,7 @@ impl Provider {
         refreshed: Option<(&str, &str)>,
     ) -> Result<Map<String, Value>, SignInError> {
         let token = answer.id().ok_or(SignInError::NoIdToken)?;
-        let verified = self.check_signature(at, token).await?;
+        let verified = self.check_token(at, token, None).await?;
         let claims = &verified.claims;
         let refuse = |reason: &'static str| Err(SignInError::Token(reason.to_owned()));
         let text = |name: &str| claims.get(name).and_then(Value::as_str);
@@ -84,11 +84,21 @@ impl Provider {
     }
 
     /// The signature, issuer, audience and times; the keys are read again once when one is unknown.
-    async fn check_signature(&self, at: &Discovered, token: &str) -> Result<VerifiedToken, SignInError> {
+    /// `undated`: how long a token that does not say so is believed.
+    pub(super) async fn check_token(
+        &self,
+        at: &Discovered,
+        token: &str,
+        undated: Option<Duration>,
+    ) -> Result<VerifiedToken, SignInError> {
         let issuer =
             at.issuer_of(token).ok_or_else(|| SignInError::Token("it names no tenant (`tid`)".into()))?;
-        let expected =
-            Expected { issuer: &issuer, audience: Some(&self.settings.client_id), allowed: &at.algorithms };
+        let expected = Expected {
+            issuer: &issuer,
+            audience: Some(&self.settings.client_id),
+            allowed: &at.algorithms,
+            undated,
+        };
         let now = self.clock.now();
         let keys = at.keys.load_full();
         match crypto::verify(token, &keys, &expected, now) {

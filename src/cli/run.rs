@@ -29,7 +29,7 @@ pub(super) fn main(arguments: &FileArgument) -> ExitCode {
             "register these URLs at the identity provider"
         );
     }
-    match runtime::run(loaded.settings, super::health) {
+    match runtime::run(loaded.settings, super::ANSWERS) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot go on");

@@ -33,6 +33,9 @@ mod serving;
 mod storage;
 mod urls;
 
+/// The socket in `state_dir` by which an administrator reaches a running service.
+pub const CONTROL_SOCKET: &str = "control.sock";
+
 pub use services::Services;
 pub use storage::{Connection, Storage};
 

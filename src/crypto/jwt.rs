@@ -17,7 +17,7 @@ use crate::clock::Timestamp;
 pub use jsonwebtoken::Algorithm;
 
 /// How far two clocks may differ: `exp`, `nbf` and `iat` are read with this much tolerance.
-pub(super) const LEEWAY: Duration = Duration::from_secs(60);
+pub const LEEWAY: Duration = Duration::from_secs(60);
 
 /// The most keys that a set may hold; real ones hold two or three.
 const MOST_KEYS: usize = 64;
@@ -43,6 +43,8 @@ pub struct Expected<'a> {
     pub audience: Option<&'a str>,
     /// The algorithms that the provider may use.
     pub allowed: &'a [Algorithm],
+    /// How long after `iat` a token without `exp` is believed; `None`: not at all.
+    pub undated: Option<Duration>,
 }
 
 /// A token whose signature, issuer, audience and times were right.
@@ -217,6 +219,16 @@ pub fn peek_claim(token: &str, name: &str) -> Option<String> {
     serde_json::from_slice::<Value>(&claims).ok()?.get(name)?.as_str().map(Into::into)
 }
 
+/// The audiences of a token, likewise.
+pub fn peek_audiences(token: &str) -> Vec<String> {
+    let claims = token.split('.').nth(1).and_then(decode).unwrap_or_default();
+    match serde_json::from_slice::<Value>(&claims).ok().and_then(|claims| claims.get("aud").cloned()) {
+        Some(Value::String(one)) => vec![one],
+        Some(Value::Array(all)) => all.iter().filter_map(|one| one.as_str().map(Into::into)).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// Verifies signature, issuer, audience and times.
 ///
 /// # Errors
@@ -256,7 +268,7 @@ pub fn verify(
         .claims;
 
     check_parties(&claims, expected)?;
-    check_times(&claims, now)?;
+    check_times(&claims, expected.undated, now)?;
     Ok(VerifiedToken { claims, kind: raw.get("typ").and_then(Value::as_str).map(Into::into), algorithm })
 }
 
@@ -274,8 +286,16 @@ fn check_parties(claims: &Map<String, Value>, expected: &Expected<'_>) -> Result
     if meant { Ok(()) } else { Err(TokenError::Audience) }
 }
 
-fn check_times(claims: &Map<String, Value>, now: Timestamp) -> Result<(), TokenError> {
-    let expires = numeric_date(claims, "exp")?.ok_or(TokenError::Claim("exp"))?;
+fn check_times(
+    claims: &Map<String, Value>,
+    undated: Option<Duration>,
+    now: Timestamp,
+) -> Result<(), TokenError> {
+    let expires = match (numeric_date(claims, "exp")?, undated) {
+        (Some(expires), _) => expires,
+        (None, Some(lasts)) => numeric_date(claims, "iat")?.ok_or(TokenError::Claim("exp"))? + lasts,
+        (None, None) => return Err(TokenError::Claim("exp")),
+    };
     if now >= expires + LEEWAY {
         return Err(TokenError::Expired(now.since(expires).as_secs()));
     }
@@ -341,7 +361,12 @@ mod tests {
 
     fn check(claims: Value) -> Result<VerifiedToken, TokenError> {
         let (token, keys) = signed(&claims);
-        let expected = Expected { issuer: "https://idp", audience: Some("me"), allowed: &[Algorithm::ES256] };
+        let expected = Expected {
+            issuer: "https://idp",
+            audience: Some("me"),
+            allowed: &[Algorithm::ES256],
+            undated: None,
+        };
         verify(&token, &keys, &expected, NOW)
     }
 
@@ -400,6 +425,7 @@ mod tests {
             issuer: "https://idp",
             audience: Some("me"),
             allowed: &[Algorithm::ES256, Algorithm::RS256],
+            undated: None,
         };
         for alg in
             ["none", "None", "nOnE", "HS256", "HS384", "HS512", "RS256", "PS256", "EdDSA", "", "ES256 "]
@@ -424,7 +450,8 @@ mod tests {
         let (token, keys) = signed(&json!({ "iss": "https://idp", "exp": NOW.as_unix_seconds() + 10 }));
         let (_, rest) = token.split_once('.').unwrap();
         let header = encode(json!({ "alg": "ES256", "crit": ["exp"] }).to_string().as_bytes());
-        let expected = Expected { issuer: "https://idp", audience: None, allowed: &[Algorithm::ES256] };
+        let expected =
+            Expected { issuer: "https://idp", audience: None, allowed: &[Algorithm::ES256], undated: None };
         assert_eq!(
             verify(&format!("{header}.{rest}"), &keys, &expected, NOW).unwrap_err(),
             TokenError::Critical
@@ -445,7 +472,7 @@ mod tests {
         let only_b = KeySet::parse(b.jwks().as_bytes()).unwrap();
         let claims = json!({ "iss": "i", "exp": NOW.as_unix_seconds() + 10 });
         let token = a.sign(&claims).unwrap();
-        let expected = Expected { issuer: "i", audience: None, allowed: &[Algorithm::ES256] };
+        let expected = Expected { issuer: "i", audience: None, allowed: &[Algorithm::ES256], undated: None };
         assert!(verify(&token, &both, &expected, NOW).is_ok());
         assert_eq!(verify(&token, &only_b, &expected, NOW).unwrap_err(), TokenError::UnknownKey);
 

@@ -104,21 +104,20 @@ pub fn is_cross_site(headers: &HeaderMap, origin: impl Fn(&str) -> bool) -> bool
 /// Whether a request is a form that one of our own pages sent: only such a one is worth keeping.
 pub fn is_same_site_form<B>(request: &Request<B>, origin: impl Fn(&str) -> bool) -> bool {
     let headers = request.headers();
-    let form = text(headers, &CONTENT_TYPE).is_some_and(|kind| {
-        kind.split(';')
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .eq_ignore_ascii_case("application/x-www-form-urlencoded")
-    });
     let same_site = match text(headers, &SEC_FETCH_SITE) {
         Some(site) => matches!(site, "same-origin" | "same-site"),
         None => headers.get(ORIGIN).and_then(|value| value.to_str().ok()).is_some_and(origin),
     };
     *request.method() == Method::POST
-        && form
+        && is_form(headers)
         && same_site
         && Client::of(request, Seen::of(headers)) == Client::Navigation
+}
+
+/// Whether what is sent is a form.
+pub fn is_form(headers: &HeaderMap) -> bool {
+    let kind = text(headers, &CONTENT_TYPE).and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
 }
 
 fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {

@@ -14,7 +14,7 @@ use super::{Downstream, Exit, sign_in as begin};
 use crate::authenticate::{Failure, Next, Redirect, Wish};
 use crate::authorize::{Decision, Facts};
 use crate::connection::Shown;
-use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_cross_site, parameter};
+use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_cross_site, is_form, parameter};
 use crate::identity::{Caller, Identity};
 use crate::pages::{self, Application, Fact, Occasion, Refusal};
 use crate::session::{Found, SameSite, SessionError};
@@ -33,6 +33,8 @@ pub(super) enum Endpoint {
     HandOff,
     Resume,
     Callback,
+    BackChannelLogout,
+    FrontChannelLogout,
     Jwks,
     Metadata,
     Ping,
@@ -64,6 +66,8 @@ pub(super) fn endpoint(
         "/.pomerium/signed_out" => Endpoint::SignedOut,
         "/.pomerium/callback" | "/.pomerium/callback/" => Endpoint::HandOff,
         "/.pomerium/resume" => Endpoint::Resume,
+        "/.pomerium/backchannel_logout" => Endpoint::BackChannelLogout,
+        "/.pomerium/frontchannel_logout" => Endpoint::FrontChannelLogout,
         "/.well-known/pomerium/jwks.json" => Endpoint::Jwks,
         "/.well-known/pomerium" | "/.well-known/pomerium/" => Endpoint::Metadata,
         "/ping" => Endpoint::Ping,
@@ -124,7 +128,8 @@ pub(super) async fn answer(
 ) -> Result<Response<Body>, Exit> {
     let Visit { canonical, certificate } = *visit;
     match *request.method() {
-        Method::GET => {}
+        Method::GET if !matches!(endpoint, Endpoint::BackChannelLogout) => {}
+        Method::POST if matches!(endpoint, Endpoint::BackChannelLogout) => {}
         // What works once, or ends something, is not done for somebody who only looks.
         Method::HEAD
             if !matches!(
@@ -134,6 +139,8 @@ pub(super) async fn answer(
                     | Endpoint::Resume
                     | Endpoint::SignIn
                     | Endpoint::SignOut
+                    | Endpoint::BackChannelLogout
+                    | Endpoint::FrontChannelLogout
                     | Endpoint::Familiar(Familiar::Start | Familiar::SignOut)
             ) => {}
         Method::POST if matches!(endpoint, Endpoint::SignOut | Endpoint::Familiar(Familiar::SignOut)) => {}
@@ -170,6 +177,15 @@ pub(super) async fn answer(
             let done = snapshot.authenticate.call_back(at, answer, request.headers()).await;
             done.map(|redirect| arrive(snapshot, host, &redirect))
                 .map_err(failed(snapshot, request.headers()))
+        }
+        Endpoint::BackChannelLogout => {
+            let is_form = is_form(request.headers());
+            let form = if is_form { posted_answer(request).await? } else { String::new() };
+            let ended = snapshot.authenticate.back_channel_logout(&form).await;
+            Ok(pages::logout(ended.map(|_| Vec::new()).as_deref()))
+        }
+        Endpoint::FrontChannelLogout => {
+            Ok(pages::logout(snapshot.authenticate.front_channel_logout(query).await.as_deref()))
         }
         Endpoint::Familiar(Familiar::Start) => {
             let target = familiar::target(snapshot, query, visit, &origin, request.headers())?;
@@ -241,7 +257,8 @@ fn metadata(snapshot: &Snapshot, origin: &str) -> Value {
         "issuer": format!("{origin}/"),
         "authentication_callback_endpoint": snapshot.authenticate.callback_urls().first(),
         "jwks_uri": format!("{origin}/.well-known/pomerium/jwks.json"),
-        "frontchannel_logout_uri": format!("{origin}/.pomerium/sign_out"),
+        "frontchannel_logout_uri": format!("{origin}/.pomerium/frontchannel_logout"),
+        "backchannel_logout_uri": format!("{origin}/.pomerium/backchannel_logout"),
     })
 }
 

@@ -54,7 +54,13 @@ pub(super) async fn answer(
         client_certificate::check_way(route, &downstream.connection)?;
     }
     let question = Question { snapshot, service, downstream, canonical, record };
-    let mut decided = question.ask(question.about(request, Bytes::new())).await?;
+    // What is posted to an endpoint of ours is part of the question.
+    let is_own = canonical.path.canonical.starts_with("/.pomerium/") || found.is_err();
+    let posted = match *request.method() {
+        Method::POST if is_own => read_form(request).await.unwrap_or_default(),
+        _ => Bytes::new(),
+    };
+    let mut decided = question.ask(question.about(request, posted)).await?;
     if let Decided::Answered(answer) = &decided
         && answer.status() == StatusCode::UNAUTHORIZED
         && let Some(form) = form(snapshot, canonical, request).await
@@ -175,8 +181,12 @@ async fn form(snapshot: &Snapshot, canonical: &Canonical, request: &mut Request<
     if !kept {
         return None;
     }
+    read_form(request).await
+}
+
+/// What is too large, too slow or broke off is not read.
+async fn read_form(request: &mut Request<Body>) -> Option<Bytes> {
     let read = Limited::new(request.body_mut(), LARGEST_FORM).collect();
-    // What is too large, too slow or broke off is not kept.
     let form = tokio::time::timeout(SLOWEST_FORM, read).await.ok()?.ok()?.to_bytes();
     (!form.is_empty()).then_some(form)
 }

@@ -50,8 +50,11 @@ pub struct FileStore {
 /// What the thread is asked for, with the way back.
 enum Operation {
     Read(Box<dyn FnOnce(&ReadTransaction) + Send>),
-    Write(Box<dyn FnOnce(&WriteTransaction) -> Answer + Send>),
+    Write(Change),
 }
+
+/// Changes something within a transaction, and says how that ended once it is known whether the commit succeeded.
+type Change = Box<dyn FnOnce(&WriteTransaction) -> Answer + Send>;
 
 /// Tells whoever asked for a write how it ended.
 type Answer = Box<dyn FnOnce(Result<(), StoreError>)>;
@@ -306,7 +309,7 @@ fn work(database: &Database, operations: &mut mpsc::Receiver<Operation>) {
 }
 
 /// Does all writes in one transaction, and answers only when it is on the disk.
-fn write(database: &Database, operations: Vec<Box<dyn FnOnce(&WriteTransaction) -> Answer + Send>>) {
+fn write(database: &Database, operations: Vec<Change>) {
     if operations.is_empty() {
         return;
     }

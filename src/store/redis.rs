@@ -329,8 +329,8 @@ impl Store for RedisStore {
             let mut range = cmd("ZRANGE");
             range.arg(SESSIONS).arg(from).arg(from + PAGE - 1);
             let ids: Vec<String> = self.ask(&range).await?;
-            let mut page = Page::default();
-            page.next = (ids.len() == PAGE).then(|| (from + PAGE).to_string());
+            let next = (ids.len() == PAGE).then(|| (from + PAGE).to_string());
+            let mut page = Page { records: Vec::with_capacity(ids.len()), next };
             for id in ids.iter().filter_map(|text| Id::from_text(text)) {
                 page.records.extend(self.read(id, now).await?);
             }

@@ -229,6 +229,7 @@ fn the_assertion_verifies_with_the_published_keys() {
         issuer: "app.localhost",
         audience: Some("app.localhost"),
         allowed: &[portcullis::crypto::Algorithm::ES256],
+        undated: None,
     };
     let now = portcullis::clock::Clock::system().now();
     let claims = portcullis::crypto::verify(&token, &keys, &expected, now).unwrap().claims;

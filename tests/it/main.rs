@@ -12,6 +12,7 @@
 )]
 #![allow(missing_docs, reason = "tests are sentences")]
 
+mod administration;
 mod answers;
 mod browser;
 mod check;
@@ -22,6 +23,7 @@ mod framing;
 mod headers;
 mod house;
 mod http2;
+mod logout;
 mod logs;
 mod policy;
 mod pomerium;

@@ -233,6 +233,7 @@ fn a_client_may_prove_who_it_is_with_a_key() {
             issuer: "client",
             audience: Some(&audience),
             allowed: &[portcullis::crypto::Algorithm::ES256],
+            undated: None,
         };
         let now = portcullis::clock::Clock::system().now();
         let token = portcullis::crypto::verify(&call.form["client_assertion"], &keys, &expected, now);

@@ -1,0 +1,150 @@
+//! What outlives a process: its store, its secret; and the socket by which an administrator reaches it.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::{UnixListener, UnixStream};
+
+use super::RuntimeError;
+use crate::clock::Clock;
+use crate::config::{CONTROL_SOCKET, Connection, Settings, Storage};
+use crate::crypto;
+use crate::store::{FileStore, MemoryStore, PostgresStore, RedisStore, Store};
+
+/// What outlives a restart, where it can.
+pub(super) struct State {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) secret: [u8; 32],
+    /// The kind of store, for the log.
+    pub(super) kind: &'static str,
+}
+
+/// Opens the store, and finds or makes the server's secret.
+pub(super) fn open(settings: &Settings) -> Result<State, RuntimeError> {
+    if !settings.services.authorize {
+        // Sessions are where it is decided.
+        let secret = settings.secret.unwrap_or_else(crypto::random);
+        return Ok(State { store: Arc::new(MemoryStore::new()), secret, kind: "none" });
+    }
+    let directory = &settings.state_dir;
+    let usable = make_directory(directory);
+    let memory = || State {
+        store: Arc::new(MemoryStore::new()),
+        secret: settings.secret.unwrap_or_else(crypto::random),
+        kind: "memory",
+    };
+    let fail = |what: String| {
+        move |error: &dyn std::fmt::Display| RuntimeError::State {
+            what: what.clone(),
+            error: error.to_string(),
+        }
+    };
+    let elsewhere = |store: Result<Arc<dyn Store>, String>, kind| {
+        let what = "databroker_storage_connection_string".to_owned();
+        let store = store.map_err(|error| RuntimeError::State { what, error })?;
+        Ok(State { store, kind, ..memory() })
+    };
+    match (&settings.storage, usable) {
+        (Some(Storage::Memory), _) => Ok(memory()),
+        (Some(Storage::Redis(Connection { text, roots })), _) => {
+            let store = RedisStore::new(text.expose(), roots.as_deref(), Clock::system());
+            elsewhere(store.map(|store| Arc::new(store) as _), "redis")
+        }
+        (Some(Storage::Postgres(Connection { text, roots })), _) => {
+            let store = PostgresStore::new(text.expose(), roots.as_deref());
+            elsewhere(store.map(|store| Arc::new(store) as _), "postgres")
+        }
+        (None, Err(error)) => {
+            tracing::warn!(
+                state_dir = %directory.display(), %error,
+                "state_dir cannot be written: sessions are kept in memory and end with the process"
+            );
+            Ok(memory())
+        }
+        (Some(Storage::File), Err(error)) => {
+            Err(fail(format!("state_dir {} cannot be used", directory.display()))(&error))
+        }
+        (_, Ok(())) => {
+            let path = directory.join("sessions.redb");
+            let store = FileStore::open(&path);
+            let store =
+                store.map_err(|error| fail(format!("{} cannot be opened", path.display()))(&error))?;
+            let secret = match settings.secret {
+                Some(secret) => secret,
+                None => kept_secret(&directory.join("secret"))?,
+            };
+            Ok(State { store: Arc::new(store), secret, kind: "file" })
+        }
+    }
+}
+
+fn make_directory(directory: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let probe = directory.join(".writable");
+    std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&probe)?;
+    std::fs::remove_file(&probe)
+}
+
+/// The secret of an earlier start, or a new one that the next start finds.
+fn kept_secret(path: &Path) -> Result<[u8; 32], RuntimeError> {
+    let fail = |error: &dyn std::fmt::Display| RuntimeError::State {
+        what: path.display().to_string(),
+        error: error.to_string(),
+    };
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            bytes.try_into().map_err(|_| fail(&"it does not hold 32 bytes; remove it to have a new one made"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let secret: [u8; 32] = crypto::random();
+            let mut file = std::fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(path)
+                .map_err(|error| fail(&error))?;
+            io::Write::write_all(&mut file, &secret)
+                .and_then(|()| file.sync_all())
+                .map_err(|error| fail(&error))?;
+            Ok(secret)
+        }
+        Err(error) => Err(fail(&error)),
+    }
+}
+
+/// The control socket in `state_dir`, which only the owner may use; `None` when it cannot be had, which is said.
+pub(super) async fn open_control(directory: &Path) -> Option<(Arc<UnixListener>, PathBuf)> {
+    let path = directory.join(CONTROL_SOCKET);
+    let without = |why: &str| {
+        tracing::warn!(
+            socket = %path.display(), why,
+            "there is no control socket: `portcullis sessions` and `portcullis tokens` cannot reach this process"
+        );
+    };
+    if UnixStream::connect(&path).await.is_ok() {
+        without("another process answers there");
+        return None;
+    }
+    // Nobody answers: it was left by one that is gone.
+    match std::fs::remove_file(&path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            without(&error.to_string());
+            return None;
+        }
+    }
+    let bound = UnixListener::bind(&path).and_then(|listener| {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    });
+    match bound {
+        Ok(listener) => Some((Arc::new(listener), path)),
+        Err(error) => {
+            without(&error.to_string());
+            None
+        }
+    }
+}
