@@ -16,6 +16,7 @@ use crate::snapshot::Snapshot;
 mod check;
 mod control;
 mod demo;
+mod keys;
 mod policy;
 mod run;
 mod sessions;
@@ -39,6 +40,9 @@ enum Command {
     /// Ask what policies decide: explain one request, or test many.
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Make secrets and signing keys, and replace them without signing anybody out.
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// The sessions of a running service: list, show, revoke.
     #[command(subcommand)]
     Sessions(sessions::Command),
@@ -95,6 +99,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(arguments)) => run::main(&arguments),
         Some(Command::Check(arguments)) => check::main(&arguments),
         Some(Command::Policy(command)) => policy::main(&command),
+        Some(Command::Keys(command)) => keys::main(&command),
         Some(Command::Sessions(command)) => sessions::main(&command),
         Some(Command::Demo(arguments)) => demo::main(&arguments),
     }

@@ -30,7 +30,10 @@ pub use keys::Key;
 pub use problem::Problem;
 pub use reference::reference;
 pub use routes::RouteSettings;
-pub use settings::{CONTROL_SOCKET, Connection, ListenSettings, Services, Settings, Storage};
+pub use routes::pem_or_base64;
+pub use settings::{
+    CONTROL_SOCKET, Connection, KEPT_SECRET, ListenSettings, Origins, Secrets, Services, Settings, Storage,
+};
 pub use source::Sources;
 
 /// A configuration that was read, and what there is to say about it.

@@ -18,7 +18,7 @@ pub use jwt::{
     verify_access_token_hash,
 };
 pub use seal::{KeyRing, Purpose, SealKey};
-pub use signer::{Signer, SigningKeyError};
+pub use signer::{Signer, SigningKeyError, pem_blocks};
 pub use trust::{TrustError, read_roots, system_roots};
 
 /// Installs aws-lc-rs for TLS and for JSON web tokens, and proves that both work.

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::connection::Port;
-use crate::crypto::{KeyRing, Purpose, Signer};
+use crate::crypto::{Purpose, Signer};
 use crate::listener::{self, Limits, Listener};
 use crate::pipeline::{Context, RequestIds};
 use crate::snapshot::{Parts, Snapshot};
@@ -114,12 +114,16 @@ async fn serve(
     answers: Answers,
 ) -> Result<(), RuntimeError> {
     let clock = Clock::system();
-    let State { store, secret, kind } = state::open(&settings)?;
+    let State { store, keys, kind } = state::open(&settings)?;
     let state_dir = settings.state_dir.clone();
-    let keys = KeyRing::new(secret);
-    let signer = match &settings.signing_key {
-        Some(pem) => Signer::from_pem(pem),
-        None => Signer::from_secret(&keys.secret(Purpose::Assertion)),
+    let signer = match settings.signing_keys.as_slice() {
+        [] => {
+            let secrets = keys.secrets(Purpose::Assertion);
+            let derived: Result<Vec<_>, _> =
+                secrets.iter().map(|secret| Signer::from_secret(secret)).collect();
+            derived.and_then(Signer::first_of)
+        }
+        pems => Signer::from_pems(pems),
     };
     let signer = signer.map_err(|error| RuntimeError::Other(format!("signing_key: {error}")))?;
 

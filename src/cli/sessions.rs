@@ -52,9 +52,7 @@ pub(super) enum Command {
 
 pub(super) fn main(command: &Command) -> ExitCode {
     match command {
-        Command::List { service, user, json } => {
-            finish(list(service, user.as_deref()), *json, print_list)
-        }
+        Command::List { service, user, json } => finish(list(service, user.as_deref()), *json, print_list),
         Command::Show { service, session, json } => {
             let shown = service.ask(&Method::GET, &target("/session", &[("session", session)]), None);
             finish(shown, *json, print_one)

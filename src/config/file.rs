@@ -141,17 +141,19 @@ keys! {
         databroker_storage_connection_string_file: Text = "";
         /// A session that nobody used for so long ends. A use is a request; a WebSocket or a download that lasts is none.
         session_idle_timeout: Span = "";
-        /// The server's own secret: base64 of 32 bytes. Without one it is made and kept in state_dir.
-        [secret] shared_secret: Text = "";
-        /// A file that holds shared_secret.
+        /// The server's own secret: base64 of 32 bytes, or several (a list, or with commas between them), of which the first
+        /// makes and all verify: `portcullis keys rotate` writes the next list. Without one it is made and kept in state_dir.
+        [secret] shared_secret: Texts = "";
+        /// A file that holds shared_secret, one a line.
         shared_secret_file: Text = "";
-        /// Used as shared_secret where that is not set: base64 of 32 bytes.
-        [secret] cookie_secret: Text = "";
-        /// A file that holds cookie_secret.
+        /// Used as shared_secret where that is not set.
+        [secret] cookie_secret: Texts = "";
+        /// A file that holds cookie_secret, one a line.
         cookie_secret_file: Text = "";
-        /// The key that signs assertions: PEM (P-256 or RSA), or base64 of it.
-        [secret] signing_key: Text = "(derived from shared_secret)";
-        /// A file that holds signing_key.
+        /// The key that signs assertions: PEM (P-256 or RSA), or base64 of it; or several, of which the first signs and all
+        /// are published.
+        [secret] signing_key: Texts = "(derived from shared_secret)";
+        /// A file that holds signing_key; several stand one after the other.
         signing_key_file: Text = "";
 
         /// The certificate chain: base64 of PEM.
@@ -210,7 +212,7 @@ keys! {
         idp_provider_url: Text = "(that of google, azure, gitlab, github, onelogin and apple is known)";
         /// The client's id at the provider.
         idp_client_id: Text = "";
-        /// The client's secret; a public client has none.
+        /// The client's secret, or a list of them, tried in order; a public client has none.
         [secret] idp_client_secret: Texts = "";
         /// A file that holds idp_client_secret, or several, one a line.
         idp_client_secret_file: Text = "";

@@ -342,7 +342,7 @@ pub(super) fn header_list(
 }
 
 /// PEM as it is, or base64 of it.
-pub(super) fn pem_or_base64(text: &str) -> Option<Vec<u8>> {
+pub fn pem_or_base64(text: &str) -> Option<Vec<u8>> {
     if text.contains("-----BEGIN") {
         return Some(text.as_bytes().to_vec());
     }

@@ -35,7 +35,10 @@ mod urls;
 
 /// The socket in `state_dir` by which an administrator reaches a running service.
 pub const CONTROL_SOCKET: &str = "control.sock";
+/// The file in `state_dir` with the secrets that were made because none was set.
+pub const KEPT_SECRET: &str = "secret";
 
+pub use secrets::{Origins, Secrets};
 pub use services::Services;
 pub use storage::{Connection, Storage};
 
@@ -60,10 +63,12 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Where sessions are kept; `None`: in a file when that can be written, else in memory.
     pub storage: Option<Storage>,
-    /// `shared_secret`.
-    pub secret: Option<[u8; 32]>,
-    /// `signing_key`, PEM.
-    pub signing_key: Option<Vec<u8>>,
+    /// `shared_secret`: the first makes, all verify; empty when it is not set.
+    pub secrets: Vec<[u8; 32]>,
+    /// `signing_key`, PEM: the first signs.
+    pub signing_keys: Vec<Vec<u8>>,
+    /// Where both were read.
+    pub origins: Origins,
     /// The authenticate service.
     pub authenticate: authenticate::Settings,
     /// Sessions.
@@ -188,8 +193,8 @@ impl Resolver<'_> {
         let client_auths = self.client_auths(insecure, &mut routes);
         let listen = self.listen(insecure, url.as_ref(), &routes, client_auths, services);
         let cookie = self.cookie();
-        let secret = self.secret();
-        let signing_key = self.signing_key();
+        let secrets = self.secrets();
+        let signing_keys = self.signing_keys();
         let callback_path = self.callback_path();
         let aliases = self.aliases(insecure);
         let rules = (self.path_rules(), self.header_rules(&headers), self.forwarded_rules());
@@ -229,8 +234,9 @@ impl Resolver<'_> {
             log_format: log_format.unwrap_or_default(),
             state_dir,
             storage,
-            secret,
-            signing_key,
+            secrets,
+            signing_keys,
+            origins: self.origins(),
             session: session::Settings {
                 cookie,
                 providers: providers.iter().map(origin).collect(),

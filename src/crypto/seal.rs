@@ -99,6 +99,12 @@ impl KeyRing {
         Self { roots: vec![Zeroizing::new(root)] }
     }
 
+    /// A ring of which the first secret makes and all verify; `None` when there is none.
+    pub fn of(roots: impl IntoIterator<Item = [u8; 32]>) -> Option<Self> {
+        let roots: Vec<_> = roots.into_iter().map(Zeroizing::new).collect();
+        (!roots.is_empty()).then_some(Self { roots })
+    }
+
     /// A ring with a secret of this process alone.
     pub fn random() -> Self {
         Self::new(random())
@@ -135,9 +141,9 @@ impl KeyRing {
         self.roots.iter().map(|root| mac(&*subkey(root, purpose), parts)).collect()
     }
 
-    /// A secret of its own for a purpose.
-    pub fn secret(&self, purpose: Purpose) -> Zeroizing<[u8; 32]> {
-        self.roots.first().map(|root| subkey(root, purpose)).unwrap_or_default()
+    /// A secret of its own for a purpose, one of each secret of the ring.
+    pub fn secrets(&self, purpose: Purpose) -> Vec<Zeroizing<[u8; 32]>> {
+        self.roots.iter().map(|root| subkey(root, purpose)).collect()
     }
 }
 

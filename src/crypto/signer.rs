@@ -86,6 +86,42 @@ impl Signer {
         Ok(Self { key, header, jwks })
     }
 
+    /// The first signs; the set that is published holds the keys of all.
+    ///
+    /// # Errors
+    /// When there is none, or one cannot be described.
+    pub fn first_of(keys: Vec<Self>) -> Result<Self, SigningKeyError> {
+        let mut published: Vec<serde_json::Value> = Vec::new();
+        for key in &keys {
+            let set: serde_json::Value =
+                serde_json::from_str(&key.jwks).map_err(jsonwebtoken::errors::Error::from)?;
+            for one in set.get("keys").and_then(serde_json::Value::as_array).into_iter().flatten() {
+                if !published.contains(one) {
+                    published.push(one.clone());
+                }
+            }
+        }
+        let mut first = keys.into_iter().next().ok_or(SigningKeyError::NotPem)?;
+        first.jwks = serde_json::json!({ "keys": published }).to_string();
+        Ok(first)
+    }
+
+    /// The keys of PEM files, each with one key or several.
+    ///
+    /// # Errors
+    /// When one of them is no key that can sign ES256 or RS256.
+    pub fn from_pems(pems: &[Vec<u8>]) -> Result<Self, SigningKeyError> {
+        let mut keys = Vec::new();
+        for pem in pems {
+            let text = std::str::from_utf8(pem).map_err(|_| SigningKeyError::NotPem)?;
+            // The parameters that openssl writes before a key on a curve are no key.
+            for block in pem_blocks(text).filter(|block| !block.contains("EC PARAMETERS")) {
+                keys.push(Self::from_pem(block.as_bytes())?);
+            }
+        }
+        Self::first_of(keys)
+    }
+
     /// A compact signed token (RFC 7515 §3.1).
     ///
     /// # Errors
@@ -104,6 +140,16 @@ impl std::fmt::Debug for Signer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Signer").field("kid", &self.header.kid).finish_non_exhaustive()
     }
+}
+
+/// Each `-----BEGIN …-----END …-----` of a file.
+pub fn pem_blocks(text: &str) -> impl Iterator<Item = &str> {
+    text.match_indices("-----BEGIN ").filter_map(|(start, _)| {
+        let from = text.get(start..)?;
+        let end = from.find("-----END ")? + "-----END ".len();
+        let close = end + from.get(end..)?.find("-----")? + "-----".len();
+        from.get(..close)
+    })
 }
 
 fn rejected(error: KeyRejected) -> SigningKeyError {

@@ -9,32 +9,30 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::RuntimeError;
 use crate::clock::Clock;
-use crate::config::{CONTROL_SOCKET, Connection, Settings, Storage};
-use crate::crypto;
+use crate::config::{CONTROL_SOCKET, Connection, KEPT_SECRET, Settings, Storage};
+use crate::crypto::{self, KeyRing};
 use crate::store::{FileStore, MemoryStore, PostgresStore, RedisStore, Store};
 
 /// What outlives a restart, where it can.
 pub(super) struct State {
     pub(super) store: Arc<dyn Store>,
-    pub(super) secret: [u8; 32],
+    /// The secrets: the first makes.
+    pub(super) keys: KeyRing,
     /// The kind of store, for the log.
     pub(super) kind: &'static str,
 }
 
 /// Opens the store, and finds or makes the server's secret.
 pub(super) fn open(settings: &Settings) -> Result<State, RuntimeError> {
+    let configured = KeyRing::of(settings.secrets.iter().copied());
+    let typed = || configured.clone().unwrap_or_else(KeyRing::random);
     if !settings.services.authorize {
         // Sessions are where it is decided.
-        let secret = settings.secret.unwrap_or_else(crypto::random);
-        return Ok(State { store: Arc::new(MemoryStore::new()), secret, kind: "none" });
+        return Ok(State { store: Arc::new(MemoryStore::new()), keys: typed(), kind: "none" });
     }
     let directory = &settings.state_dir;
     let usable = make_directory(directory);
-    let memory = || State {
-        store: Arc::new(MemoryStore::new()),
-        secret: settings.secret.unwrap_or_else(crypto::random),
-        kind: "memory",
-    };
+    let memory = || State { store: Arc::new(MemoryStore::new()), keys: typed(), kind: "memory" };
     let fail = |what: String| {
         move |error: &dyn std::fmt::Display| RuntimeError::State {
             what: what.clone(),
@@ -71,11 +69,11 @@ pub(super) fn open(settings: &Settings) -> Result<State, RuntimeError> {
             let store = FileStore::open(&path);
             let store =
                 store.map_err(|error| fail(format!("{} cannot be opened", path.display()))(&error))?;
-            let secret = match settings.secret {
-                Some(secret) => secret,
-                None => kept_secret(&directory.join("secret"))?,
+            let keys = match configured {
+                Some(keys) => keys,
+                None => kept_secrets(&directory.join(KEPT_SECRET))?,
             };
-            Ok(State { store: Arc::new(store), secret, kind: "file" })
+            Ok(State { store: Arc::new(store), keys, kind: "file" })
         }
     }
 }
@@ -87,15 +85,18 @@ fn make_directory(directory: &Path) -> io::Result<()> {
     std::fs::remove_file(&probe)
 }
 
-/// The secret of an earlier start, or a new one that the next start finds.
-fn kept_secret(path: &Path) -> Result<[u8; 32], RuntimeError> {
+/// The secrets of an earlier start, or a new one that the next start finds: 32 bytes each, the first one makes.
+fn kept_secrets(path: &Path) -> Result<KeyRing, RuntimeError> {
     let fail = |error: &dyn std::fmt::Display| RuntimeError::State {
         what: path.display().to_string(),
         error: error.to_string(),
     };
     match std::fs::read(path) {
         Ok(bytes) => {
-            bytes.try_into().map_err(|_| fail(&"it does not hold 32 bytes; remove it to have a new one made"))
+            let (secrets, rest) = bytes.as_chunks::<32>();
+            KeyRing::of(secrets.iter().copied())
+                .filter(|_| rest.is_empty())
+                .ok_or_else(|| fail(&"it does not hold 32 bytes; remove it to have a new one made"))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let secret: [u8; 32] = crypto::random();
@@ -108,7 +109,7 @@ fn kept_secret(path: &Path) -> Result<[u8; 32], RuntimeError> {
             io::Write::write_all(&mut file, &secret)
                 .and_then(|()| file.sync_all())
                 .map_err(|error| fail(&error))?;
-            Ok(secret)
+            Ok(KeyRing::new(secret))
         }
         Err(error) => Err(fail(&error)),
     }

@@ -371,6 +371,10 @@ fn what_could_weaken_access_is_refused_at_load() {
             "idp_request_params: {state: x}",
             "idp_request_params.state: this parameter is set by the sign-in itself",
         ),
+        (
+            "shared_secret: cGFzc3dvcmRwYXNzd29yZHBhc3N3b3JkcGFzc3dvcmQ=",
+            "shared_secret: this secret is not random",
+        ),
         ("session_idle_timeout: 0", "sessions that end at once"),
         ("databroker_storage_type: redis", "databroker_storage_connection_string: is missing"),
         (

@@ -34,6 +34,7 @@ mod proxying;
 mod replicas;
 mod replies;
 mod rig;
+mod rotation;
 mod services;
 mod sessions;
 mod sign_in;

@@ -49,6 +49,8 @@ pub struct State {
     pub authorize_error: Option<String>,
     /// The token endpoint answers this, with this status.
     pub token_error: Option<(u16, Value)>,
+    /// Whether a call to the token endpoint proves who makes it.
+    pub check_token_call: Option<Box<dyn Fn(&Call) -> bool + Send>>,
     /// Every call ends without an answer.
     pub down: bool,
     /// The key set is not there.
@@ -94,6 +96,7 @@ impl Provider {
             userinfo: None,
             authorize_error: None,
             token_error: None,
+            check_token_call: None,
             down: false,
             keys_down: false,
             lifetime: 3600,
@@ -234,6 +237,9 @@ impl State {
     fn token(&mut self, call: &Call, base: &str) -> String {
         if let Some((status, error)) = &self.token_error {
             return reply(*status, error);
+        }
+        if self.check_token_call.as_ref().is_some_and(|check| !check(call)) {
+            return reply(401, &json!({ "error": "invalid_client" }));
         }
         let (client, nonce) = match call.form["grant_type"].as_str() {
             "authorization_code" => {

@@ -9,20 +9,50 @@ use crate::config::values::Text;
 use crate::config::{routes, samples};
 use crate::crypto;
 
+/// Where secrets that can be replaced were read.
+#[derive(Debug)]
+pub struct Origins {
+    /// `shared_secret`, else `cookie_secret`.
+    pub shared_secret: Secrets,
+    /// `signing_key`.
+    pub signing_key: Secrets,
+}
+
+/// Where a list of secrets was read.
+pub enum Secrets {
+    /// Nowhere.
+    Unset,
+    /// In the configuration itself.
+    Inline {
+        /// The key.
+        key: &'static str,
+        /// What it says.
+        values: Vec<String>,
+    },
+    /// In a file of its own.
+    File {
+        /// Its path.
+        path: std::path::PathBuf,
+    },
+}
+
+/// Without what it says.
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unset => f.write_str("Unset"),
+            Self::Inline { key, .. } => f.debug_struct("Inline").field("key", key).finish_non_exhaustive(),
+            Self::File { path } => f.debug_struct("File").field("path", path).finish(),
+        }
+    }
+}
+
 impl Resolver<'_> {
     /// Values that were copied and never filled in.
     pub(super) fn refuse_samples(&mut self) {
         let file = self.file;
-        let checked = [
-            ("authenticate_service_url", &file.authenticate_service_url, false),
-            ("shared_secret", &file.shared_secret, true),
-            ("cookie_secret", &file.cookie_secret, true),
-            ("signing_key", &file.signing_key, true),
-        ];
-        for (name, value, secret) in checked {
-            if let Some(Text(value)) = value {
-                self.refuse_sample(&[key(name)], value, secret);
-            }
+        if let Some(Text(value)) = &file.authenticate_service_url {
+            self.refuse_sample(&[key("authenticate_service_url")], value, false);
         }
     }
 
@@ -42,17 +72,15 @@ impl Resolver<'_> {
     ) -> Vec<String> {
         let at = |name: &str| below.iter().cloned().chain([key(name)]).collect::<Vec<_>>();
         let file_key = at(&format!("{name}_file"));
+        for value in inline.iter().flat_map(|Texts(values)| values) {
+            self.refuse_sample(&at(name), value, true);
+        }
         match (inline, file) {
             (Some(_), Some(_)) => {
                 self.error_at(&file_key, format!("{name} is set too; set one of them"));
                 Vec::new()
             }
-            (Some(Texts(values)), None) => {
-                for value in values {
-                    self.refuse_sample(&at(name), value, true);
-                }
-                values.iter().filter(|value| !value.is_empty()).cloned().collect()
-            }
+            (Some(Texts(values)), None) => values.iter().filter(|value| !value.is_empty()).cloned().collect(),
             (None, Some(Text(path))) => {
                 let Some(text) = self.read_file(&file_key, path) else { return Vec::new() };
                 let Ok(text) = String::from_utf8(text) else {
@@ -160,41 +188,116 @@ impl Resolver<'_> {
         }
     }
 
-    pub(super) fn secret(&mut self) -> Option<[u8; 32]> {
+    pub(super) fn origins(&self) -> Origins {
         let file = self.file;
-        let shared =
-            self.secret_value("shared_secret", file.shared_secret.as_ref(), file.shared_secret_file.as_ref());
-        let cookie =
-            self.secret_value("cookie_secret", file.cookie_secret.as_ref(), file.cookie_secret_file.as_ref());
-        let mut used = None;
-        for (name, value) in [("shared_secret", shared), ("cookie_secret", cookie)] {
-            let Some(value) = value else { continue };
-            match decode_secret(&value) {
-                Some(secret) => used = used.or(Some(secret)),
-                None if samples::refuse(&value, true).is_some() => {}
-                None => self.error(
-                    name,
-                    "base64 of 32 random bytes was expected; make one with `head -c32 /dev/urandom | base64`",
-                ),
+        let origin = |key, inline: &Option<Texts>, path: &Option<Text>| match (inline, path) {
+            (Some(Texts(values)), _) => {
+                let each = values.iter().flat_map(|one| one.split(',')).map(|one| one.trim().to_owned());
+                Secrets::Inline { key, values: each.filter(|one| !one.is_empty()).collect() }
+            }
+            (None, Some(Text(path))) => Secrets::File { path: self.sources.resolve(path) },
+            (None, None) => Secrets::Unset,
+        };
+        let shared = origin("shared_secret", &file.shared_secret, &file.shared_secret_file);
+        let shared_secret = match shared {
+            Secrets::Unset => origin("cookie_secret", &file.cookie_secret, &file.cookie_secret_file),
+            set => set,
+        };
+        let signing_key = origin("signing_key", &file.signing_key, &file.signing_key_file);
+        Origins { shared_secret, signing_key }
+    }
+
+    /// `shared_secret`, else `cookie_secret`.
+    pub(super) fn secrets(&mut self) -> Vec<[u8; 32]> {
+        let file = self.file;
+        let shared = (&file.shared_secret, &file.shared_secret_file);
+        let cookie = (&file.cookie_secret, &file.cookie_secret_file);
+        let mut used = Vec::new();
+        for (name, (inline, path)) in [("shared_secret", shared), ("cookie_secret", cookie)] {
+            let typed = self.secret_values(&[], name, inline.as_ref(), path.as_ref());
+            let each =
+                typed.iter().flat_map(|one| one.split(',')).map(str::trim).filter(|one| !one.is_empty());
+            let mut read = Vec::new();
+            for value in each {
+                match decode_secret(value) {
+                    Some(secret) if is_weak(&secret) => {
+                        self.error(name, "this secret is not random; make one with `portcullis keys new shared-secret`");
+                    }
+                    Some(secret) => read.push(secret),
+                    None if samples::refuse(value, true).is_some() => {}
+                    None => self.error(
+                        name,
+                        "base64 of 32 random bytes was expected; make one with `portcullis keys new shared-secret`",
+                    ),
+                }
+            }
+            if used.is_empty() {
+                used = read;
             }
         }
         used
     }
 
-    pub(super) fn signing_key(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn signing_keys(&mut self) -> Vec<Vec<u8>> {
         let file = self.file;
-        let typed =
-            self.secret_value("signing_key", file.signing_key.as_ref(), file.signing_key_file.as_ref())?;
-        if routes::pem_or_base64(&typed)
-            .is_some_and(|pem| String::from_utf8_lossy(&pem).matches("-----BEGIN").count() > 1)
-        {
-            self.error("signing_key", "several keys in one are not there yet; keep the first");
-            return None;
+        let name = "signing_key";
+        let typed: Vec<Vec<u8>> = match (&file.signing_key, &file.signing_key_file) {
+            (Some(_), Some(_)) => {
+                self.error("signing_key_file", "signing_key is set too; set one of them");
+                return Vec::new();
+            }
+            (Some(Texts(values)), None) => {
+                let mut pems = Vec::new();
+                for value in values.iter().filter(|value| !value.is_empty()) {
+                    self.refuse_sample(&[key(name)], value, true);
+                    match routes::pem_or_base64(value) {
+                        Some(pem) => pems.push(pem),
+                        None if samples::refuse(value, true).is_some() => {}
+                        None => self.error(name, NO_KEY),
+                    }
+                }
+                pems
+            }
+            (None, Some(Text(path))) => {
+                let Some(bytes) = self.read_file(&[key("signing_key_file")], path) else { return Vec::new() };
+                let text = String::from_utf8_lossy(&bytes);
+                if let Some(reason) = samples::refuse(&text, true) {
+                    self.error("signing_key_file", reason);
+                }
+                vec![routes::pem_or_base64(&text).unwrap_or_else(|| bytes.clone())]
+            }
+            (None, None) => Vec::new(),
+        };
+        let name = if file.signing_key.is_some() { name } else { "signing_key_file" };
+        if !typed.is_empty() && crypto::Signer::from_pems(&typed).is_err() {
+            self.error(name, NO_KEY);
         }
-        let pem = routes::pem_or_base64(&typed).filter(|pem| crypto::Signer::from_pem(pem).is_ok());
-        if pem.is_none() && samples::refuse(&typed, true).is_none() {
-            self.error("signing_key", "a P-256 or RSA private key was expected, PEM or base64 of it");
+        typed
+    }
+}
+
+const NO_KEY: &str = "a P-256 or RSA private key was expected, PEM or base64 of it";
+
+/// Random bytes are nearly all different: of 32, about 30.
+fn is_weak(secret: &[u8; 32]) -> bool {
+    let mut seen = *secret;
+    seen.sort_unstable();
+    seen.chunk_by(|a, b| a == b).count() < 10
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_weak;
+
+    #[test]
+    fn a_pattern_is_no_secret() {
+        for weak in [&[7; 32], b"abcdefghabcdefghabcdefghabcdefgh", b"passwordpasswordpasswordpassword"] {
+            assert!(is_weak(weak), "{weak:?}");
         }
-        pem
+        for _ in 0..1000 {
+            assert!(!is_weak(&crate::crypto::random()));
+        }
+        // Hexadecimal digits, as some make them.
+        assert!(!is_weak(b"3f8a1c9e7b2d4056af13c8e927b6d504"));
     }
 }
