@@ -29,16 +29,19 @@ use crate::crypto::KeyRing;
 use crate::session::Sessions;
 
 mod authorize_request;
+mod bearer;
 mod callback;
 mod client_auth;
 mod discovery;
 mod error;
 mod github;
 mod handoff;
+mod issuers;
 mod keep;
 mod logout;
 mod pending;
 mod preset;
+mod programmatic;
 mod provider;
 mod renew;
 mod sign_in;
@@ -46,13 +49,16 @@ mod sign_out;
 mod tokens;
 mod verify;
 
+pub use bearer::{Bearer, BearerError, BearerFormat, BearerRule, BearerSettings, Introspection};
 pub use client_auth::ClientAuth;
 pub use discovery::{DiscoveryError, Issuer, IssuerError};
 pub use error::{Blame, Explanation, SignInError};
+pub use issuers::TokenIssuerSettings;
 pub use keep::Kept;
 pub use logout::LogoutError;
 pub use pending::{SignInRequest, Wish};
 pub use preset::{KINDS, Kind};
+pub use programmatic::AccountError;
 pub use provider::{Provider, ProviderSettings, Secret};
 pub use renew::RenewError;
 pub use sign_in::{Choice, Next};
@@ -75,6 +81,10 @@ pub struct Settings {
     pub require_claims: Vec<String>,
     /// `preserve_post`.
     pub preserve_post: bool,
+    /// `programmatic_redirect_domain_whitelist`: hosts to which a program's token may be sent.
+    pub programmatic_hosts: Vec<String>,
+    /// Tokens from elsewhere.
+    pub bearer: BearerSettings,
     /// The providers, in the order in which people choose.
     pub providers: Vec<ProviderSettings>,
 }
@@ -83,6 +93,9 @@ pub struct Settings {
 pub struct Authenticate {
     settings: Settings,
     providers: Vec<Provider>,
+    issuers: Vec<issuers::TokenIssuer>,
+    /// Tokens from elsewhere that were looked at before.
+    bearers: papaya::HashMap<[u8; 32], Arc<bearer::Remembered>>,
     sessions: Arc<Sessions>,
     keys: KeyRing,
     clock: Clock,
@@ -132,9 +145,13 @@ impl Authenticate {
     ) -> Arc<Self> {
         let providers =
             settings.providers.iter().map(|one| Provider::new(one.clone(), clock.clone())).collect();
+        let issuers = settings.bearer.issuers.iter();
+        let issuers = issuers.map(|one| issuers::TokenIssuer::new(one.clone(), clock.clone())).collect();
         Arc::new(Self {
             settings,
             providers,
+            issuers,
+            bearers: papaya::HashMap::new(),
             sessions,
             keys,
             clock,
@@ -208,6 +225,7 @@ impl Authenticate {
         let now = self.clock.now();
         let spent = self.spent.pin();
         spent.retain(|_, until| *until > now);
+        self.bearers.pin().retain(|_, known| known.until > now);
     }
 }
 

@@ -20,6 +20,7 @@ mod keys;
 mod policy;
 mod run;
 mod sessions;
+mod tokens;
 
 /// Portcullis: an authenticating reverse proxy.
 #[derive(Debug, Parser)]
@@ -46,6 +47,9 @@ enum Command {
     /// The sessions of a running service: list, show, revoke.
     #[command(subcommand)]
     Sessions(sessions::Command),
+    /// The service accounts of a running service: create, list, revoke.
+    #[command(subcommand)]
+    Tokens(tokens::Command),
     /// Start an embedded identity provider, a sample application and Portcullis in front of it, on loopback.
     Demo(demo::Arguments),
 }
@@ -101,6 +105,7 @@ pub fn main() -> ExitCode {
         Some(Command::Policy(command)) => policy::main(&command),
         Some(Command::Keys(command)) => keys::main(&command),
         Some(Command::Sessions(command)) => sessions::main(&command),
+        Some(Command::Tokens(command)) => tokens::main(&command),
         Some(Command::Demo(arguments)) => demo::main(&arguments),
     }
 }

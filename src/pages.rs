@@ -102,7 +102,11 @@ pub fn refuse(refusal: &Refusal, at: &Occasion<'_>) -> Response<Body> {
         }
     };
     if told.status == StatusCode::UNAUTHORIZED {
-        insert(&mut response, WWW_AUTHENTICATE, &format!("Bearer realm=\"{}\"", at.host));
+        for challenge in refusal.challenges(at.host) {
+            if let Ok(value) = HeaderValue::try_from(challenge) {
+                response.headers_mut().append(WWW_AUTHENTICATE, value);
+            }
+        }
     }
     if told.close {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -243,6 +247,11 @@ pub fn json_reply(status: StatusCode, body: &Value) -> Response<Body> {
 
 /// Plain text.
 pub fn text(status: StatusCode, body: &'static str) -> Response<Body> {
+    own(status, "text/plain; charset=utf-8", Body::full(body))
+}
+
+/// The same, made for one answer.
+pub fn plain(status: StatusCode, body: String) -> Response<Body> {
     own(status, "text/plain; charset=utf-8", Body::full(body))
 }
 

@@ -34,6 +34,7 @@ mod downstream;
 mod familiar;
 mod judge;
 mod own;
+mod program;
 mod records;
 mod relay;
 mod sign_in;
@@ -211,10 +212,11 @@ async fn answer(
         canonical: &canonical,
         route,
         shown: certificate,
+        seen,
         tunnel: upgrade.is_some(),
         means: Means::Whole,
     };
-    let Passed { permit, known, session, now, time } =
+    let Passed { permit, known, right, now, time } =
         judge(snapshot, downstream, &matter, request, record).await?;
 
     judge::remove_own_credentials(snapshot, request.headers_mut(), seen, known.as_deref());
@@ -229,7 +231,7 @@ async fn answer(
         permit,
         statement: statement.as_deref().unwrap_or_default(),
         upgrade,
-        right: session.map(|session| session.right(time, now)),
+        right,
         now,
     };
     going.forward(snapshot, downstream, slot, record).await

@@ -26,6 +26,7 @@ mod idle;
 mod listen;
 mod opened;
 mod recent;
+mod token;
 
 pub use administer::About;
 pub use content::{Content, Tokens};
@@ -34,6 +35,7 @@ pub use listen::DEAF;
 use opened::Handle;
 pub use opened::{Freshness, Session};
 pub use recent::{Known, Recent};
+pub use token::{ACCOUNTS, Made};
 
 /// What a session is read with.
 #[derive(Clone, Debug, Default)]
@@ -338,13 +340,9 @@ impl Sessions {
     }
 
     fn handle(&self, session: Id, key: &SealKey, host: &str, expires: Timestamp) -> (HandleRecord, String) {
-        let asked = host;
-        let host = self.settings.cookie.scope(host);
-        let (id, own) = (Id::random(), SealKey::random());
-        let sealed = own.seal(&[b"handle", &id.0, host.as_bytes()], key.as_bytes());
-        let cookie =
-            self.settings.cookie.session(asked, &cookie::write(id, &own), expires.since(self.clock.now()));
-        (HandleRecord { id, session, host: host.into(), expires, sealed }, cookie)
+        let (handle, value) = token::sealed(session, key, self.settings.cookie.scope(host), expires);
+        let cookie = self.settings.cookie.session(host, &value, expires.since(self.clock.now()));
+        (handle, cookie)
     }
 
     /// The key of an opened session, for handing it to another host under seal.

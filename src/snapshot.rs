@@ -6,7 +6,7 @@ use std::time::Duration;
 use ::http::HeaderName;
 
 use crate::assertion::Form;
-use crate::authenticate::{Authenticate, Wish};
+use crate::authenticate::{Authenticate, BearerRule, Wish};
 use crate::authorize::Policy;
 use crate::clock::Clock;
 use crate::config::{Services, Settings};
@@ -77,6 +77,8 @@ pub struct Route {
     pub report: Option<Policy>,
     /// How people sign in for it.
     pub sign_in: Wish,
+    /// Which tokens programs may show.
+    pub bearer: BearerRule,
     /// Which client certificate has been asked for on a connection that it is reached by; `None`: that is all the same.
     pub client_auth: Option<ClientAuthId>,
     /// Where it leads; `None` where another proxy forwards, and asks.
@@ -154,6 +156,7 @@ impl Snapshot {
                 policy: route.policy,
                 report: route.report,
                 sign_in: route.sign_in,
+                bearer: route.bearer,
                 client_auth: route.client_auth,
                 cluster: match route.cluster {
                     Some(settings) => Some(Arc::new(Cluster::new(settings, workers, &tls)?)),

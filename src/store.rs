@@ -167,6 +167,11 @@ pub trait Store: Send + Sync {
     /// Removes what has expired; how many things that were.
     fn sweep(&self, now: Timestamp) -> Pending<'_, usize>;
 
+    /// Whether what is in it outlives the process.
+    fn outlives(&self) -> bool {
+        true
+    }
+
     /// Whether several processes use it, so that each has to hear what the others do.
     fn is_shared(&self) -> bool {
         false

@@ -1,23 +1,39 @@
 //! The control socket: what an administrator asks of a running service.
 //!
 //! HTTP and JSON over a Unix socket in `state_dir`, which only the owner of the process may open. No token and no key is
-//! ever in an answer.
+//! ever in an answer, but for that of a service account when it is made.
 
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::{Method, Request, Response, StatusCode};
 use arc_swap::ArcSwap;
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 use tokio::net::UnixListener;
 
+use crate::authenticate::AccountError;
 use crate::http::{BadRequest, Body, parameter};
 use crate::snapshot::Snapshot;
 use crate::store::{Id, SessionRecord, StoreError};
+
+/// The largest question.
+const LARGEST: usize = 64 * 1024;
+
+/// A service account to be made.
+#[derive(Deserialize)]
+struct Asked {
+    name: String,
+    claims: Map<String, Value>,
+    /// In seconds.
+    lasts: u64,
+}
 
 /// Why it was not done.
 enum Refused {
@@ -79,13 +95,14 @@ fn reply(answered: Result<Value, Refused>) -> Response<Body> {
 }
 
 async fn answer(snapshot: &Snapshot, request: Request<Incoming>) -> Result<Value, Refused> {
-    let query = request.uri().query().unwrap_or_default();
+    let (head, body) = request.into_parts();
+    let query = head.uri.query().unwrap_or_default();
     if !snapshot.services.authorize {
         return Err(Refused::Request(
             "sessions are kept where it is decided: ask a process whose `services` has authorize".into(),
         ));
     }
-    match (request.method(), request.uri().path()) {
+    match (&head.method, head.uri.path()) {
         (&Method::GET, "/sessions") => {
             let from = parameter(query, "from")?;
             let (records, next) = match parameter(query, "user")? {
@@ -121,8 +138,63 @@ async fn answer(snapshot: &Snapshot, request: Request<Incoming>) -> Result<Value
             }
             Ok(json!({ "revoked": revoked }))
         }
+        (&Method::POST, "/tokens") => {
+            let read = Limited::new(body, LARGEST).collect().await;
+            let read = read.map_err(|error| Refused::Request(error.to_string()))?;
+            let asked: Asked = serde_json::from_slice(&read.to_bytes())
+                .map_err(|error| Refused::Request(error.to_string()))?;
+            make_token(snapshot, asked).await
+        }
+        (&Method::GET, "/tokens") => {
+            let accounts = all(snapshot).await?.into_iter();
+            let tokens: Vec<_> = accounts
+                .filter(|record| record.label.is_some())
+                .map(|record| shown(snapshot, &record, true))
+                .collect();
+            Ok(json!({ "tokens": tokens }))
+        }
+        (&Method::POST, "/tokens/revoke") => {
+            let name = parameter(query, "name")?.unwrap_or_default();
+            let id = Id::from_text(&name);
+            let mut revoked = 0;
+            for record in all(snapshot).await?.iter().filter(|record| record.label.is_some()) {
+                let is_meant = record.label.as_deref() == Some(&*name) || Some(record.id) == id;
+                if is_meant && snapshot.sessions.end_record(record).await? {
+                    tracing::info!(account = ?record.label, "an administrator ended a service account");
+                    revoked += 1;
+                }
+            }
+            Ok(json!({ "revoked": revoked }))
+        }
         _ => Err(Refused::Missing("there is nothing of that name")),
     }
+}
+
+/// Makes a service account. Its token is in the answer, and nowhere else.
+async fn make_token(snapshot: &Snapshot, asked: Asked) -> Result<Value, Refused> {
+    let Asked { name, claims, lasts } = asked;
+    let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '@');
+    if name.is_empty() || name.len() > 64 || !name.chars().all(sound) {
+        let error = "a name of at most 64 letters, digits, `-`, `_`, `.`, `/` and `@` was expected";
+        return Err(Refused::Request(error.into()));
+    }
+    if all(snapshot).await?.iter().any(|record| record.label.as_deref() == Some(&*name)) {
+        return Err(Refused::Request(format!(
+            "there is a service account `{name}` already; revoke it first"
+        )));
+    }
+    let made = snapshot.authenticate.make_account(&name, claims, Duration::from_secs(lasts)).await;
+    let made = made.map_err(|error| match error {
+        AccountError::Claims => Refused::Request("`sub` is not a text of 1 to 255 characters".into()),
+        AccountError::Store(error) => Refused::Store(error),
+    })?;
+    tracing::info!(account = name, session = ?made.id, "a service account was made");
+    let warning = (!snapshot.sessions.store().outlives())
+        .then_some("databroker_storage_type is memory: the service account ends with the process");
+    Ok(json!({
+        "name": name, "session": made.id.to_text(), "token": made.token, "ends": made.expires.to_string(),
+        "warning": warning
+    }))
 }
 
 /// The session with an id.
@@ -160,7 +232,10 @@ fn shown(snapshot: &Snapshot, record: &SessionRecord, whole: bool) -> Value {
         "ends": record.expires.to_string(),
         "in_use_here": false,
     });
-    let about = snapshot.sessions.about(record.id);
+    if let (Some(label), Some(shown)) = (&record.label, shown.as_object_mut()) {
+        shown.insert("name".into(), json!(label));
+    }
+    let about = snapshot.sessions.about(record.id).filter(|_| record.label.is_none());
     if let (Some(about), Some(shown)) = (about, shown.as_object_mut()) {
         let identity = &about.identity;
         let mut say = |name: &str, value: Value| drop(shown.insert(name.to_owned(), value));

@@ -287,7 +287,7 @@ impl Authenticate {
         if missing.is_empty() { Ok(()) } else { Err(SignInError::MissingClaims(missing)) }
     }
 
-    fn tags(&self, issuer: &str, content: &Content) -> Tags {
+    pub(super) fn tags(&self, issuer: &str, content: &Content) -> Tags {
         let text = |name: &str| content.claims.get(name).and_then(serde_json::Value::as_str);
         let tag = |purpose, value: &str| Tag(self.keys.tag(purpose, &[issuer.as_bytes(), value.as_bytes()]));
         let email = text("email").filter(|email| !email.is_empty()).map(str::to_ascii_lowercase);

@@ -115,7 +115,7 @@ impl Provider {
 }
 
 /// RFC 6749 §2.3.1: both parts form-encoded, then base64.
-fn basic(id: &str, secret: &Secret) -> String {
+pub(super) fn basic(id: &str, secret: &Secret) -> String {
     use base64::Engine as _;
     let encode = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
     let both = format!("{}:{}", encode(id), encode(secret.expose()));

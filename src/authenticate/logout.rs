@@ -58,7 +58,9 @@ impl Authenticate {
         let refuse = |reason: &str| LogoutError::Refused(reason.to_owned());
         let token = parameter(form, "logout_token")?.ok_or_else(|| refuse("logout_token is missing"))?;
         let (provider, discovered) = self.issuer_of_logout(&token).await?;
-        let verified = provider.check_token(&discovered, &token, Some(UNDATED)).await;
+        let verified = provider
+            .check_token(&discovered, &token, Some(&provider.settings().client_id), Some(UNDATED))
+            .await;
         let verified = verified.map_err(|error| match error {
             SignInError::Token(reason) => {
                 LogoutError::Refused(format!("the logout token is not believed: {reason}"))

@@ -28,7 +28,19 @@ impl Provider {
         refreshed: Option<(&str, &str)>,
     ) -> Result<Map<String, Value>, SignInError> {
         let token = answer.id().ok_or(SignInError::NoIdToken)?;
-        let verified = self.check_token(at, token, None).await?;
+        self.verify_id_token(at, token, Some(answer.access()), nonce, refreshed).await
+    }
+
+    /// The same for a token that came by itself, when there is no `access` token beside it.
+    pub(super) async fn verify_id_token(
+        &self,
+        at: &Discovered,
+        token: &str,
+        access: Option<&str>,
+        nonce: Option<&str>,
+        refreshed: Option<(&str, &str)>,
+    ) -> Result<Map<String, Value>, SignInError> {
+        let verified = self.check_token(at, token, Some(&self.settings.client_id), None).await?;
         let claims = &verified.claims;
         let refuse = |reason: &'static str| Err(SignInError::Token(reason.to_owned()));
         let text = |name: &str| claims.get(name).and_then(Value::as_str);
@@ -72,10 +84,10 @@ impl Provider {
                 return refuse("it belongs to another sign-in (`nonce`)");
             }
         }
-        if let Some(hash) = claims.get("at_hash") {
-            let bound = hash.as_str().is_some_and(|hash| {
-                crypto::verify_access_token_hash(hash, answer.access(), verified.algorithm)
-            });
+        if let (Some(hash), Some(access)) = (claims.get("at_hash"), access) {
+            let bound = hash
+                .as_str()
+                .is_some_and(|hash| crypto::verify_access_token_hash(hash, access, verified.algorithm));
             if !bound {
                 return refuse("the access token beside it is another one (`at_hash`)");
             }
@@ -83,22 +95,18 @@ impl Provider {
         Ok(verified.claims)
     }
 
-    /// The signature, issuer, audience and times; the keys are read again once when one is unknown.
+    /// The signature, issuer, audience (where one is given) and times; the keys are read again once when one is unknown.
     /// `undated`: how long a token that does not say so is believed.
     pub(super) async fn check_token(
         &self,
         at: &Discovered,
         token: &str,
+        audience: Option<&str>,
         undated: Option<Duration>,
     ) -> Result<VerifiedToken, SignInError> {
         let issuer =
             at.issuer_of(token).ok_or_else(|| SignInError::Token("it names no tenant (`tid`)".into()))?;
-        let expected = Expected {
-            issuer: &issuer,
-            audience: Some(&self.settings.client_id),
-            allowed: &at.algorithms,
-            undated,
-        };
+        let expected = Expected { issuer: &issuer, audience, allowed: &at.algorithms, undated };
         let now = self.clock.now();
         let keys = at.keys.load_full();
         match crypto::verify(token, &keys, &expected, now) {
@@ -113,6 +121,15 @@ impl Provider {
         })?;
         crypto::verify(token, &at.keys.load(), &expected, now)
             .map_err(|error| SignInError::Token(error.to_string()))
+    }
+
+    /// An access token; for whom it was made is left to the caller.
+    pub(super) async fn check_access_token(
+        &self,
+        at: &Discovered,
+        token: &str,
+    ) -> Result<VerifiedToken, SignInError> {
+        self.check_token(at, token, None, None).await
     }
 
     /// Adds what userinfo says to the ID token's claims, which win; with the names of what came from it.

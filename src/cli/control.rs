@@ -1,6 +1,7 @@
 //! Asking a running service, by the control socket in its `state_dir`.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use ::http::{Method, Request};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -89,17 +90,17 @@ async fn exchange(
 }
 
 /// Says why there is no answer; the exit code.
-pub(super) fn complain(unanswered: &Unanswered) -> std::process::ExitCode {
+pub(super) fn complain(unanswered: &Unanswered) -> ExitCode {
     match unanswered {
         Unanswered::Configuration(problems) => {
             for problem in problems {
                 eprintln!("{problem}");
             }
-            std::process::ExitCode::from(super::WRONG)
+            ExitCode::from(super::WRONG)
         }
         Unanswered::Failed(error) => {
             eprintln!("portcullis: {error}");
-            std::process::ExitCode::from(super::FAILED)
+            ExitCode::from(super::FAILED)
         }
     }
 }
@@ -126,5 +127,32 @@ pub(super) fn print_table(head: &[&str], rows: &[Vec<String>]) {
     print(&mut head.iter().copied());
     for row in rows {
         print(&mut row.iter().map(String::as_str));
+    }
+}
+
+/// Prints an answer, or why there is none.
+pub(super) fn finish(
+    answer: Result<Value, Unanswered>,
+    as_json: bool,
+    print: impl FnOnce(&Value),
+) -> ExitCode {
+    match answer {
+        Ok(answer) if as_json => println!("{answer}"),
+        Ok(answer) => print(&answer),
+        Err(unanswered) => return complain(&unanswered),
+    }
+    ExitCode::SUCCESS
+}
+
+/// A value as people read it.
+pub(super) fn text(value: &Value, name: &str) -> String {
+    match value.get(name) {
+        None | Some(Value::Null) => "–".into(),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(all)) => {
+            let all: Vec<_> = all.iter().filter_map(Value::as_str).collect();
+            all.join(" ")
+        }
+        Some(other) => other.to_string(),
     }
 }

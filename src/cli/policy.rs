@@ -19,6 +19,7 @@ use crate::connection::{ClientCertificate, Shown};
 use crate::http::{LastHost, PathRules, Scheme, Seen, canonicalise};
 use crate::identity::{Caller, Identity, Reading};
 use crate::route::Table;
+use crate::session::ACCOUNTS;
 use crate::tls::{ClientAuths, read_pem};
 
 mod explain;
@@ -103,6 +104,8 @@ impl Policies {
         let id = match (provider, known.as_slice()) {
             (Some(id), _) => id,
             (None, [only]) => only,
+            // People sign in with one, and programs have service accounts.
+            (None, [one, ACCOUNTS] | [ACCOUNTS, one]) => one,
             (None, _) => return Err(format!("which provider? One of {}", known.join(", "))),
         };
         let reading = self.readings.get(id);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use ::http::Method;
 use serde_json::{Value, json};
 
-use super::control::{Service, Unanswered, complain, print_table, target};
+use super::control::{Service, Unanswered, finish, print_table, target, text};
 use super::{FAILED, WRONG};
 
 /// What to do with them.
@@ -77,16 +77,6 @@ pub(super) fn main(command: &Command) -> ExitCode {
     }
 }
 
-/// Prints an answer, or why there is none.
-fn finish(answer: Result<Value, Unanswered>, as_json: bool, print: impl FnOnce(&Value)) -> ExitCode {
-    match answer {
-        Ok(answer) if as_json => println!("{answer}"),
-        Ok(answer) => print(&answer),
-        Err(unanswered) => return complain(&unanswered),
-    }
-    ExitCode::SUCCESS
-}
-
 /// Every page of them.
 fn list(service: &Service, user: Option<&str>) -> Result<Value, Unanswered> {
     let (mut sessions, mut from) = (Vec::new(), None::<String>);
@@ -104,18 +94,6 @@ fn list(service: &Service, user: Option<&str>) -> Result<Value, Unanswered> {
         if from.is_none() {
             return Ok(json!({ "sessions": sessions }));
         }
-    }
-}
-
-fn text(value: &Value, name: &str) -> String {
-    match value.get(name) {
-        None | Some(Value::Null) => "–".into(),
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(all)) => {
-            let all: Vec<_> = all.iter().filter_map(Value::as_str).collect();
-            all.join(" ")
-        }
-        Some(other) => other.to_string(),
     }
 }
 

@@ -52,6 +52,31 @@ pub struct DownstreamMtls {
 #[derive(Clone, Copy, Debug)]
 pub struct Routes;
 
+/// `identity_providers`.
+pub(super) type IdentityProviders = BTreeMap<String, IdentityProvider>;
+
+/// One of `identity_providers`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdentityProvider {
+    /// `iss` of its tokens, or `kubernetes:///`.
+    pub issuer: Option<Text>,
+    /// Its keys.
+    pub jwks_url: Option<Text>,
+    /// The algorithms that it signs with.
+    pub supported_algs: Option<List>,
+    /// For whom tokens are made that are taken here.
+    pub audiences: Option<List>,
+    /// Where it is asked about tokens that say nothing by themselves (RFC 7662).
+    pub introspection_url: Option<Text>,
+    /// Who asks.
+    pub client_id: Option<Text>,
+    /// The secret.
+    pub client_secret: Option<Text>,
+    /// A file that holds it.
+    pub client_secret_file: Option<Text>,
+}
+
 /// Providers too.
 #[derive(Clone, Copy, Debug)]
 pub struct Providers;
@@ -242,6 +267,20 @@ keys! {
         /// Claims without which nobody is let in.
         require_claims: List = "";
 
+        /// What `Authorization: Bearer` means: `default` (nothing here: it is the application's), `idp_access_token`,
+        /// `idp_identity_token` (of a provider that people sign in with) or `jwt` (of one of identity_providers).
+        bearer_token_format: Text = "default";
+        /// For whom access tokens are made that are taken here.
+        idp_access_token_allowed_audiences: List = "(the client's own id, for Amazon Cognito)";
+        /// Issuers of tokens that nobody signs in with: a map from a name to `issuer` (`kubernetes:///`: the cluster that this
+        /// runs in), `audiences`, `jwks_url` (else where the issuer's discovery document says), `supported_algs` (RS256, ES256
+        /// and EdDSA when it is not set); and for tokens that say nothing by themselves `introspection_url` (RFC 7662) with
+        /// `client_id` and `client_secret` or `client_secret_file`. Whoever a token is about is called by the name, a slash
+        /// and `sub`.
+        identity_providers: IdentityProviders = "";
+        /// Hosts to which a program's token may be sent after /.pomerium/api/v1/login.
+        programmatic_redirect_domain_whitelist: List = "localhost";
+
         /// Tell upstreams who is calling: claim headers and a signed assertion.
         pass_identity_headers: Flag = "false";
         /// Claims that are sent as headers: a list, or a map from header to claim.
@@ -384,6 +423,14 @@ keys! {
         provider: Text = "(any)";
         /// Further parameters of the sign-in request, such as `identity_provider` or `login_hint`.
         idp_request_params: TextMap = "";
+        /// What `Authorization: Bearer` means here.
+        bearer_token_format: Text = "(the global one)";
+        /// Those of identity_providers whose tokens are taken.
+        identity_providers: List = "(all)";
+        /// For whom access tokens are made that are taken here.
+        idp_access_token_allowed_audiences: List = "(the global one)";
+        /// A token may be the password of HTTP Basic, for tools that can do nothing else.
+        basic_auth_token: Flag = "false";
         /// Everybody may pass, without signing in.
         allow_public_unauthenticated_access: Flag = "false";
         /// Everybody who has signed in may pass.

@@ -12,9 +12,9 @@ use url::Url;
 use super::RouteFile;
 use super::samples;
 use super::settings::{Resolver, flag, key};
-use super::values::{ClaimHeaders, Text};
+use super::values::{ClaimHeaders, List, Text};
 use crate::assertion::{ClaimHeader, IssuerFormat, claim_header_name};
-use crate::authenticate::Wish;
+use crate::authenticate::{BearerRule, Wish};
 use crate::authorize::{Policy, Step};
 use crate::connection::ClientAuthId;
 use crate::http::Scheme;
@@ -49,6 +49,8 @@ pub struct RouteSettings {
     pub report: Option<Policy>,
     /// How people sign in for it: `provider` and `idp_request_params`.
     pub sign_in: Wish,
+    /// Which tokens programs may show.
+    pub bearer: BearerRule,
     /// Where it leads; `None` with `decide_only`.
     pub cluster: Option<proxy::Settings>,
     /// `pass_identity_headers` with the form of what is passed.
@@ -72,6 +74,7 @@ pub(super) struct Defaults {
     pub(super) issuer_format: IssuerFormat,
     pub(super) response_headers: HeaderList,
     pub(super) require_verified_email: bool,
+    pub(super) bearer: BearerRule,
     pub(super) upstream_timeout: Option<Duration>,
     pub(super) read_timeout: Option<Duration>,
 }
@@ -161,6 +164,7 @@ impl Reader<'_, '_> {
             provider: self.file.provider.as_ref().map(|Text(id)| id.clone()),
             parameters: self.resolver.request_params(self.path, self.file.idp_request_params.as_ref()),
         };
+        let bearer = self.bearer();
         let authorities = self.pem(
             "tls_downstream_client_ca",
             self.file.tls_downstream_client_ca.as_ref(),
@@ -221,6 +225,7 @@ impl Reader<'_, '_> {
             policy,
             report,
             sign_in,
+            bearer,
             cluster,
             identity: passes.then(|| (format, self.defaults.claims.0.clone())),
             show_error_details: flag(self.file.show_error_details).unwrap_or_default(),
@@ -228,6 +233,22 @@ impl Reader<'_, '_> {
             client_auth: None,
             place: self.path.to_vec(),
         })
+    }
+
+    fn bearer(&mut self) -> BearerRule {
+        let mut rule = self.defaults.bearer.clone();
+        let at = self.at("bearer_token_format");
+        if let Some(format) = self.resolver.bearer_format(&at, self.file.bearer_token_format.as_ref()) {
+            rule.format = format;
+        }
+        if let Some(List(names)) = &self.file.identity_providers {
+            rule.issuers = Some(names.clone());
+        }
+        if let Some(List(audiences)) = &self.file.idp_access_token_allowed_audiences {
+            rule.audiences.clone_from(audiences);
+        }
+        rule.basic = flag(self.file.basic_auth_token).unwrap_or_default();
+        rule
     }
 
     fn from(&mut self) -> Option<Url> {

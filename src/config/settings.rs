@@ -19,11 +19,13 @@ use crate::crypto;
 use crate::http::PathRules;
 use crate::http::forwarded::ForwardedRules;
 use crate::http::headers::HeaderRules;
+use crate::identity::Reading;
 use crate::proxy;
-use crate::session::{self, CookieSettings, Origin, SameSite};
+use crate::session::{self, ACCOUNTS, CookieSettings, Origin, SameSite};
 use crate::telemetry::Format;
 use crate::tls::{self, ClientAuths};
 
+mod bearer;
 mod mtls;
 mod provider;
 mod rules;
@@ -162,6 +164,7 @@ impl Resolver<'_> {
                 .issuer_format(&["jwt_issuer_format"].map(key), file.jwt_issuer_format.as_ref()),
             response_headers: self.response_headers(),
             require_verified_email: flag(file.require_verified_email).unwrap_or(true),
+            bearer: self.bearer_default(),
             upstream_timeout: span(file.default_upstream_timeout),
             read_timeout: span(file.timeout_read),
         };
@@ -207,6 +210,7 @@ impl Resolver<'_> {
         let log_level = self.log_level();
         let signed_out_url = self.url("signout_redirect_url", file.signout_redirect_url.as_ref());
         let state_dir = self.state_dir();
+        let token_roots = defaults.roots;
         let (url, mut providers, listen) = (url?, providers?, listen?);
         if let [only] = &mut providers[..]
             && extracted.providers.is_empty()
@@ -214,6 +218,8 @@ impl Resolver<'_> {
             only.callback_path = callback_path;
         }
         self.check_route_providers(&routes, &providers);
+        let issuers = self.token_issuers(token_roots);
+        self.check_bearers(&routes, &issuers, &providers);
         let callbacks = providers.iter().map(|one| (url.host_str(), one.callback_path.as_str()));
         for (host, path) in callbacks.chain(aliases.iter().map(|alias| (alias.host_str(), alias.path()))) {
             self.warn_of_collisions(host.unwrap_or_default(), path, &routes);
@@ -223,6 +229,8 @@ impl Resolver<'_> {
             let origin = Origin { fingerprint: provider.fingerprint(), reading: provider.reading.clone() };
             (provider.id.clone(), origin)
         };
+        let reading = Reading::plain("groups");
+        let accounts = (ACCOUNTS.to_owned(), Origin { fingerprint: String::new(), reading });
         let lifetime = span(file.cookie_expire).unwrap_or(Duration::from_secs(14 * 3600));
         Some(Settings {
             services,
@@ -239,7 +247,7 @@ impl Resolver<'_> {
             origins: self.origins(),
             session: session::Settings {
                 cookie,
-                providers: providers.iter().map(origin).collect(),
+                providers: providers.iter().map(origin).chain([accounts]).collect(),
                 lifetime,
                 idle: span(file.session_idle_timeout),
             },
@@ -251,6 +259,8 @@ impl Resolver<'_> {
                 signed_out_url,
                 require_claims: list(file.require_claims.as_ref()),
                 preserve_post: flag(file.preserve_post).unwrap_or(true),
+                programmatic_hosts: list(file.programmatic_redirect_domain_whitelist.as_ref()),
+                bearer: authenticate::BearerSettings { issuers },
                 providers,
             },
             path_rules: rules.0,

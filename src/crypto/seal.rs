@@ -29,6 +29,8 @@ pub enum Purpose {
     EmailTag,
     /// A message of a provider that is believed once.
     Once,
+    /// What a program asked for, while a person signs in for it.
+    Programmatic,
     /// The key that signs assertions.
     Assertion,
     /// That a call comes from a service of ours.
@@ -55,6 +57,7 @@ impl Purpose {
             Self::ProviderSessionTag => b"portcullis provider session tag v1",
             Self::EmailTag => b"portcullis e-mail tag v1",
             Self::Once => b"portcullis once v1",
+            Self::Programmatic => b"portcullis programmatic login v1",
             Self::Assertion => b"portcullis assertion key v1",
             Self::ServiceCall => b"portcullis service call v1",
         }

@@ -30,6 +30,20 @@ pub struct Right {
     until: Instant,
 }
 
+/// What ends by itself.
+#[derive(Default)]
+struct Unending(Ending);
+
+impl Source for Unending {
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    fn ending(&self) -> &Ending {
+        &self.0
+    }
+}
+
 /// Waits for the end of a right.
 pub type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -44,6 +58,11 @@ impl Right {
     /// A right that ends with its source, and at `until`.
     pub fn new(source: Arc<dyn Source>, until: Instant) -> Self {
         Self { source, until }
+    }
+
+    /// A right that ends at that time, and that nobody ends before.
+    pub fn until(until: Instant) -> Self {
+        Self { source: Arc::new(Unending::default()), until }
     }
 
     /// Whether somebody has ended it.

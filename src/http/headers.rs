@@ -5,6 +5,7 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use super::X_POMERIUM_AUTHORIZATION;
 use super::folded::{self, FORWARDED, IDENTITY, fold};
 use super::{BadRequest, Seen};
 
@@ -85,7 +86,9 @@ pub fn scrub(headers: &mut HeaderMap, rules: &HeaderRules, trust_forwarded: bool
     let mut doomed: Vec<HeaderName> = Vec::new();
     for name in headers.keys() {
         let underscore = name.as_str().bytes().any(|byte| byte == b'_');
-        if is_identity(name, rules) || (!trust_forwarded && is_forwarded(name)) {
+        if name == X_POMERIUM_AUTHORIZATION {
+            // A credential, which is looked at and then taken away.
+        } else if is_identity(name, rules) || (!trust_forwarded && is_forwarded(name)) {
             doomed.push(name.clone());
         } else if underscore {
             match rules.underscores {

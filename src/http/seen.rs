@@ -31,6 +31,8 @@ impl Seen {
     pub const OURS: Self = Self(1 << 8);
     /// `Content-Length`.
     pub const LENGTH: Self = Self(1 << 9);
+    /// `X-Pomerium-Authorization`.
+    pub const OWN_AUTHORIZATION: Self = Self(1 << 10);
 
     /// Looks.
     pub fn of(headers: &HeaderMap) -> Self {
@@ -57,6 +59,7 @@ impl Seen {
             "set-cookie" => Self::SET_COOKIE,
             "alt-svc" | "x-pomerium-jwt-assertion" => Self::OURS,
             "content-length" => Self::LENGTH,
+            "x-pomerium-authorization" => Self::OWN_AUTHORIZATION,
             _ => Self::default(),
         };
         Self(self.0 | one.0)

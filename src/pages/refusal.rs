@@ -37,7 +37,13 @@ pub enum Refusal {
         begin: Option<Redirect>,
         /// How a program sends its person to sign in.
         sign_in_url: String,
+        /// A token may be the password of HTTP Basic.
+        basic: bool,
     },
+    /// A token is not believed, and why. For whoever sent it.
+    Token(String),
+    /// Nobody can be asked now whether a token is to be believed.
+    TokenUnknown(String),
     /// The connection was opened for another host, where other certificates are asked for.
     Misdirected,
     /// A client certificate is needed: none was shown, or one with this flaw.
@@ -162,6 +168,23 @@ impl Refusal {
                 "sign-in required",
                 "16",
             ),
+            Self::Token(reason) => Told {
+                facts: vec![Fact { name: "Why".into(), value: reason.clone() }],
+                ..say(
+                    StatusCode::UNAUTHORIZED,
+                    "This token does not work here",
+                    "The token that was sent is not accepted.",
+                    &format!("the token is not accepted: {reason}"),
+                    "16",
+                )
+            },
+            Self::TokenUnknown(_) => say(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Please try again in a moment",
+                "Nobody can be asked now whether the token is to be believed.",
+                "the token cannot be checked now",
+                "14",
+            ),
             Self::Misdirected => say(
                 StatusCode::MISDIRECTED_REQUEST,
                 "This came on the wrong connection",
@@ -241,6 +264,22 @@ impl Refusal {
                 "internal error",
                 "13",
             ),
+        }
+    }
+
+    /// What is said to programs that could show a credential (RFC 6750 §3, RFC 7617 §2).
+    pub(super) fn challenges(&self, host: &str) -> Vec<String> {
+        let bearer = format!("Bearer realm=\"{host}\"");
+        match self {
+            Self::SignInNeeded { basic: true, .. } => {
+                vec![bearer, format!("Basic realm=\"{host}\", charset=\"UTF-8\"")]
+            }
+            Self::Token(reason) => {
+                let plain = |c: &char| (' '..='~').contains(c) && !matches!(c, '"' | '\\');
+                let reason: String = reason.chars().filter(plain).take(200).collect();
+                vec![format!("{bearer}, error=\"invalid_token\", error_description=\"{reason}\"")]
+            }
+            _ => vec![bearer],
         }
     }
 

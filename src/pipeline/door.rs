@@ -15,7 +15,9 @@ use crate::connection::{ClientCertificate, Connection, Protocol};
 use crate::ext_auth::oauth2_proxy::{self, Narrowed};
 use crate::ext_auth::{Allowed, Door, Question, envoy, grpc, proof};
 use crate::http::headers::{self, SEC_FETCH_MODE, has_token};
-use crate::http::{BadRequest, Body, Canonical, Client, LastHost, Scheme, Seen, canonicalise};
+use crate::http::{
+    BadRequest, Body, Canonical, Client, LastHost, Scheme, Seen, X_POMERIUM_AUTHORIZATION, canonicalise,
+};
 use crate::identity::Caller;
 use crate::pages::{Denied, Refusal};
 use crate::snapshot::{Route, Snapshot};
@@ -229,7 +231,7 @@ async fn decide(
         None if !request.body().is_empty() => Means::Whole,
         _ => Means::Answer,
     };
-    let matter = Matter { canonical: &canonical, route, shown: shown.as_ref(), tunnel, means };
+    let matter = Matter { canonical: &canonical, route, shown: shown.as_ref(), seen, tunnel, means };
     let Passed { permit, known, time, .. } =
         judge(snapshot, downstream, &matter, request, asking.record).await?;
     let caller = permit.caller();
@@ -255,6 +257,9 @@ async fn decide(
     let left = request.headers();
     if seen.any(Seen::AUTHORIZATION) && !left.contains_key(AUTHORIZATION) {
         remove.push(AUTHORIZATION);
+    }
+    if seen.any(Seen::OWN_AUTHORIZATION) {
+        remove.push(X_POMERIUM_AUTHORIZATION.clone());
     }
     if seen.any(Seen::COOKIE) {
         match left.get(COOKIE) {

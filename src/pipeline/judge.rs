@@ -8,12 +8,14 @@ use ::http::{HeaderMap, Request};
 
 use super::records::Record;
 use super::sign_in::{self, Means};
-use super::{Downstream, Exit};
+use super::{Downstream, Exit, program};
 use crate::authenticate::RenewError;
 use crate::authorize::{Decided, Decision, Facts, Permit};
 use crate::clock::Timestamp;
 use crate::connection::Shown;
-use crate::http::{Body, Canonical, Seen, cookies, headers};
+use crate::http::{
+    Body, Canonical, Right, Seen, X_POMERIUM_AUTHORIZATION, cookies, credential, headers, is_own,
+};
 use crate::identity::Caller;
 use crate::pages::{Denied, Refusal};
 use crate::proxy;
@@ -26,6 +28,8 @@ pub(super) struct Matter<'a> {
     pub(super) route: &'a Route,
     /// The client certificate.
     pub(super) shown: Option<&'a Shown>,
+    /// What the request has.
+    pub(super) seen: Seen,
     /// Whether it opens a tunnel, so that the page it comes from matters.
     pub(super) tunnel: bool,
     /// How somebody can be sent to sign in.
@@ -37,8 +41,8 @@ pub(super) struct Passed {
     pub(super) permit: Permit,
     /// The request's cookies, when the connection brought the same ones before.
     pub(super) known: Option<Arc<Known>>,
-    /// The caller's session.
-    pub(super) session: Option<Arc<Session>>,
+    /// The right that the caller came with.
+    pub(super) right: Option<Right>,
     /// When that was decided.
     pub(super) now: Instant,
     /// The same, as a time of day.
@@ -48,9 +52,27 @@ pub(super) struct Passed {
 /// Who is calling, and how that was told.
 pub(super) struct Identified {
     pub(super) caller: Caller,
-    pub(super) session: Option<Arc<Session>>,
+    pub(super) session: Option<Way>,
     /// The request's cookies, when the connection brought the same ones before.
     pub(super) known: Option<Arc<Known>>,
+}
+
+/// What a caller is known by.
+pub(super) enum Way {
+    /// A session of ours.
+    Session(Arc<Session>),
+    /// A token from elsewhere, which expires then.
+    Token(Timestamp),
+}
+
+impl Way {
+    /// What is opened with it lasts no longer than it does.
+    fn right(self, time: Timestamp, now: Instant) -> Right {
+        match self {
+            Self::Session(session) => session.right(time, now),
+            Self::Token(until) => Right::until((now + until.since(time)).into()),
+        }
+    }
 }
 
 /// Decides, and records it. What a client must not say has been removed from the request already.
@@ -62,7 +84,17 @@ pub(super) async fn judge(
     record: &Record,
 ) -> Result<Passed, Exit> {
     let Matter { canonical, route, .. } = *matter;
-    let identified = identify(snapshot, downstream, &canonical.host, request.headers(), record.began()).await;
+    let began = record.began();
+    let credential = credential(request.headers(), matter.seen, route.bearer.basic)?;
+    let by_token = match credential {
+        Some(credential) => Box::pin(program::identify(snapshot, matter, credential, began)).await,
+        None => Ok(None),
+    };
+    let identified = match by_token {
+        Ok(Some(identified)) => Ok(identified),
+        Ok(None) => identify(snapshot, downstream, &canonical.host, request.headers(), began).await,
+        Err(error) => Err(error),
+    };
     let (caller, session, known, trouble) = match identified {
         // Somebody for whom another provider vouches has to sign in for this route.
         Ok(Identified { caller: Caller::Identified(identity), known, .. })
@@ -71,9 +103,12 @@ pub(super) async fn judge(
             (Caller::Anonymous, None, known, None)
         }
         Ok(Identified { caller, session, known }) => (caller, session, known, None),
-        Err(Exit::Refuse(trouble @ (Refusal::Store(_) | Refusal::Provider(_)))) => {
-            (Caller::Anonymous, None, None, Some(trouble))
-        }
+        Err(Exit::Refuse(
+            trouble @ (Refusal::Store(_)
+            | Refusal::Provider(_)
+            | Refusal::Token(_)
+            | Refusal::TokenUnknown(_)),
+        )) => (Caller::Anonymous, None, None, Some(trouble)),
         Err(exit) => return Err(exit),
     };
     let facts = Facts {
@@ -94,7 +129,8 @@ pub(super) async fn judge(
             let origin = check_origin(matter, &permit, request.headers());
             let (now, time) = tell(origin.is_ok(), permit.decided());
             origin?;
-            Ok(Passed { permit, known, session, now, time })
+            let right = session.map(|way| way.right(time, now));
+            Ok(Passed { permit, known, right, now, time })
         }
         Decision::SignIn(decided) => {
             tell(false, &decided);
@@ -135,18 +171,31 @@ pub(super) async fn identify(
     let Found::Session(session) = found else {
         return Ok(Identified { caller: Caller::Anonymous, session: None, known });
     };
+    if !refresh(snapshot, &session, now).await? {
+        return Ok(Identified { caller: Caller::Anonymous, session: None, known });
+    }
+    let caller = Caller::Identified(session.identity());
+    Ok(Identified { caller, session: Some(Way::Session(session)), known })
+}
+
+/// Renews a session whose tokens have expired; `false` when it has ended.
+pub(super) async fn refresh(
+    snapshot: &Snapshot,
+    session: &Arc<Session>,
+    now: Timestamp,
+) -> Result<bool, Exit> {
     match session.freshness(now) {
-        Freshness::Fresh => {}
-        Freshness::Due => snapshot.authenticate.renew_soon(&session),
-        Freshness::Stale => match Box::pin(snapshot.authenticate.renew(&session)).await {
-            Ok(()) if !session.has_ended() => {}
-            Ok(()) | Err(RenewError::Ended) => {
-                return Ok(Identified { caller: Caller::Anonymous, session: None, known });
-            }
-            Err(error) => return Err(error.into()),
+        Freshness::Fresh => Ok(true),
+        Freshness::Due => {
+            snapshot.authenticate.renew_soon(session);
+            Ok(true)
+        }
+        Freshness::Stale => match Box::pin(snapshot.authenticate.renew(session)).await {
+            Ok(()) => Ok(!session.has_ended()),
+            Err(RenewError::Ended) => Ok(false),
+            Err(error) => Err(error.into()),
         },
     }
-    Ok(Identified { caller: Caller::Identified(session.identity()), session: Some(session), known })
 }
 
 /// Removes what opens a session of ours: no upstream sees it.
@@ -166,10 +215,10 @@ pub(super) fn remove_own_credentials(
         }
     }
     if seen.any(Seen::AUTHORIZATION) {
-        headers::retain(fields, &AUTHORIZATION, |value| {
-            let start = value.as_bytes().trim_ascii_start().get(..9);
-            !start.is_some_and(|start| start.eq_ignore_ascii_case(b"pomerium "))
-        });
+        headers::retain(fields, &AUTHORIZATION, |value| !is_own(value));
+    }
+    if seen.any(Seen::OWN_AUTHORIZATION) {
+        fields.remove(&X_POMERIUM_AUTHORIZATION);
     }
 }
 

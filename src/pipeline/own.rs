@@ -7,7 +7,7 @@ use http_body_util::{BodyExt as _, Limited};
 use serde_json::{Value, json};
 
 use super::familiar::{self, Familiar};
-use super::judge::{Identified, identify};
+use super::judge::{Identified, Way, identify};
 use super::records::Record;
 use super::sign_in::{LARGEST_FORM, SLOWEST_FORM};
 use super::{Downstream, Exit, sign_in as begin};
@@ -35,6 +35,10 @@ pub(super) enum Endpoint {
     Callback,
     BackChannelLogout,
     FrontChannelLogout,
+    /// Where a program begins.
+    ProgramLogin,
+    /// Where it is given its token.
+    Program,
     Jwks,
     Metadata,
     Ping,
@@ -66,6 +70,8 @@ pub(super) fn endpoint(
         "/.pomerium/signed_out" => Endpoint::SignedOut,
         "/.pomerium/callback" | "/.pomerium/callback/" => Endpoint::HandOff,
         "/.pomerium/resume" => Endpoint::Resume,
+        "/.pomerium/api/v1/login" => Endpoint::ProgramLogin,
+        "/.pomerium/programmatic" => Endpoint::Program,
         "/.pomerium/backchannel_logout" => Endpoint::BackChannelLogout,
         "/.pomerium/frontchannel_logout" => Endpoint::FrontChannelLogout,
         "/.well-known/pomerium/jwks.json" => Endpoint::Jwks,
@@ -178,6 +184,29 @@ pub(super) async fn answer(
             done.map(|redirect| arrive(snapshot, host, &redirect))
                 .map_err(failed(snapshot, request.headers()))
         }
+        Endpoint::ProgramLogin => {
+            let Some(redirect) = parameter(query, "pomerium_redirect_uri")? else {
+                return Err(Refusal::NotFound.into());
+            };
+            let url = snapshot.authenticate.programmatic_url(&origin, host, &redirect);
+            let refused =
+                "pomerium_redirect_uri does not lead to a host of programmatic_redirect_domain_whitelist";
+            Ok(pages::plain(StatusCode::OK, url.ok_or(BadRequest(refused))?))
+        }
+        Endpoint::Program => {
+            let sealed = parameter(query, "pomerium_program")?.unwrap_or_default();
+            let Found::Session(session) = snapshot.sessions.find(host, request.headers()).await? else {
+                let target = format!("{origin}/.pomerium/programmatic?pomerium_program={sealed}");
+                let wish = Wish::default();
+                let begin = snapshot.authenticate.begin(&target, host, request.headers(), &wish);
+                return Ok(pages::redirect(&begin));
+            };
+            let to = snapshot.authenticate.give_to_program(&sealed, host, &session).await?;
+            let to = to.ok_or(BadRequest(
+                "this link is too old, or was not made here; start again in your program",
+            ))?;
+            Ok(pages::redirect(&Redirect { to, cookies: Vec::new() }))
+        }
         Endpoint::BackChannelLogout => {
             let is_form = is_form(request.headers());
             let form = if is_form { posted_answer(request).await? } else { String::new() };
@@ -204,12 +233,12 @@ pub(super) async fn answer(
         | Endpoint::Familiar(Familiar::UserInfo) => {
             let Identified { caller, session, .. } =
                 identify(snapshot, downstream, host, request.headers(), record.began()).await?;
-            let (Caller::Identified(identity), Some(session)) = (&caller, session) else {
+            let (Caller::Identified(identity), Some(Way::Session(session))) = (&caller, session) else {
                 let target = format!("{origin}{}", canonical.path.canonical);
                 let sign_in_url = snapshot.authenticate.sign_in_url(&origin, &target, &Wish::default());
                 let begin = snapshot.authenticate.begin(&target, host, request.headers(), &Wish::default());
                 let begin = Some(begin);
-                return Err(Refusal::SignInNeeded { begin, sign_in_url }.into());
+                return Err(Refusal::SignInNeeded { begin, sign_in_url, basic: false }.into());
             };
             Ok(match endpoint {
                 Endpoint::Claims => pages::json_reply(StatusCode::OK, &claims(identity)),

@@ -7,6 +7,7 @@ use http_body_util::{BodyExt as _, Limited};
 use super::Exit;
 use super::judge::{Matter, external_origin};
 use crate::authenticate::{Failure, Kept, Redirect, Wish};
+use crate::http::headers::SEC_FETCH_MODE;
 use crate::http::{Body, Canonical, Client, Seen, cookies, is_same_site_form};
 use crate::identity::Strength;
 use crate::pages::{self, Refusal};
@@ -51,7 +52,10 @@ pub(super) async fn needed(
     let fits = length(&back) <= LONGEST_TARGET;
     let wish = &Wish { strength: strength.cloned(), ..matter.route.sign_in.clone() };
     let sign_in_url = authenticate.sign_in_url(&origin, if fits { &back } else { &origin }, wish);
-    let needed = |begin| Exit::Refuse(Refusal::SignInNeeded { begin, sign_in_url: sign_in_url.clone() });
+    // A browser would show a window of its own for it.
+    let basic = matter.route.bearer.basic && !request.headers().contains_key(&SEC_FETCH_MODE);
+    let needed =
+        |begin| Exit::Refuse(Refusal::SignInNeeded { begin, sign_in_url: sign_in_url.clone(), basic });
     if Client::of(request, Seen::of(request.headers())) != Client::Navigation {
         return needed(None);
     }

@@ -110,6 +110,10 @@ impl Store for MemoryStore {
         Box::pin(async move { Ok(taken) })
     }
 
+    fn outlives(&self) -> bool {
+        false
+    }
+
     fn first(&self, key: Id, expires: Timestamp, now: Timestamp) -> Pending<'_, bool> {
         let mut state = self.state();
         let first = state.said.get(&key).is_none_or(|until| *until <= now);

@@ -324,7 +324,10 @@ fn what_could_weaken_access_is_refused_at_load() {
         ("policy: [{allow: {or: [{http_query/: x}]}}]", "needs a name behind it"),
         ("policy: [{allow: {or: [{acr/x: y}]}}]", "takes no path after its name"),
         ("allowed_groups: [admins]", "it was removed from Pomerium"),
-        ("bearer_token_format: jwt", "bearer tokens are not there yet"),
+        ("bearer_token_format: jwt", "`jwt` needs identity_providers"),
+        ("bearer_token_format: idp_access_token", "needs idp_access_token_allowed_audiences"),
+        ("identity_providers: [x]", "`x` is not one of identity_providers"),
+        ("provider: x", "`x` is not the id of one of `providers`: default"),
         ("tls_custom_ca: garbage", "base64 of PEM was expected"),
         ("regex: '['", "is not a regular expression"),
         ("prefix: /a\n    path: /b", "only one would count"),
@@ -374,6 +377,20 @@ fn what_could_weaken_access_is_refused_at_load() {
         (
             "shared_secret: cGFzc3dvcmRwYXNzd29yZHBhc3N3b3JkcGFzc3dvcmQ=",
             "shared_secret: this secret is not random",
+        ),
+        (
+            "identity_providers: {a: {issuer: https://a.example.com}}",
+            "identity_providers.a.audiences: is missing",
+        ),
+        ("identity_providers: {a: {issuer: http://a.example.com, audiences: x}}", "is not an `https://` URL"),
+        ("identity_providers: {A/b: {issuer: https://a.example.com, audiences: x}}", "lower-case letters"),
+        (
+            "identity_providers: {a: {issuer: https://a.example.com, audiences: x, supported_algs: none}}",
+            "`none` is not one of RS256",
+        ),
+        (
+            "identity_providers: {a: {issuer: https://a.example.com, audiences: x, introspection_url: https://a}}",
+            "client_id: is missing",
         ),
         ("session_idle_timeout: 0", "sessions that end at once"),
         ("databroker_storage_type: redis", "databroker_storage_connection_string: is missing"),

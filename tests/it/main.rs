@@ -27,6 +27,7 @@ mod logout;
 mod logs;
 mod policy;
 mod pomerium;
+mod programs;
 mod provider;
 mod provider_errors;
 mod providers;

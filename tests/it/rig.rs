@@ -125,10 +125,29 @@ impl Rig {
         Browser::new(self.server.address, self.provider.address)
     }
 
+    /// Makes a service account: its token.
+    pub fn account(&self, name: &str, claims: &[&str]) -> String {
+        let mut command = Command::new(BINARY);
+        command.args(["tokens", "create", "--name", name, "--expires", "90d", "-c"]);
+        command.arg(self.state().join("config.yaml")).env_clear();
+        for claim in claims {
+            command.args(["--claims", claim]);
+        }
+        let done = command.output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() && said.contains("Its token is shown this once"), "{said}");
+        String::from_utf8(done.stdout).unwrap().trim().to_owned()
+    }
+
     /// A browser that has signed in.
     pub fn signed_in(&self) -> Browser {
+        self.signed_in_to("http://app.localhost/")
+    }
+
+    /// A browser that has signed in to this page.
+    pub fn signed_in_to(&self, url: &str) -> Browser {
         let mut browser = self.browser();
-        let page = browser.open("http://app.localhost/");
+        let page = browser.open(url);
         assert_eq!(page.status, 200, "{page:?}");
         browser
     }
@@ -266,10 +285,12 @@ impl Server {
 
     /// The status of a request for a path on a host.
     pub fn get(&self, host: &str, target: &str, headers: &str) -> Answer {
-        Answer::parse(
-            &self
-                .send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n")),
-        )
+        let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n");
+        let mut stream = self.connect();
+        // The server closes; many requests at once may take a while.
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        Answer::parse(&read_all(&mut stream))
     }
 
     pub fn health(&self, path: &str) -> u16 {

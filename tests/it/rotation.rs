@@ -49,7 +49,7 @@ fn a_rotation_signs_nobody_out_and_breaks_no_sign_in_under_way() {
     let mut rig = Rig::with(setup.clone());
     let mut person = rig.signed_in();
     let first = signs(&rig);
-    assert_eq!(published(&rig), [first.clone()]);
+    assert_eq!(published(&rig), std::slice::from_ref(&first));
     let mut under_way = rig.browser();
     let callback = under_way.until("http://app.localhost/deep", "/oauth2/callback");
 

@@ -15,6 +15,7 @@ use crate::config::values::{Text, TextMap};
 use crate::config::{ProviderFile, routes, samples};
 use crate::crypto::{self, Signer};
 use crate::identity::Reading;
+use crate::session::ACCOUNTS;
 
 /// The largest picture of a provider.
 const LARGEST_LOGO: usize = 64 * 1024;
@@ -142,7 +143,8 @@ impl Resolver<'_> {
         let id = text(file.id.as_ref());
         let is_name = !id.is_empty()
             && id.len() <= 64
-            && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+            && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+            && id != ACCOUNTS;
         if !is_name {
             self.error_at(&at("id"), "a name of letters, digits, `-` and `_` was expected");
         }
