@@ -117,6 +117,17 @@ pub struct Redirect {
     pub to: String,
     /// `Set-Cookie`, one each.
     pub cookies: Vec<String>,
+    /// What a page that keeps the fragment of the wanted address, which no server sees, calls it.
+    pub fragment: Option<Fragment>,
+}
+
+/// The fragment of an address on its way through a sign-in: kept by the browser under the name of the attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fragment {
+    /// It came along so far.
+    Keep(String),
+    /// It goes on from here.
+    Arrive(String),
 }
 
 /// A sign-in that did not succeed, and how to go on.

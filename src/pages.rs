@@ -15,7 +15,7 @@ use askama::Template;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use crate::authenticate::{Blame, Choice, Failure, Kind, LogoutError, Redirect};
+use crate::authenticate::{Blame, Choice, Failure, Fragment, Kind, LogoutError, Redirect};
 use crate::crypto;
 use crate::http::headers::{GRPC_MESSAGE, GRPC_STATUS};
 use crate::http::{Body, Client};
@@ -26,7 +26,7 @@ mod views;
 pub use refusal::{Denied, Refusal};
 pub use views::{Application, Fact};
 
-use views::{Action, ChoosePage, MessagePage, ResumePage, UserPage};
+use views::{Action, CarryPage, ChoosePage, MessagePage, ResumePage, UserPage};
 
 static STYLE: &str = include_str!("pages/templates/style.css");
 
@@ -38,6 +38,14 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     format!(
         "default-src 'none'; style-src 'sha256-{hash}'; img-src data:; frame-ancestors 'none'; base-uri 'none'"
     )
+});
+
+/// The one script there is, on the pages between which a fragment is kept.
+static CARRY: &str = include_str!("pages/templates/carry.js");
+
+static CARRYING: LazyLock<String> = LazyLock::new(|| {
+    let hash = base64::engine::general_purpose::STANDARD.encode(crypto::sha256(CARRY.as_bytes()));
+    format!("{}; script-src 'sha256-{hash}'", *POLICY)
 });
 
 /// What a reply is for.
@@ -57,6 +65,23 @@ pub struct Occasion<'a> {
 pub fn redirect(redirect: &Redirect) -> Response<Body> {
     let mut response = own(StatusCode::FOUND, "text/plain; charset=utf-8", Body::empty());
     insert(&mut response, LOCATION, &redirect.to);
+    set_cookies(&mut response, &redirect.cookies);
+    response
+}
+
+/// The same by way of a page that keeps the address's fragment, which redirects lose at the provider's own pages.
+pub fn carry(redirect: &Redirect, at: &Occasion<'_>) -> Response<Body> {
+    let (key, step) = match &redirect.fragment {
+        Some(Fragment::Keep(key)) => (key, "keep"),
+        Some(Fragment::Arrive(key)) => (key, "arrive"),
+        None => return self::redirect(redirect),
+    };
+    if at.client != Client::Navigation {
+        return self::redirect(redirect);
+    }
+    let page = CarryPage { style: STYLE, script: CARRY, key, to: &redirect.to, step };
+    let mut response = html(StatusCode::OK, &page);
+    insert(&mut response, CONTENT_SECURITY_POLICY, &CARRYING);
     set_cookies(&mut response, &redirect.cookies);
     response
 }
@@ -117,8 +142,14 @@ pub fn refuse(refusal: &Refusal, at: &Occasion<'_>) -> Response<Body> {
     response
 }
 
-/// A sign-in that did not succeed.
-pub fn sign_in_failed(failure: &Failure, kind: Kind, at: &Occasion<'_>, retried: bool) -> Response<Body> {
+/// A sign-in that did not succeed. `again`: where the browser begins again by itself.
+pub fn sign_in_failed(
+    failure: &Failure,
+    again: &str,
+    kind: Kind,
+    at: &Occasion<'_>,
+    retried: bool,
+) -> Response<Body> {
     let by_itself = failure.retry_by_itself && !retried;
     let told = match by_itself {
         true => failure.error.explain_at_first(kind),
@@ -159,7 +190,7 @@ pub fn sign_in_failed(failure: &Failure, kind: Kind, at: &Occasion<'_>, retried:
     set_cookies(&mut response, &failure.cookies);
     if by_itself {
         // The browser begins again by itself, once; the page is there for one that does not.
-        insert(&mut response, REFRESH.clone(), &format!("2; url={}", failure.retry));
+        insert(&mut response, REFRESH.clone(), &format!("2; url={again}"));
     }
     response
 }
@@ -207,9 +238,18 @@ pub fn user(
 }
 
 /// Which provider somebody wants to sign in with.
-pub fn choose(choices: &[Choice], at: &Occasion<'_>) -> Response<Body> {
-    let page = ChoosePage { style: STYLE, choices, contact: at.contact, request_id: at.request_id };
-    html(StatusCode::OK, &page)
+pub fn choose(choices: &[Choice], attempt: &str, at: &Occasion<'_>) -> Response<Body> {
+    let page = ChoosePage {
+        style: STYLE,
+        script: CARRY,
+        key: attempt,
+        choices,
+        contact: at.contact,
+        request_id: at.request_id,
+    };
+    let mut response = html(StatusCode::OK, &page);
+    insert(&mut response, CONTENT_SECURITY_POLICY, &CARRYING);
+    response
 }
 
 /// A form that waited for a sign-in: one click sends it on.

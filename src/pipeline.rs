@@ -145,7 +145,8 @@ fn refuse(snapshot: &Snapshot, record: &mut Record, client: Client, exit: &Exit)
         Exit::Refuse(refusal) => pages::refuse(refusal, &at),
         Exit::SignInFailed { failure, retried } => {
             let kind = failure.kind.unwrap_or_else(|| snapshot.authenticate.kind());
-            let reply = pages::sign_in_failed(failure, kind, &at, *retried);
+            let again = snapshot.authenticate.again_url(&failure.retry);
+            let reply = pages::sign_in_failed(failure, &again, kind, &at, *retried);
             sign_in::mark_retry(snapshot, failure, *retried, reply, record.name())
         }
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ::http::HeaderMap;
 
-use super::pending::{BEGIN, Pending, attempt_of};
-use super::{Authenticate, Failure, Redirect, SignInError};
+use super::pending::{Pending, attempt_of, began_again};
+use super::{Authenticate, Failure, Fragment, Redirect, SignInError};
 use crate::clock::Timestamp;
 use crate::crypto::Purpose;
 use crate::session::{Content, Found, Session};
@@ -106,12 +106,15 @@ impl Authenticate {
                 (Some(error), Some(provider)) => {
                     failure(provider.explain(error, answer.description.as_deref()))
                 }
-                _ => Failure { retry_by_itself: true, ..failure(SignInError::UnknownState) },
+                // A browser that keeps no cookies would begin again for ever.
+                _ if began_again(&state) && !self.sends_cookies(headers) => failure(SignInError::NoCookie),
+                _ => Failure { retry_by_itself: !began_again(&state), ..failure(SignInError::UnknownState) },
             });
         };
         let target = pending.request.target.clone();
         let failure = |error, cookies, retry_by_itself| {
             let kind = self.provider(&pending.provider).map(|one| one.settings().kind);
+            let retry_by_itself = retry_by_itself && !pending.request.wish.again;
             Failure { error, cookies, retry: target.clone(), retry_by_itself, kind }
         };
         let Some(provider) = self.provider(&pending.provider) else {
@@ -197,12 +200,13 @@ impl Authenticate {
         };
         let host = self.settings.url.host_str().unwrap_or_default();
         let mut redirect = if pending.request.host == host {
-            let forget = self.forget(BEGIN, &pending.request.attempt);
-            Redirect { to: pending.request.target.clone(), cookies: vec![forget] }
+            let done = self.done(&pending.request.attempt);
+            Redirect { to: pending.request.target.clone(), cookies: done.into(), fragment: None }
         } else {
             self.hand_off(&session, &pending.request).await?
         };
         redirect.cookies.extend(cookie);
+        redirect.fragment = Some(Fragment::Arrive(pending.request.attempt.clone()));
         Ok(redirect)
     }
 

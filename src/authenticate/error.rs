@@ -21,6 +21,8 @@ pub enum SignInError {
     BadRequest,
     #[error("the callback's state is unknown in this browser")]
     UnknownState,
+    #[error("the browser does not send our cookies back")]
+    NoCookie,
     #[error("the callback's state was used before")]
     UsedState,
     #[error("the sign-in took too long")]
@@ -151,6 +153,16 @@ impl SignInError {
                 Blame::Client,
                 "Please sign in again",
                 "This sign-in took too long, was finished already, or was started in another browser.",
+            ),
+            Self::NoCookie => say(
+                Blame::Client,
+                "Your browser does not keep our cookies",
+                "Signing in needs cookies. Allow them for this site, and start again.",
+            )
+            .advice(
+                "When it is so in every browser: the site has to be opened by https, or at localhost; and the callback has to come \
+                 back to the host of authenticate_service_url, where the sign-in began."
+                    .into(),
             ),
             Self::MixUp => say(
                 Blame::Client,

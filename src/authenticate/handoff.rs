@@ -49,7 +49,7 @@ impl Authenticate {
             target.origin().ascii_serialization(),
             join_token(id, &key)
         );
-        Ok(Redirect { to, cookies: Vec::new() })
+        Ok(Redirect { to, cookies: Vec::new(), fragment: None })
     }
 
     /// Takes a hand-off on a route host: once, in time, on the right host, in the browser that began.
@@ -78,7 +78,11 @@ impl Authenticate {
         let held = cookies::find(headers, &name).ok().flatten().unwrap_or_default();
         let binding = crypto::encode(&crypto::sha256(held.as_bytes()));
         if !crypto::equal(binding.as_bytes(), given.request.binding.as_bytes()) {
-            return Err(refused(home));
+            let lost = given.request.wish.again && !self.sends_cookies(headers);
+            return Err(match lost {
+                true => Failure::plain(SignInError::NoCookie, home.to_owned()),
+                false => Failure { retry_by_itself: !given.request.wish.again, ..refused(home) },
+            });
         }
         let key = crypto::decode(&given.key)
             .and_then(|key| SealKey::from_bytes(&key))
@@ -86,9 +90,7 @@ impl Authenticate {
         let added = self.sessions.add_host(given.session, &key, given.expires, host).await;
         let cookie = added.map_err(|error| Failure::plain(error.into(), given.request.target.clone()))?;
         let cookie = cookie.ok_or_else(|| refused(&given.request.target))?;
-        Ok(Redirect {
-            to: given.request.target,
-            cookies: vec![cookie, self.forget(BEGIN, &given.request.attempt)],
-        })
+        let cookies = std::iter::once(cookie).chain(self.done(&given.request.attempt)).collect();
+        Ok(Redirect { to: given.request.target, cookies, fragment: None })
     }
 }

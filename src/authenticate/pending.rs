@@ -16,6 +16,12 @@ use crate::identity::Strength;
 pub(super) const BEGIN: &str = "begin";
 /// The cookie in which the authenticate host remembers an attempt.
 pub(super) const STATE: &str = "state";
+/// The cookie that says that a sign-in has just ended here.
+const DONE: &str = "done";
+/// How long it says so: the time in which the session's cookie should come back.
+const ARRIVAL: Duration = Duration::from_secs(10);
+/// The character of a state that says that the browser began again by itself.
+const AGAIN: u8 = b'2';
 /// So many attempts of one browser are remembered; older ones give way.
 const ATTEMPTS: usize = 8;
 /// How many characters of a name say when it was made, so that the oldest can be told.
@@ -48,6 +54,9 @@ pub struct Wish {
     /// The provider that has to vouch for the person; `None`: any.
     #[serde(default)]
     pub provider: Option<String>,
+    /// The browser began again by itself: it does not do so twice.
+    #[serde(default)]
+    pub again: bool,
     /// Parameters for the provider.
     #[serde(default)]
     pub parameters: BTreeMap<String, String>,
@@ -131,6 +140,40 @@ impl Authenticate {
             .collect()
     }
 
+    /// `Set-Cookie`s of an attempt that ended well: it is forgotten, and for a moment it is remembered that it was there.
+    pub(super) fn done(&self, attempt: &str) -> [String; 2] {
+        let done = self.sessions.cookie().sign_in(DONE, attempt, "1", ARRIVAL);
+        [self.forget(BEGIN, attempt), done]
+    }
+
+    /// Whether a sign-in has just ended here, and the browser has not kept the session's cookie although it keeps others: to
+    /// begin again would never end.
+    pub fn has_lost_session(&self, headers: &HeaderMap, host: &str) -> bool {
+        let settings = self.sessions.cookie();
+        let session = settings.session_name(host);
+        let mut just_done = false;
+        for (name, _) in cookies::all(headers) {
+            if name == session {
+                return false;
+            }
+            just_done |= settings.attempt(DONE, name).is_some();
+        }
+        just_done
+    }
+
+    /// `Set-Cookie`s for somebody who signs out: that the session's cookie is missing then has a good reason.
+    pub fn forget_done(&self, headers: &HeaderMap) -> Vec<String> {
+        let settings = self.sessions.cookie();
+        let done = cookies::all(headers).filter_map(|(name, _)| settings.attempt(DONE, name));
+        done.map(|attempt| self.forget(DONE, attempt)).collect()
+    }
+
+    /// Whether the browser has sent any cookie of ours.
+    pub(super) fn sends_cookies(&self, headers: &HeaderMap) -> bool {
+        let settings = self.sessions.cookie();
+        cookies::all(headers).any(|(name, _)| settings.is_ours(name))
+    }
+
     /// `Set-Cookie` that forgets an attempt.
     pub(super) fn forget(&self, kind: &str, attempt: &str) -> String {
         self.sessions.cookie().sign_in(kind, attempt, "", Duration::ZERO)
@@ -145,6 +188,17 @@ impl Authenticate {
         let surplus = (attempts.len() + 1).saturating_sub(ATTEMPTS);
         attempts.iter().take(surplus).map(|attempt| self.forget(kind, attempt)).collect()
     }
+}
+
+/// A state: its attempt, whether the browser began again by itself, and what nobody can guess.
+pub(super) fn new_state(now: Timestamp, again: bool) -> String {
+    let mark = char::from(if again { AGAIN } else { b'1' });
+    format!("{}{mark}{}", dated_name(now), crypto::random_name::<24>())
+}
+
+/// Whether a state says that the browser began again by itself, even when nothing else is known about it.
+pub(super) fn began_again(state: &str) -> bool {
+    state.as_bytes().get(16) == Some(&AGAIN)
 }
 
 /// The part of a state that names its cookie.

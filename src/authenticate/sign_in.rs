@@ -5,9 +5,9 @@ use std::time::Duration;
 use ::http::HeaderMap;
 use url::Url;
 
-use super::pending::{BEGIN, Pending, STATE, SignInRequest, Wish, dated_name};
+use super::pending::{BEGIN, Pending, STATE, SignInRequest, Wish, dated_name, new_state};
 use super::provider::Provider;
-use super::{Authenticate, Failure, Kind, Redirect, SignInError};
+use super::{Authenticate, Failure, Fragment, Kind, Redirect, SignInError};
 use crate::crypto;
 use crate::http::{BadRequest, cookies, parameter};
 use crate::identity::Strength;
@@ -19,6 +19,8 @@ pub(super) const SIGN_IN: &str = "/.pomerium/sign_in";
 const PROMPT: &str = "pomerium_prompt";
 /// The one that names a provider.
 const PROVIDER: &str = "pomerium_provider";
+/// The one that says that the browser begins again by itself.
+const AGAIN: &str = "pomerium_again";
 /// The cookie that remembers which provider was chosen.
 const CHOICE: &str = "choice";
 /// How long it does: as long as browsers keep one.
@@ -35,8 +37,8 @@ pub(super) const LONGEST_TARGET: usize = 1500;
 pub enum Next {
     /// To the provider, or back with the session that there is.
     Redirect(Redirect),
-    /// The person says which provider.
-    Choose(Vec<Choice>),
+    /// The person says which provider; with the name of the attempt.
+    Choose(Vec<Choice>, String),
 }
 
 /// A provider to choose.
@@ -76,7 +78,7 @@ impl Authenticate {
         let mut cookies = self.make_room(BEGIN, headers);
         cookies.push(self.sessions.cookie().sign_in(BEGIN, &attempt, &secret, self.settings.sign_in_timeout));
         let to = format!("{}?pomerium_request={}", self.own(SIGN_IN), self.seal_request(&request));
-        Redirect { to, cookies }
+        Redirect { to, cookies, fragment: None }
     }
 
     /// The URL with which a person can be sent to sign in and back to `target`.
@@ -85,6 +87,9 @@ impl Authenticate {
         query.append_pair("pomerium_redirect_uri", target);
         if let Some(provider) = &wish.provider {
             query.append_pair(PROVIDER, provider);
+        }
+        if wish.again {
+            query.append_pair(AGAIN, "1");
         }
         if let Some(Strength { acr, max_age }) = &wish.strength {
             query.append_pair(PROMPT, "login");
@@ -98,6 +103,13 @@ impl Authenticate {
         format!("{origin}{SIGN_IN}?{}", query.finish())
     }
 
+    /// Where a browser begins again by itself, once.
+    pub fn again_url(&self, target: &str) -> String {
+        let Ok(url) = Url::parse(target) else { return target.to_owned() };
+        let wish = Wish { again: true, ..Wish::default() };
+        self.sign_in_url(&url.origin().ascii_serialization(), target, &wish)
+    }
+
     /// What a URL of [`sign_in_url`](Self::sign_in_url) wants of the sign-in.
     ///
     /// # Errors
@@ -107,7 +119,8 @@ impl Authenticate {
         if provider.as_ref().is_some_and(|id| self.provider(id).is_none()) {
             return Err(BadRequest("pomerium_provider names no provider"));
         }
-        Ok(Wish { strength: wanted_strength(query)?, provider, ..Wish::default() })
+        let again = parameter(query, AGAIN)?.is_some();
+        Ok(Wish { strength: wanted_strength(query)?, provider, again, ..Wish::default() })
     }
 
     /// Goes on with a route host's request, on the authenticate host. `query`: of the request, which may say what was
@@ -123,7 +136,7 @@ impl Authenticate {
     ) -> Result<Next, Failure> {
         if !self.is_recent(&request) {
             // The target begins anew.
-            return Ok(Next::Redirect(Redirect { to: request.target, cookies: Vec::new() }));
+            return Ok(Next::Redirect(Redirect { to: request.target, cookies: Vec::new(), fragment: None }));
         }
         let retry = request.target.clone();
         let chosen = match parameter(query, PROVIDER) {
@@ -154,14 +167,16 @@ impl Authenticate {
         let provider = match (&request.wish.provider, self.providers()) {
             (Some(id), _) => self.provider(id),
             (None, [only]) => Some(only),
-            (None, _) => return Ok(Next::Choose(self.choices(&request, headers))),
+            (None, _) => return Ok(Next::Choose(self.choices(&request, headers), request.attempt)),
         };
         let Some(provider) = provider else {
             let error = SignInError::Internal("the provider that is asked for is not configured".into());
             return Err(Failure::plain(error, retry));
         };
         let failed = |error| Failure::plain(error, retry).with(provider.settings().kind);
+        let fragment = Some(Fragment::Keep(request.attempt.clone()));
         let mut redirect = self.to_provider(provider, request, headers).await.map_err(failed)?;
+        redirect.fragment = fragment;
         if remember {
             let id = &provider.settings().id;
             redirect.cookies.push(self.sessions.cookie().sign_in(CHOICE, "1", id, REMEMBERED));
@@ -216,7 +231,7 @@ impl Authenticate {
         headers: &HeaderMap,
     ) -> Result<Redirect, SignInError> {
         let discovered = provider.discovered().await?;
-        let state = format!("{}{}", dated_name(self.clock.now()), crypto::random_name::<24>());
+        let state = new_state(self.clock.now(), request.wish.again);
         let pending = Pending {
             request,
             provider: provider.settings().id.clone(),
@@ -229,7 +244,7 @@ impl Authenticate {
         tracing::debug!(redirect_uri = %pending.redirect_uri, "sign-in goes to the provider");
         let mut cookies = self.make_room(STATE, headers);
         cookies.push(self.pending_cookie(&state, &pending));
-        Ok(Redirect { to, cookies })
+        Ok(Redirect { to, cookies, fragment: None })
     }
 
     /// Where a sign-in may lead: an `https` URL (or `http` where we serve it) on a host that we serve. This

@@ -161,6 +161,7 @@ impl Reader<'_, '_> {
         let cluster = self.leads_to();
         let sign_in = Wish {
             strength: None,
+            again: false,
             provider: self.file.provider.as_ref().map(|Text(id)| id.clone()),
             parameters: self.resolver.request_params(self.path, self.file.idp_request_params.as_ref()),
         };

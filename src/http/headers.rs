@@ -47,6 +47,8 @@ static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
+/// `Sec-Fetch-Dest`, by which browsers say where what comes back is used.
+pub static SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 /// `Sec-Fetch-Mode`, by which browsers say what a request is for.
 pub static SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 /// `grpc-status`.

@@ -40,6 +40,8 @@ pub enum Refusal {
         /// A token may be the password of HTTP Basic.
         basic: bool,
     },
+    /// A sign-in has just ended here, and the browser did not keep the session's cookie. With `cookie_domain`.
+    SessionLost(Option<String>),
     /// A token is not believed, and why. For whoever sent it.
     Token(String),
     /// Nobody can be asked now whether a token is to be believed.
@@ -168,6 +170,25 @@ impl Refusal {
                 "sign-in required",
                 "16",
             ),
+            Self::SessionLost(domain) => Told {
+                advice: Some(match domain {
+                    Some(domain) => format!(
+                        "Browsers refuse a cookie for a domain that is a public suffix, or that the host does not lie in: \
+                         cookie_domain is `{domain}`."
+                    ),
+                    None => "Something between the browser and here removes the cookie, or the browser refuses it: look at the \
+                             answer of /.pomerium/callback/ in its developer tools."
+                        .to_owned(),
+                }),
+                ..say(
+                    StatusCode::BAD_REQUEST,
+                    "Your browser did not keep the session",
+                    "You have signed in, but the cookie that says so did not come back. Allow cookies for this site, and try \
+                     again in a few seconds.",
+                    "the session cookie did not come back",
+                    "16",
+                )
+            },
             Self::Token(reason) => Told {
                 facts: vec![Fact { name: "Why".into(), value: reason.clone() }],
                 ..say(

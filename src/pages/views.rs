@@ -60,9 +60,21 @@ pub(super) struct UserPage<'a> {
 #[template(path = "choose.html", config = "src/pages/askama.toml")]
 pub(super) struct ChoosePage<'a> {
     pub(super) style: &'static str,
+    pub(super) script: &'static str,
+    pub(super) key: &'a str,
     pub(super) choices: &'a [Choice],
     pub(super) contact: Option<&'a str>,
     pub(super) request_id: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "carry.html", config = "src/pages/askama.toml")]
+pub(super) struct CarryPage<'a> {
+    pub(super) style: &'static str,
+    pub(super) script: &'static str,
+    pub(super) key: &'a str,
+    pub(super) to: &'a str,
+    pub(super) step: &'static str,
 }
 
 #[derive(Template)]
@@ -98,7 +110,8 @@ mod tests {
             fields: &[(hostile.into(), hostile.into())],
             request_id: hostile,
         };
-        for text in [page.render().unwrap(), form.render().unwrap()] {
+        let carried = CarryPage { style: "", script: "", key: hostile, to: hostile, step: "keep" };
+        for text in [page.render().unwrap(), form.render().unwrap(), carried.render().unwrap()] {
             assert!(!text.contains("<svg"), "{text}");
             assert!(!text.contains("\"\"><") && !text.contains("alert(1)>'"), "{text}");
         }

@@ -14,6 +14,7 @@ use super::{Downstream, Exit, sign_in as begin};
 use crate::authenticate::{Failure, Next, Redirect, Wish};
 use crate::authorize::{Decision, Facts};
 use crate::connection::Shown;
+use crate::http::headers::{SEC_FETCH_DEST, has_token};
 use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_cross_site, is_form, parameter};
 use crate::identity::{Caller, Identity};
 use crate::pages::{self, Application, Fact, Occasion, Refusal};
@@ -167,7 +168,9 @@ pub(super) async fn answer(
     match endpoint {
         Endpoint::Ping => Ok(pages::text(StatusCode::OK, "OK")),
         Endpoint::Robots => Ok(pages::text(StatusCode::OK, "User-agent: *\nDisallow: /\n")),
-        Endpoint::Home => Ok(pages::redirect(&Redirect { to: "/.pomerium/".into(), cookies: Vec::new() })),
+        Endpoint::Home => {
+            Ok(pages::redirect(&Redirect { to: "/.pomerium/".into(), cookies: Vec::new(), fragment: None }))
+        }
         Endpoint::Jwks => Ok(pages::document(snapshot.signer.jwks().to_owned(), 60)),
         Endpoint::Metadata => Ok(pages::document(metadata(snapshot, &origin).to_string(), 60)),
         Endpoint::SignIn => sign_in(snapshot, query, canonical, &origin, request.headers(), &at).await,
@@ -179,10 +182,13 @@ pub(super) async fn answer(
                 _ => None,
             };
             let answer = form.as_deref().unwrap_or_else(|| request.uri().query().unwrap_or_default());
-            let at = (host.as_ref(), &*canonical.path.canonical);
-            let done = snapshot.authenticate.call_back(at, answer, request.headers()).await;
-            done.map(|redirect| arrive(snapshot, host, &redirect))
-                .map_err(failed(snapshot, request.headers()))
+            let place = (host.as_ref(), &*canonical.path.canonical);
+            let done = snapshot.authenticate.call_back(place, answer, request.headers()).await;
+            done.map(|redirect| match redirect.fragment {
+                Some(_) if opens_page(request.headers()) => go(&redirect, request.headers(), &at),
+                _ => arrive(snapshot, host, &redirect),
+            })
+            .map_err(failed(snapshot, request.headers()))
         }
         Endpoint::ProgramLogin => {
             let Some(redirect) = parameter(query, "pomerium_redirect_uri")? else {
@@ -205,7 +211,7 @@ pub(super) async fn answer(
             let to = to.ok_or(BadRequest(
                 "this link is too old, or was not made here; start again in your program",
             ))?;
-            Ok(pages::redirect(&Redirect { to, cookies: Vec::new() }))
+            Ok(pages::redirect(&Redirect { to, cookies: Vec::new(), fragment: None }))
         }
         Endpoint::BackChannelLogout => {
             let is_form = is_form(request.headers());
@@ -234,6 +240,9 @@ pub(super) async fn answer(
             let Identified { caller, session, .. } =
                 identify(snapshot, downstream, host, request.headers(), record.began()).await?;
             let (Caller::Identified(identity), Some(Way::Session(session))) = (&caller, session) else {
+                if snapshot.authenticate.has_lost_session(request.headers(), host) {
+                    return Err(begin::lost(snapshot));
+                }
                 let target = format!("{origin}{}", canonical.path.canonical);
                 let sign_in_url = snapshot.authenticate.sign_in_url(&origin, &target, &Wish::default());
                 let begin = snapshot.authenticate.begin(&target, host, request.headers(), &Wish::default());
@@ -309,8 +318,8 @@ async fn sign_in(
             .filter(|request| snapshot.serves(&request.host))
             .ok_or(BadRequest("the request to sign in was not made here"))?;
         return match authenticate.go_on(request, query, headers).await {
-            Ok(Next::Redirect(redirect)) => Ok(pages::redirect(&redirect)),
-            Ok(Next::Choose(choices)) => Ok(pages::choose(&choices, at)),
+            Ok(Next::Redirect(redirect)) => Ok(go(&redirect, headers, at)),
+            Ok(Next::Choose(choices, attempt)) => Ok(pages::choose(&choices, &attempt, at)),
             Err(failure) => Err(failed(snapshot, headers)(failure)),
         };
     }
@@ -322,6 +331,16 @@ async fn sign_in(
     };
     let wish = authenticate.wish(query)?;
     Ok(begin_at(snapshot, &target, canonical, &wish, headers))
+}
+
+/// A step of a sign-in: by a page where a browser shows pages, so that the address's fragment is not lost.
+fn go(redirect: &Redirect, headers: &HeaderMap, at: &Occasion<'_>) -> Response<Body> {
+    if opens_page(headers) { pages::carry(redirect, at) } else { pages::redirect(redirect) }
+}
+
+/// Whether what is answered is shown as a page, and not in a frame or to a program.
+fn opens_page(headers: &HeaderMap) -> bool {
+    has_token(headers, &SEC_FETCH_DEST, "document")
 }
 
 /// Where a sign-in may lead: to what is served here.
@@ -345,7 +364,7 @@ fn begin_at(
     // The binding cookie has to be set by the host that the target is on.
     let origin = target.origin().ascii_serialization();
     let to = authenticate.sign_in_url(&origin, target.as_str(), wish);
-    pages::redirect(&Redirect { to, cookies: Vec::new() })
+    pages::redirect(&Redirect { to, cookies: Vec::new(), fragment: None })
 }
 
 async fn hand_off(
@@ -379,7 +398,11 @@ async fn resume(
 ) -> Result<Response<Body>, Exit> {
     let token = parameter(query, "pomerium_kept")?.unwrap_or_default();
     let Some((kept, forget)) = snapshot.authenticate.give_back(&token, origin, headers).await? else {
-        return Ok(pages::redirect(&Redirect { to: format!("{origin}/"), cookies: Vec::new() }));
+        return Ok(pages::redirect(&Redirect {
+            to: format!("{origin}/"),
+            cookies: Vec::new(),
+            fragment: None,
+        }));
     };
     let target = format!("{origin}{}", kept.target);
     Ok(match kept.fields {
@@ -388,7 +411,7 @@ async fn resume(
             pages::set_cookies(&mut page, &[forget]);
             page
         }
-        None => pages::redirect(&Redirect { to: target, cookies: vec![forget] }),
+        None => pages::redirect(&Redirect { to: target, cookies: vec![forget], fragment: None }),
     })
 }
 
@@ -422,20 +445,25 @@ async fn sign_out(
     };
     match authenticate.sign_out(session.as_deref(), host).await {
         Ok(done) => {
-            Ok(pages::redirect(&Redirect { to: next.unwrap_or(done.to), cookies: vec![done.cookie] }))
+            let cookies = std::iter::once(done.cookie).chain(authenticate.forget_done(headers)).collect();
+            Ok(pages::redirect(&Redirect { to: next.unwrap_or(done.to), cookies, fragment: None }))
         }
         Err(error) => {
             // Here the session has ended; the browser forgets it whatever the store says.
             tracing::error!(%error, "a session was ended here, but not in the store; it will be told again");
             let cookie = snapshot.sessions.cookie().remove_session(host);
-            Ok(pages::redirect(&Redirect { to: "/.pomerium/signed_out".into(), cookies: vec![cookie] }))
+            Ok(pages::redirect(&Redirect {
+                to: "/.pomerium/signed_out".into(),
+                cookies: vec![cookie],
+                fragment: None,
+            }))
         }
     }
 }
 
 fn signed_out(snapshot: &Snapshot, at: &Occasion<'_>) -> Response<Body> {
     if let Some(url) = &snapshot.authenticate.settings().signed_out_url {
-        return pages::redirect(&Redirect { to: url.to_string(), cookies: Vec::new() });
+        return pages::redirect(&Redirect { to: url.to_string(), cookies: Vec::new(), fragment: None });
     }
     let actions = [("Sign in again", "/.pomerium/")];
     pages::message(

@@ -59,9 +59,16 @@ pub(super) async fn needed(
     if Client::of(request, Seen::of(request.headers())) != Client::Navigation {
         return needed(None);
     }
+    if authenticate.has_lost_session(request.headers(), &canonical.host) {
+        return lost(snapshot);
+    }
     if means == Means::Place {
         // There it begins: on this very host, which is served by us for that.
-        return needed(idempotent.then(|| Redirect { to: sign_in_url.clone(), cookies: Vec::new() }));
+        return needed(idempotent.then(|| Redirect {
+            to: sign_in_url.clone(),
+            cookies: Vec::new(),
+            fragment: None,
+        }));
     }
     let host = canonical.host.to_string();
     if idempotent && fits {
@@ -101,6 +108,11 @@ pub(super) async fn needed(
         Err(crate::store::StoreError::Full) => needed(None),
         Err(error) => error.into(),
     }
+}
+
+/// To begin again would never end.
+pub(super) fn lost(snapshot: &Snapshot) -> Exit {
+    Refusal::SessionLost(snapshot.sessions.cookie().domain.clone()).into()
 }
 
 /// Where somebody signs in as somebody else, and comes back to this page.

@@ -71,6 +71,65 @@ test('somebody who may not pass is told for whom, why, and how to get out', () =
   await bob.close();
 }));
 
+test('the fragment of the wanted address survives the sign-in', () => withStack({}, async ({ port, auth }) => {
+  const jane = await person(chrome);
+  const page = await jane.newPage();
+  const wanted = `https://app.localhost:${port}/deep?x=1#/route/7?y=${encodeURIComponent('"><script>')}`;
+  await signIn(page, wanted, 'jane');
+  assert.equal(page.url(), wanted);
+  // The provider knows jane already: no page of its own is shown.
+  await page.goto(`https://admin.localhost:${port}/#there`);
+  assert.equal(page.url(), `https://admin.localhost:${port}/#there`);
+  await page.goto(`https://app.localhost:${port}/plain`);
+  assert.equal(page.url(), `https://app.localhost:${port}/plain`);
+  await page.goto(`${auth}/.pomerium/`);
+  assert.equal(await page.evaluate(() => sessionStorage.length), 0, 'nothing is left behind');
+  // Without scripts the page is found without its fragment.
+  const plain = await person(chrome, { javaScriptEnabled: false });
+  const other = await plain.newPage();
+  await signIn(other, wanted, 'jane');
+  await other.waitForURL(/deep/);
+  assert.ok(other.url().startsWith(`https://app.localhost:${port}/deep?x=1`), other.url());
+  await Promise.all([jane.close(), plain.close()]);
+}));
+
+const logo = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="4" fill="#c33"/></svg>';
+
+test('a person chooses a provider with the keyboard, and the choice is remembered', () => withStack({ settings: ({ issuer, state }) => {
+  fs.writeFileSync(path.join(state, 'logo.svg'), logo);
+  const provider = { idp_provider: 'cognito', idp_provider_url: issuer };
+  return {
+    idp_provider: undefined, idp_provider_url: undefined, idp_client_id: undefined, idp_client_secret: undefined,
+    providers: [
+      { ...provider, id: 'staff', display_name: 'Staff of Example', idp_client_id: 'confidential', idp_client_secret: secret },
+      { ...provider, id: 'partners', display_name: 'Partners', idp_client_id: 'publicpkce', logo_file: path.join(state, 'logo.svg') },
+    ],
+  };
+} }, async ({ port }) => {
+  const jane = await person(chrome);
+  const page = await jane.newPage();
+  const wanted = `https://app.localhost:${port}/deep?x=1`;
+  await page.goto(wanted);
+  assert.deepEqual(await page.locator('ul.choices a').allInnerTexts().then((all) => all.map((one) => one.split('\n').at(-1))), ['Staff of Example', 'Partners']);
+  assert.ok(await page.locator('img').evaluate((image) => image.complete && image.naturalWidth > 0), 'the logo is shown under the policy of the page');
+  for (const scheme of ['light', 'dark']) for (const width of [1280, 360]) {
+    await page.emulateMedia({ colorScheme: scheme });
+    await page.setViewportSize({ width, height: 700 });
+    await picture(page, `choose-${scheme}-${width}`);
+  }
+  await page.keyboard.press('Tab'); // from the first, which has the focus
+  await page.keyboard.press('Enter');
+  await choose(page, 'jane');
+  assert.equal(page.url(), wanted);
+  assert.equal((await shown(page))['x-pomerium-claim-email'], 'jane@example.com');
+  await page.goto(`https://app.localhost:${port}/.pomerium/sign_out`);
+  await page.goto(wanted);
+  const choices = await page.locator('ul.choices a').allInnerTexts();
+  assert.match(choices[0], /Partners[\s\S]*last time/);
+  await picture(page, 'choose-again');
+  await jane.close();
+}));
+
 test('a page that wants a fresh sign-in asks for one and goes on', () => withStack({ routes: (port, to) => [
   { from: `https://app.localhost:${port}`, path: '/transfer', to, pass_identity_headers: true,
     policy: [{ allow: { and: [{ authenticated_user: true }] } }, { deny: { not: [{ auth_time: { within: '3s' } }] } }] },

@@ -96,7 +96,7 @@ async function behind(app, { provider = {}, settings = {}, routes }) {
   const issuer = `http://idp.localhost:${issuerPort}/eu-west-2_KcLwCelr7`;
   const op = await start(process.execPath, ['cognito-like-op.mjs'], {
     ISSUER_PORT: issuerPort, DOMAIN_PORT: domainPort, ISSUER: issuer, DOMAIN: `http://login.localhost:${domainPort}`, PICK: '1',
-    CALLBACKS: `${auth}/oauth2/callback`, LOGOUTS: `${auth}/.pomerium/signed_out`, ...provider,
+    CALLBACKS: ['', '/staff', '/partners'].map((id) => `${auth}/oauth2/callback${id}`).join(','), LOGOUTS: `${auth}/.pomerium/signed_out`, ...provider,
   }, /domain http/);
   const state = fs.mkdtempSync(path.join(os.tmpdir(), 'portcullis-e2e-'));
   const to = `http://127.0.0.1:${app.port}`;
@@ -110,7 +110,8 @@ async function behind(app, { provider = {}, settings = {}, routes }) {
   const write = () => fs.writeFileSync(config, JSON.stringify({
     address: `127.0.0.1:${port}`, health_check_addr: '127.0.0.1:0', state_dir: state, workers: 1, error_contact: 'Ask ops@example.com',
     authenticate_service_url: auth, idp_provider: 'cognito', idp_provider_url: issuer, idp_client_id: 'confidential',
-    idp_client_secret: secret, jwt_claims_headers: ['email', 'name', 'cognito:groups', 'custom:team'], ...settings, routes: all,
+    idp_client_secret: secret, jwt_claims_headers: ['email', 'name', 'cognito:groups', 'custom:team'],
+    ...(typeof settings === 'function' ? settings({ issuer, state }) : settings), routes: all,
   }));
   write();
   const run = () => start(binary, ['run', '-c', config], {}, /"message":"listening"/);

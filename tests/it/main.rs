@@ -25,6 +25,7 @@ mod house;
 mod http2;
 mod logout;
 mod logs;
+mod loops;
 mod policy;
 mod pomerium;
 mod programs;

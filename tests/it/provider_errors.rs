@@ -70,7 +70,15 @@ fn errors_of_the_token_endpoint_are_told_apart() {
         let mut page = browser.open("http://app.localhost/");
         if may_be_late {
             // A code that was too old is nobody's mistake: once, the browser begins again by itself.
-            assert_eq!((page.status, page.header("refresh")), (400, Some("2; url=http://app.localhost/")));
+            assert_eq!(
+                (page.status, page.header("refresh")),
+                (
+                    400,
+                    Some(
+                        "2; url=http://app.localhost/.pomerium/sign_in?pomerium_redirect_uri=http%3A%2F%2Fapp.localhost%2F&pomerium_again=1"
+                    )
+                )
+            );
             page = browser.open("http://app.localhost/");
         }
         assert_eq!((page.status, page.header("refresh")), (500, None));

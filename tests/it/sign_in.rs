@@ -132,7 +132,12 @@ fn a_used_callback_starts_again_once_and_keeps_the_page() {
     for mut again in [browser, before] {
         let page = again.get(&callback);
         assert_eq!(page.status, 400);
-        assert_eq!(page.header("refresh"), Some("2; url=http://app.localhost/wanted"));
+        assert_eq!(
+            page.header("refresh"),
+            Some(
+                "2; url=http://app.localhost/.pomerium/sign_in?pomerium_redirect_uri=http%3A%2F%2Fapp.localhost%2Fwanted&pomerium_again=1"
+            )
+        );
         assert!(page.header("cache-control").unwrap().contains("no-store"));
         // The second time it does not go on by itself.
         assert_eq!(again.get(&callback).header("refresh"), None);
