@@ -37,6 +37,7 @@ mod own;
 mod program;
 mod records;
 mod relay;
+mod remote;
 mod sign_in;
 
 use downstream::Passage;
@@ -44,6 +45,7 @@ pub use downstream::{Activity, Downstream};
 use judge::{Matter, Passed, judge};
 use records::Record;
 pub use records::RequestIds;
+pub use remote::watch as watch_ends;
 use sign_in::Means;
 
 /// What a worker serves requests with.

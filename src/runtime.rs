@@ -22,7 +22,7 @@ use crate::config::Settings;
 use crate::connection::Port;
 use crate::crypto::{Purpose, Signer};
 use crate::listener::{self, Limits, Listener};
-use crate::pipeline::{Context, RequestIds};
+use crate::pipeline::{Context, RequestIds, watch_ends};
 use crate::snapshot::{Parts, Snapshot};
 use crate::store::Store;
 use crate::telemetry::{Format, Sink};
@@ -219,12 +219,13 @@ async fn serve(
             }
         });
     }
+    if let Some(address) = bound_for_calls {
+        tracing::info!(address = %address, "listening for gRPC");
+    }
+    // The last word: whoever waits for it finds everything there.
     if let Some(address) = bound {
         let scheme = if encrypted { "https" } else { "http" };
         tracing::info!(address = %address, scheme, workers, storage = kind, "listening");
-    }
-    if let Some(address) = bound_for_calls {
-        tracing::info!(address = %address, "listening for gRPC");
     }
     ready.store(true, Ordering::Release);
 
@@ -295,6 +296,7 @@ impl Worker {
         let mut stopping = self.stopping.clone();
         let ports = std::iter::once((Port::Public, self.listener, self.acceptor))
             .chain(self.calls.map(|(listener, acceptor)| (Port::Calls, listener, acceptor)));
+        tokio::spawn(watch_ends(context.clone()));
         let mut listening = tokio::task::JoinSet::new();
         for (port, listener, acceptor) in ports {
             let (stopping, alive) = (self.stopping.clone(), self.alive.clone());
@@ -339,7 +341,8 @@ fn start_background(
     });
     let listening = tokio::spawn(current.sessions.clone().listen());
     let using = tokio::spawn(current.sessions.clone().watch_use());
-    discovery.into_iter().chain([sweep, listening, using]).collect()
+    let lasting = tokio::spawn(current.authenticate.clone().renew_what_lasts());
+    discovery.into_iter().chain([sweep, listening, using, lasting]).collect()
 }
 
 /// `TERM` or `INT`. `HUP` is said to have no effect yet, instead of ending the process.

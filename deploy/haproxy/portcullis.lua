@@ -1,4 +1,4 @@
--- Asks Portcullis whether a request may pass. If it may, the identity headers and the cookies without the session's are set;
+-- Asks Portcullis whether a request may pass. If it may, the identity headers, and cookies and credentials without Portcullis's own, are set;
 -- if not, or if there is no answer, the client gets Portcullis's answer, or 503, and the request ends here.
 local portcullis = "http://127.0.0.1:8080/.pomerium/auth/haproxy"
 
@@ -49,7 +49,7 @@ core.register_action("portcullis", { "http-req" }, function(txn)
         return end_here(txn, answer.status, answer.headers, answer.body)
     end
     for name, values in pairs(answer.headers) do
-        if name == "cookie" or name:sub(1, 11) == "x-pomerium-" then
+        if name == "cookie" or name == "authorization" or name:sub(1, 11) == "x-pomerium-" then
             txn.http:req_set_header(name, values[0])
         end
     end

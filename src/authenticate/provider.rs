@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use zeroize::Zeroizing;
 
+use super::SignInError;
 use super::client_auth::ClientAuth;
 use super::discovery::{Discovered, DiscoveryError, Issuer};
 use super::preset::Kind;
@@ -16,6 +17,15 @@ use crate::clock::{Clock, Timestamp};
 use crate::crypto::{self, Signer};
 use crate::identity::Reading;
 
+/// For so long it is believed that a provider which answered still does.
+const ANSWERS: Duration = Duration::from_millis(250);
+/// So long it may take to answer anything.
+const PROBE: Duration = Duration::from_secs(3);
+/// So many refresh tokens are under way to a provider at once; others wait before theirs is sent. One that comes back to work
+/// is not met by everybody at the same moment, and answers before it is given up.
+const AT_ONCE: usize = 16;
+/// For so long they wait.
+const QUEUE: Duration = Duration::from_secs(10);
 /// Documents are read again after so long.
 const REFRESH: Duration = Duration::from_secs(3600);
 /// After a failure the next attempt waits at least so long, then twice as long each time.
@@ -96,6 +106,12 @@ pub struct Provider {
     pub(super) sign_out_registered: tokio::sync::Mutex<Option<(bool, Timestamp)>>,
     /// Told when an endpoint could not be reached.
     doubt: tokio::sync::Notify,
+    /// When it last answered anything, in milliseconds since the epoch.
+    answered: AtomicU64,
+    /// Held while it is found out whether it answers; until when it is taken not to, because it just did not.
+    probing: tokio::sync::Mutex<Option<Timestamp>>,
+    /// See [`AT_ONCE`].
+    refreshing: tokio::sync::Semaphore,
 }
 
 struct Known {
@@ -155,6 +171,9 @@ impl Provider {
             prefers_post: AtomicBool::new(false),
             sign_out_registered: tokio::sync::Mutex::new(None),
             doubt: tokio::sync::Notify::new(),
+            answered: AtomicU64::new(0),
+            probing: tokio::sync::Mutex::new(None),
+            refreshing: tokio::sync::Semaphore::new(AT_ONCE),
         }
     }
 
@@ -226,6 +245,58 @@ impl Provider {
             doubted = tokio::time::timeout(wait, self.doubt.notified()).await.is_ok();
             if doubted {
                 tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// It answered something.
+    pub(super) fn heard(&self) {
+        self.answered.store(self.clock.now().as_unix_millis(), Ordering::Relaxed);
+    }
+
+    fn has_just_answered(&self) -> bool {
+        let answered = Timestamp::from_unix_millis(self.answered.load(Ordering::Relaxed));
+        self.clock.now().since(answered) < ANSWERS
+    }
+
+    /// A turn to send a refresh token.
+    pub(super) async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, SignInError> {
+        let busy = || SignInError::Unreachable("it is busy".into());
+        let turn = tokio::time::timeout(QUEUE, self.refreshing.acquire()).await;
+        turn.map_err(|_| busy())?.map_err(|_| busy())
+    }
+
+    /// Makes sure that the provider answers at all, before a refresh token is sent that works once: whether a call that
+    /// timed out was carried out after all cannot be known, and to try again would look like theft (RFC 9700 §4.14.2).
+    pub(super) async fn check_that_it_answers(&self, at: &Discovered) -> Result<(), SignInError> {
+        if self.has_just_answered() {
+            return Ok(());
+        }
+        let mut silent = self.probing.lock().await;
+        if self.has_just_answered() {
+            return Ok(());
+        }
+        let unreachable = || SignInError::Unreachable("it does not answer".into());
+        if silent.is_some_and(|until| self.clock.now() < until) {
+            return Err(unreachable());
+        }
+        // Where the token is going to be sent.
+        let keys = at.jwks_uri.as_ref().filter(|keys| keys.origin() == at.token_endpoint.origin());
+        let url = keys.unwrap_or(&at.token_endpoint);
+        let request = ::http::Request::get(url.as_str()).body(bytes::Bytes::new());
+        let request = request.map_err(|error| SignInError::Internal(error.to_string()))?;
+        let limits = client::Limits { time: PROBE, ..client::Limits::default() };
+        match self.client.with_limits(limits).call(request).await {
+            // Whatever it says.
+            Ok(_) => {
+                *silent = None;
+                self.heard();
+                Ok(())
+            }
+            Err(error) => {
+                *silent = Some(self.clock.now() + RETRY);
+                self.doubt();
+                Err(SignInError::Unreachable(error.to_string()))
             }
         }
     }

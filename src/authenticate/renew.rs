@@ -20,6 +20,8 @@ const PAUSE: Duration = Duration::from_secs(15);
 /// For so long those who wait for a renewal share a failure.
 const BREATH: Duration = Duration::from_secs(2);
 
+/// This often it is looked whether what lasts is to be renewed.
+const ROUND: Duration = Duration::from_secs(1);
 /// So long one process may take for a renewal before another one tries: longer than all its calls.
 const LEASE: Duration = Duration::from_secs(30);
 /// Meanwhile others look this often whether it is done.
@@ -52,6 +54,20 @@ impl Authenticate {
             }
             session.renewal_asked.store(false, Ordering::Release);
         });
+    }
+
+    /// Renews the sessions with which something lasts, whether or not anybody asks for anything: somebody who may not go on
+    /// is found out. For as long as it is polled.
+    pub async fn renew_what_lasts(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(ROUND).await;
+            let now = self.clock.now();
+            for session in self.sessions.in_use() {
+                if session.freshness(now) != Freshness::Fresh && !session.has_just_failed(now) {
+                    self.renew_soon(&session);
+                }
+            }
+        }
     }
 
     /// Renews a session whose tokens have expired; returns when it is fresh.

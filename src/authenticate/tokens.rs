@@ -193,6 +193,8 @@ impl Provider {
 
     /// Buys new tokens with a refresh token.
     pub(super) async fn refresh(&self, at: &Discovered, token: &str) -> Result<Answer, SignInError> {
+        let _turn = self.turn().await?;
+        self.check_that_it_answers(at).await?;
         let token = RefreshToken::new(token.to_owned());
         let mut failed = None;
         for method in self.methods(at) {
@@ -217,6 +219,7 @@ impl Provider {
     /// Remembers by which way the provider knew us.
     fn works(&self, method: ClientAuth, answer: Answer) -> Answer {
         self.prefers_post.store(method == ClientAuth::Post, Ordering::Relaxed);
+        self.heard();
         answer
     }
 

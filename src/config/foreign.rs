@@ -58,21 +58,22 @@ const fn refused(name: &'static str, note: &'static str) -> Foreign {
     Foreign { name, refused: true, note }
 }
 
-const ONE_PROCESS: &str = "everything runs in one process";
+const ONE_URL: &str = "a service has one URL";
+const STORE: &str = "sessions are kept where databroker_storage_type says, by no service of their own";
 const ENVOY: &str = "it tunes Envoy, which is not used";
 const NOT_YET: &str = "it is not there yet";
 
 pub(super) const GLOBAL: &[Foreign] = &[
-    inert("authenticate_internal_service_url", ONE_PROCESS),
-    inert("authorize_internal_service_url", ONE_PROCESS),
-    inert("databroker_service_url", ONE_PROCESS),
-    inert("databroker_service_urls", ONE_PROCESS),
-    inert("databroker_internal_service_url", ONE_PROCESS),
-    inert("databroker_cluster_leader_id", ONE_PROCESS),
-    inert("databroker_cluster_node_id", ONE_PROCESS),
-    inert("databroker_cluster_nodes", ONE_PROCESS),
-    inert("databroker_raft_bind_address", ONE_PROCESS),
-    inert("tls_derive", ONE_PROCESS),
+    inert("authenticate_internal_service_url", ONE_URL),
+    inert("authorize_internal_service_url", ONE_URL),
+    inert("databroker_service_url", STORE),
+    inert("databroker_service_urls", STORE),
+    inert("databroker_internal_service_url", STORE),
+    inert("databroker_cluster_leader_id", STORE),
+    inert("databroker_cluster_node_id", STORE),
+    inert("databroker_cluster_nodes", STORE),
+    inert("databroker_raft_bind_address", STORE),
+    inert("tls_derive", "services prove to each other who they are with shared_secret"),
     inert("installation_id", "nothing is reported to anybody"),
     inert("proxy_log_level", "there is one log; set log_level"),
     inert("runtime_flags", "they switch parts of Pomerium"),

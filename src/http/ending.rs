@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -12,6 +12,8 @@ use tokio::time::Instant;
 #[derive(Debug, Default)]
 pub struct Ending {
     told: Notify,
+    /// How much lasts.
+    lasting: AtomicUsize,
 }
 
 /// What a right comes from.
@@ -21,6 +23,22 @@ pub trait Source: Send + Sync {
 
     /// What tells of its end. Made when something lasts so long that it has to be waited for.
     fn ending(&self) -> &Ending;
+}
+
+/// Something lasts, for as long as this does.
+struct Lasting(Arc<dyn Source>);
+
+impl Lasting {
+    fn new(source: Arc<dyn Source>) -> Self {
+        source.ending().lasting.fetch_add(1, Ordering::Relaxed);
+        Self(source)
+    }
+}
+
+impl Drop for Lasting {
+    fn drop(&mut self) {
+        self.0.ending().lasting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A right that ends when somebody ends it, and at a time at the latest.
@@ -48,6 +66,11 @@ impl Source for Unending {
 pub type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Ending {
+    /// Whether anything lasts.
+    pub fn is_waited_for(&self) -> bool {
+        self.lasting.load(Ordering::Relaxed) > 0
+    }
+
     /// Wakes those who wait. The source says that it is over already.
     pub fn tell(&self) {
         self.told.notify_waiters();
@@ -73,7 +96,9 @@ impl Right {
     /// Returns when it has ended.
     pub fn over(&self) -> Over {
         let Self { source, until } = self.clone();
+        let lasting = Lasting::new(source.clone());
         Box::pin(async move {
+            let _lasting = lasting;
             let ended = async {
                 loop {
                     let told = source.ending().told.notified();

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::judge::{Matter, Passed, external_origin, judge, remove_own_credentials};
 use super::records::Record;
 use super::sign_in::Means;
-use super::{Downstream, Exit, client_certificate, own, refuse};
+use super::{Downstream, Exit, client_certificate, own, refuse, remote};
 use crate::authorize::{Decided, Reason};
 use crate::connection::{ClientCertificate, Connection, Protocol};
 use crate::ext_auth::oauth2_proxy::{self, Narrowed};
@@ -60,7 +60,8 @@ pub(super) fn beside(canonical: &Canonical) -> Option<Door> {
 
 /// Whether this is a call over gRPC to one of our services.
 pub(super) fn is_call(request: &Request<Body>, connection: &Connection) -> bool {
-    connection.protocol == Protocol::Http2 && matches!(request.uri().path(), envoy::CHECK | grpc::HEALTH)
+    connection.protocol == Protocol::Http2
+        && matches!(request.uri().path(), envoy::CHECK | grpc::HEALTH | remote::ENDED)
 }
 
 /// Answers a question that was put over HTTP.
@@ -114,6 +115,9 @@ pub(super) async fn call(
     };
     match request.uri().path() {
         envoy::CHECK => {}
+        remote::ENDED if proof::holds(&snapshot.keys, record.began(), &body, request.headers()) => {
+            return remote::answer(snapshot, &body).await;
+        }
         grpc::HEALTH => return grpc::health(&body, &[envoy::SERVICE]),
         _ => return grpc::Status::UNKNOWN.answer(),
     }
@@ -255,18 +259,28 @@ async fn decide(
     }
     remove_own_credentials(snapshot, request.headers_mut(), seen, known.as_deref());
     let left = request.headers();
-    if seen.any(Seen::AUTHORIZATION) && !left.contains_key(AUTHORIZATION) {
-        remove.push(AUTHORIZATION);
+    let removes = matches!(asking.door, None | Some(Door::Envoy));
+    // Some proxies leave what is not answered as it was.
+    let empty = || HeaderValue::from_static("");
+    if seen.any(Seen::AUTHORIZATION) {
+        match left.get(AUTHORIZATION) {
+            Some(_) if removes => {}
+            Some(theirs) => set.push((AUTHORIZATION, theirs.clone())),
+            None if removes => remove.push(AUTHORIZATION),
+            None => set.push((AUTHORIZATION, empty())),
+        }
     }
     if seen.any(Seen::OWN_AUTHORIZATION) {
-        remove.push(X_POMERIUM_AUTHORIZATION.clone());
+        match removes {
+            true => remove.push(X_POMERIUM_AUTHORIZATION.clone()),
+            false => set.push((X_POMERIUM_AUTHORIZATION.clone(), empty())),
+        }
     }
     if seen.any(Seen::COOKIE) {
         match left.get(COOKIE) {
             Some(cookies) => set.push((COOKIE, cookies.clone())),
-            None if matches!(asking.door, None | Some(Door::Envoy)) => remove.push(COOKIE),
-            // Some proxies leave what is not answered as it was.
-            None => set.push((COOKIE, HeaderValue::from_static(""))),
+            None if removes => remove.push(COOKIE),
+            None => set.push((COOKIE, empty())),
         }
     }
     remove.retain(|name| !set.iter().any(|(known, _)| known == name));

@@ -3,23 +3,23 @@
 use std::sync::Arc;
 
 use ::http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
 use serde_json::{Value, json};
 
 use super::familiar::{self, Familiar};
 use super::judge::{Identified, Way, identify};
 use super::records::Record;
-use super::sign_in::{LARGEST_FORM, SLOWEST_FORM};
 use super::{Downstream, Exit, sign_in as begin};
-use crate::authenticate::{Failure, Next, Redirect, Wish};
+use crate::authenticate::{Redirect, Wish};
 use crate::authorize::{Decision, Facts};
 use crate::connection::Shown;
-use crate::http::headers::{SEC_FETCH_DEST, has_token};
-use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_cross_site, is_form, parameter};
+use crate::http::{BadRequest, Body, Canonical, Client, Seen, is_form, parameter};
 use crate::identity::{Caller, Identity};
 use crate::pages::{self, Application, Fact, Occasion, Refusal};
-use crate::session::{Found, SameSite, SessionError};
 use crate::snapshot::{Route, Snapshot};
+
+mod flow;
+
+pub(super) use flow::safe_target;
 
 /// An endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,49 +173,15 @@ pub(super) async fn answer(
         }
         Endpoint::Jwks => Ok(pages::document(snapshot.signer.jwks().to_owned(), 60)),
         Endpoint::Metadata => Ok(pages::document(metadata(snapshot, &origin).to_string(), 60)),
-        Endpoint::SignIn => sign_in(snapshot, query, canonical, &origin, request.headers(), &at).await,
-        Endpoint::HandOff => hand_off(snapshot, query, host, &origin, request.headers()).await,
-        Endpoint::Resume => resume(snapshot, query, &origin, request.headers(), &at).await,
-        Endpoint::Callback => {
-            let form = match *request.method() {
-                Method::POST => Some(posted_answer(request).await?),
-                _ => None,
-            };
-            let answer = form.as_deref().unwrap_or_else(|| request.uri().query().unwrap_or_default());
-            let place = (host.as_ref(), &*canonical.path.canonical);
-            let done = snapshot.authenticate.call_back(place, answer, request.headers()).await;
-            done.map(|redirect| match redirect.fragment {
-                Some(_) if opens_page(request.headers()) => go(&redirect, request.headers(), &at),
-                _ => arrive(snapshot, host, &redirect),
-            })
-            .map_err(failed(snapshot, request.headers()))
-        }
-        Endpoint::ProgramLogin => {
-            let Some(redirect) = parameter(query, "pomerium_redirect_uri")? else {
-                return Err(Refusal::NotFound.into());
-            };
-            let url = snapshot.authenticate.programmatic_url(&origin, host, &redirect);
-            let refused =
-                "pomerium_redirect_uri does not lead to a host of programmatic_redirect_domain_whitelist";
-            Ok(pages::plain(StatusCode::OK, url.ok_or(BadRequest(refused))?))
-        }
-        Endpoint::Program => {
-            let sealed = parameter(query, "pomerium_program")?.unwrap_or_default();
-            let Found::Session(session) = snapshot.sessions.find(host, request.headers()).await? else {
-                let target = format!("{origin}/.pomerium/programmatic?pomerium_program={sealed}");
-                let wish = Wish::default();
-                let begin = snapshot.authenticate.begin(&target, host, request.headers(), &wish);
-                return Ok(pages::redirect(&begin));
-            };
-            let to = snapshot.authenticate.give_to_program(&sealed, host, &session).await?;
-            let to = to.ok_or(BadRequest(
-                "this link is too old, or was not made here; start again in your program",
-            ))?;
-            Ok(pages::redirect(&Redirect { to, cookies: Vec::new(), fragment: None }))
-        }
+        Endpoint::SignIn => flow::sign_in(snapshot, query, canonical, &origin, request.headers(), &at).await,
+        Endpoint::HandOff => flow::hand_off(snapshot, query, host, &origin, request.headers()).await,
+        Endpoint::Resume => flow::resume(snapshot, query, &origin, request.headers(), &at).await,
+        Endpoint::Callback => flow::call_back(snapshot, request, canonical, &at).await,
+        Endpoint::ProgramLogin => flow::program_login(snapshot, query, host, &origin),
+        Endpoint::Program => flow::give_to_program(snapshot, query, host, &origin, request.headers()).await,
         Endpoint::BackChannelLogout => {
             let is_form = is_form(request.headers());
-            let form = if is_form { posted_answer(request).await? } else { String::new() };
+            let form = if is_form { flow::posted_answer(request).await? } else { String::new() };
             let ended = snapshot.authenticate.back_channel_logout(&form).await;
             Ok(pages::logout(ended.map(|_| Vec::new()).as_deref()))
         }
@@ -224,14 +190,14 @@ pub(super) async fn answer(
         }
         Endpoint::Familiar(Familiar::Start) => {
             let target = familiar::target(snapshot, query, visit, &origin, request.headers())?;
-            Ok(begin_at(snapshot, &target, canonical, &Wish::default(), request.headers()))
+            Ok(flow::begin_at(snapshot, &target, canonical, &Wish::default(), request.headers()))
         }
         Endpoint::Familiar(Familiar::SignIn) => familiar::sign_in(query, &origin, request.headers(), &at),
         Endpoint::SignOut | Endpoint::Familiar(Familiar::SignOut) => {
             let found = snapshot.sessions.find(host, request.headers()).await;
-            sign_out(snapshot, query, found, &origin, request.headers(), &at).await
+            flow::sign_out(snapshot, query, found, &origin, request.headers(), &at).await
         }
-        Endpoint::SignedOut => Ok(signed_out(snapshot, &at)),
+        Endpoint::SignedOut => Ok(flow::signed_out(snapshot, &at)),
         Endpoint::User
         | Endpoint::Claims
         | Endpoint::Routes
@@ -282,14 +248,6 @@ pub(super) async fn answer(
     }
 }
 
-/// A provider's answer that another site's form brought (OAuth 2.0 Form Post Response Mode).
-async fn posted_answer(request: &mut Request<Body>) -> Result<String, Exit> {
-    let form = Limited::new(request.body_mut(), LARGEST_FORM).collect();
-    let form = tokio::time::timeout(SLOWEST_FORM, form).await;
-    let form = form.ok().and_then(Result::ok).ok_or(BadRequest("the form is too large, or broke off"))?;
-    String::from_utf8(form.to_bytes().to_vec()).map_err(|_| BadRequest("the form is not text").into())
-}
-
 fn metadata(snapshot: &Snapshot, origin: &str) -> Value {
     json!({
         "issuer": format!("{origin}/"),
@@ -298,187 +256,6 @@ fn metadata(snapshot: &Snapshot, origin: &str) -> Value {
         "frontchannel_logout_uri": format!("{origin}/.pomerium/frontchannel_logout"),
         "backchannel_logout_uri": format!("{origin}/.pomerium/backchannel_logout"),
     })
-}
-
-async fn sign_in(
-    snapshot: &Snapshot,
-    query: &str,
-    canonical: &Canonical,
-    origin: &str,
-    headers: &HeaderMap,
-    at: &Occasion<'_>,
-) -> Result<Response<Body>, Exit> {
-    let authenticate = &snapshot.authenticate;
-    if let Some(sealed) = parameter(query, "pomerium_request")? {
-        if *canonical.host != *snapshot.authenticate_host {
-            return Err(Refusal::NotFound.into());
-        }
-        let request = authenticate
-            .open_request(&sealed)
-            .filter(|request| snapshot.serves(&request.host))
-            .ok_or(BadRequest("the request to sign in was not made here"))?;
-        return match authenticate.go_on(request, query, headers).await {
-            Ok(Next::Redirect(redirect)) => Ok(go(&redirect, headers, at)),
-            Ok(Next::Choose(choices, attempt)) => Ok(pages::choose(&choices, &attempt, at)),
-            Err(failure) => Err(failed(snapshot, headers)(failure)),
-        };
-    }
-    let target = match parameter(query, "pomerium_redirect_uri")? {
-        Some(target) => safe_target(snapshot, &target, canonical)
-            .ok_or(BadRequest("pomerium_redirect_uri does not lead to an application here"))?,
-        None => url::Url::parse(&format!("{origin}/.pomerium/"))
-            .map_err(|_| BadRequest("the host is malformed"))?,
-    };
-    let wish = authenticate.wish(query)?;
-    Ok(begin_at(snapshot, &target, canonical, &wish, headers))
-}
-
-/// A step of a sign-in: by a page where a browser shows pages, so that the address's fragment is not lost.
-fn go(redirect: &Redirect, headers: &HeaderMap, at: &Occasion<'_>) -> Response<Body> {
-    if opens_page(headers) { pages::carry(redirect, at) } else { pages::redirect(redirect) }
-}
-
-/// Whether what is answered is shown as a page, and not in a frame or to a program.
-fn opens_page(headers: &HeaderMap) -> bool {
-    has_token(headers, &SEC_FETCH_DEST, "document")
-}
-
-/// Where a sign-in may lead: to what is served here.
-pub(super) fn safe_target(snapshot: &Snapshot, target: &str, canonical: &Canonical) -> Option<url::Url> {
-    let serves = |host: &str, port| snapshot.serves(host) && snapshot.has_port(host, port, canonical);
-    snapshot.authenticate.safe_target(target, serves)
-}
-
-/// Begins a sign-in that leads to `target`, on the host that it is on.
-fn begin_at(
-    snapshot: &Snapshot,
-    target: &url::Url,
-    canonical: &Canonical,
-    wish: &Wish,
-    headers: &HeaderMap,
-) -> Response<Body> {
-    let authenticate = &snapshot.authenticate;
-    if target.host_str() == Some(&canonical.host) {
-        return pages::redirect(&authenticate.begin(target.as_str(), &canonical.host, headers, wish));
-    }
-    // The binding cookie has to be set by the host that the target is on.
-    let origin = target.origin().ascii_serialization();
-    let to = authenticate.sign_in_url(&origin, target.as_str(), wish);
-    pages::redirect(&Redirect { to, cookies: Vec::new(), fragment: None })
-}
-
-async fn hand_off(
-    snapshot: &Snapshot,
-    query: &str,
-    host: &str,
-    origin: &str,
-    headers: &HeaderMap,
-) -> Result<Response<Body>, Exit> {
-    let token = parameter(query, "pomerium_handoff")?.unwrap_or_default();
-    let done = snapshot.authenticate.take_over(&token, host, &format!("{origin}/"), headers).await;
-    done.map(|redirect| arrive(snapshot, host, &redirect)).map_err(failed(snapshot, headers))
-}
-
-/// The last step of a sign-in. A `Strict` cookie is not sent at the end of a chain of redirects that another
-/// site began, so the browser takes the last step from a page of ours.
-fn arrive(snapshot: &Snapshot, host: &str, redirect: &Redirect) -> Response<Body> {
-    let here = url::Url::parse(&redirect.to).is_ok_and(|to| to.host_str() == Some(host));
-    match snapshot.sessions.cookie().same_site {
-        SameSite::Strict if here => pages::arrive(redirect),
-        _ => pages::redirect(redirect),
-    }
-}
-
-async fn resume(
-    snapshot: &Snapshot,
-    query: &str,
-    origin: &str,
-    headers: &HeaderMap,
-    at: &Occasion<'_>,
-) -> Result<Response<Body>, Exit> {
-    let token = parameter(query, "pomerium_kept")?.unwrap_or_default();
-    let Some((kept, forget)) = snapshot.authenticate.give_back(&token, origin, headers).await? else {
-        return Ok(pages::redirect(&Redirect {
-            to: format!("{origin}/"),
-            cookies: Vec::new(),
-            fragment: None,
-        }));
-    };
-    let target = format!("{origin}{}", kept.target);
-    Ok(match kept.fields {
-        Some(fields) => {
-            let mut page = pages::resume(&target, &fields, at);
-            pages::set_cookies(&mut page, &[forget]);
-            page
-        }
-        None => pages::redirect(&Redirect { to: target, cookies: vec![forget], fragment: None }),
-    })
-}
-
-async fn sign_out(
-    snapshot: &Arc<Snapshot>,
-    query: &str,
-    found: Result<Found, SessionError>,
-    origin: &str,
-    headers: &HeaderMap,
-    at: &Occasion<'_>,
-) -> Result<Response<Body>, Exit> {
-    let (authenticate, host) = (&snapshot.authenticate, at.host);
-    let next = match parameter(query, "pomerium_next")? {
-        Some(token) if host == snapshot.authenticate_host => authenticate.next_after_sign_out(&token).await?,
-        _ => None,
-    };
-    let nobody = matches!(found, Ok(Found::Nobody));
-    if next.is_none() && !nobody && is_cross_site(headers, |sent| sent.eq_ignore_ascii_case(origin)) {
-        let actions = [("Sign out", "/.pomerium/sign_out"), ("Stay signed in", "/.pomerium/")];
-        return Ok(pages::message(
-            StatusCode::OK,
-            "Do you want to sign out?",
-            "Another site asked for it.",
-            &actions,
-            at,
-        ));
-    }
-    let session = match found? {
-        Found::Session(session) => Some(session),
-        Found::Nobody => None,
-    };
-    match authenticate.sign_out(session.as_deref(), host).await {
-        Ok(done) => {
-            let cookies = std::iter::once(done.cookie).chain(authenticate.forget_done(headers)).collect();
-            Ok(pages::redirect(&Redirect { to: next.unwrap_or(done.to), cookies, fragment: None }))
-        }
-        Err(error) => {
-            // Here the session has ended; the browser forgets it whatever the store says.
-            tracing::error!(%error, "a session was ended here, but not in the store; it will be told again");
-            let cookie = snapshot.sessions.cookie().remove_session(host);
-            Ok(pages::redirect(&Redirect {
-                to: "/.pomerium/signed_out".into(),
-                cookies: vec![cookie],
-                fragment: None,
-            }))
-        }
-    }
-}
-
-fn signed_out(snapshot: &Snapshot, at: &Occasion<'_>) -> Response<Body> {
-    if let Some(url) = &snapshot.authenticate.settings().signed_out_url {
-        return pages::redirect(&Redirect { to: url.to_string(), cookies: Vec::new(), fragment: None });
-    }
-    let actions = [("Sign in again", "/.pomerium/")];
-    pages::message(
-        StatusCode::OK,
-        "You are signed out",
-        "Your session has ended on every application.",
-        &actions,
-        at,
-    )
-}
-
-/// A sign-in that failed, with whether the browser has begun again by itself before.
-fn failed(snapshot: &Snapshot, headers: &HeaderMap) -> impl FnOnce(Failure) -> Exit {
-    let retried = begin::has_retried(snapshot, headers);
-    move |failure| Exit::SignInFailed { failure, retried }
 }
 
 /// The claims about the person; those about the token are left out, as in Pomerium.

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::records::Record;
 use super::sign_in::{LARGEST_FORM, SLOWEST_FORM};
-use super::{Downstream, Exit, Going, client_certificate, strip};
+use super::{Downstream, Exit, Going, client_certificate, remote, strip};
 use crate::authorize::Permit;
 use crate::ext_auth::envoy::{self, Asked, Decided};
 use crate::ext_auth::{Allowed, grpc, proof};
@@ -94,10 +94,12 @@ pub(super) async fn answer(
             .collect(),
         None => Vec::new(),
     };
-    let permit = Permit::of_service(caller(told, record));
     let now = downstream.context.clock.instant();
+    let session = told.get("session").and_then(Value::as_str);
+    let right = session.map(|name| remote::right(name, now + snapshot.sessions.lifetime()));
+    let permit = Permit::of_service(caller(told, record));
     let statement = statement.as_slice();
-    let going = Going { canonical, route, cluster, permit, statement, upgrade, right: None, now };
+    let going = Going { canonical, route, cluster, permit, statement, upgrade, right, now };
     going.forward(snapshot, downstream, slot, record).await
 }
 
@@ -165,7 +167,7 @@ impl Question<'_> {
     }
 }
 
-fn succeeded(fields: &HeaderMap) -> Result<(), String> {
+pub(super) fn succeeded(fields: &HeaderMap) -> Result<(), String> {
     match grpc::status(fields) {
         Some(("0", _)) => Ok(()),
         Some((code, message)) => Err(format!("it refused the call ({code}): {message}")),

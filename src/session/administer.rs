@@ -52,6 +52,31 @@ impl Sessions {
         self.store.session(id, self.clock.now()).await
     }
 
+    /// The sessions with which something lasts here.
+    pub fn in_use(&self) -> Vec<Arc<Session>> {
+        self.open
+            .pin()
+            .values()
+            .filter(|session| session.is_in_use() && !session.has_ended())
+            .cloned()
+            .collect()
+    }
+
+    /// Whether a session has ended, or has never been.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn is_over(&self, id: Id) -> Result<bool, StoreError> {
+        if self.tombstones.pin().contains_key(&id) {
+            return Ok(true);
+        }
+        let now = self.clock.now();
+        if let Some(session) = self.open.pin().get(&id) {
+            return Ok(session.has_ended() || session.expires <= now);
+        }
+        Ok(self.record(id).await?.is_none())
+    }
+
     /// What is known about a session because it is open here.
     pub fn about(&self, id: Id) -> Option<About> {
         let session = self.open.pin().get(&id).filter(|session| !session.has_ended()).cloned()?;

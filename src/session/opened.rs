@@ -111,6 +111,11 @@ impl Session {
         self.ended.load(Ordering::Acquire)
     }
 
+    /// Whether something lasts that was opened with it.
+    pub fn is_in_use(&self) -> bool {
+        self.ending.get().is_some_and(|ending| ending.is_waited_for())
+    }
+
     /// What was opened with it lasts no longer than it does.
     pub fn right(self: &Arc<Self>, now: Timestamp, instant: Instant) -> Right {
         Right::new(self.clone(), (instant + self.expires.since(now)).into())

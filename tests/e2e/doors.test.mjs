@@ -1,10 +1,11 @@
 // Other proxies in front of the application, with Portcullis deciding: the real ones, with the configurations in deploy/, an
 // independent provider, and headless Chromium.
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import https from 'node:https';
 import { after, before, test as any } from 'node:test';
 import { fronted, fronts } from './fronts.mjs';
-import { browser, person, signIn } from './lib.mjs';
+import { binary, browser, person, signIn } from './lib.mjs';
 
 const test = (name, run) => any(name, { timeout: 120000 }, run);
 
@@ -32,7 +33,7 @@ const seen = (answer) => JSON.parse(/<pre id="headers">(.*?)<\/pre>/s.exec(answe
 for (const name of Object.keys(fronts)) {
   const familiar = name.includes('oauth2-proxy');
   test(`${name} forwards what Portcullis lets pass`, async () => {
-    const { port, auth, server, front, stop } = await fronted(name);
+    const { port, auth, server, front, state, stop } = await fronted(name);
     try {
       const jane = await person(chrome);
       const page = await jane.newPage();
@@ -61,6 +62,16 @@ for (const name of Object.keys(fronts)) {
       assert.equal(mine[told[0]], 'bob@example.com');
       const nobody = seen(await ask(port, '/public', spoofed));
       for (const header of told) assert.equal(nobody[header] ?? '', '', `${header} of nobody`);
+
+      // A program passes with a token, which goes no further; credentials of the application's own get there.
+      const words = ['tokens', 'create', '--socket', `${state}/control.sock`, '--name', 'ci', '--claims', 'email=ci@example.com', '--claims', 'email_verified=true'];
+      const token = execFileSync(binary, words, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
+      for (const shown of [{ authorization: `Bearer ${token}` }, { 'x-pomerium-authorization': token }]) {
+        const program = seen(await ask(port, '/x', shown));
+        assert.equal(program[told[0]], 'ci@example.com');
+        for (const header of Object.keys(shown)) assert.equal(program[header] ?? '', '', `${header} of a program`);
+      }
+      assert.equal(seen(await ask(port, '/x', { cookie, authorization: 'Digest theirs' })).authorization, 'Digest theirs');
 
       // Who may not pass, and who has to sign in, in the terms of who asks.
       const posted = await ask(port, '/x', { cookie, 'content-type': 'text/plain' }, 'POST');

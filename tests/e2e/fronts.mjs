@@ -184,7 +184,7 @@ async function startAll(name) {
     started.push(server);
     const front = await fronts[name]({ port, portcullis, grpc, app: app.port, state });
     started.push(front);
-    return { port, auth, server, front, stop };
+    return { port, auth, server, front, state, stop };
   } catch (error) {
     await stop();
     throw error;

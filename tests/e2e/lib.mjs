@@ -14,7 +14,7 @@ import { chromium } from 'playwright-core';
 const here = path.dirname(fileURLToPath(import.meta.url));
 export const out = path.join(here, 'out');
 fs.mkdirSync(out, { recursive: true });
-const binary = process.env.PORTCULLIS || path.join(here, '../../target/debug/portcullis');
+export const binary = process.env.PORTCULLIS || path.join(here, '../../target/debug/portcullis');
 export const secret = 'standin0only0for0loopback0tests0a1b2c3d4e5f6g7h8i9j0';
 
 const running = new Set();

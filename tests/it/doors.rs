@@ -372,13 +372,21 @@ fn a_program_with_a_token_passes_at_every_door_and_its_token_does_not() {
         for field in [format!("Authorization: Bearer {token}"), format!("X-Pomerium-Authorization: {token}")]
         {
             let answer = ask(&rig, door, "/x", format!("{field}\r\n"));
+            let name = field.split(':').next().unwrap().to_ascii_lowercase();
             assert!(passes(&answer), "{door} {field}: {answer:?}");
             assert_eq!(answer.header("x-pomerium-claim-email"), Some("ci@example.com"), "{door}");
             if door == "envoy" {
                 let removed = answer.header("x-envoy-auth-headers-to-remove").unwrap();
-                let name = field.split(':').next().unwrap().to_ascii_lowercase();
                 assert!(removed.split(',').any(|one| one == name), "{removed}");
+            } else {
+                assert_eq!(answer.header(&name), Some(""), "{door} {answer:?}");
             }
+        }
+        if door != "envoy" {
+            // What is the application's goes on as it came.
+            let session = signed_in(&rig, "app.localhost").session("app.localhost");
+            let answer = ask(&rig, door, "/x", format!("{session}Authorization: Digest theirs\r\n"));
+            assert_eq!(answer.header("authorization"), Some("Digest theirs"), "{door}");
         }
         let answer = ask(&rig, door, "/x", "Authorization: Bearer portcullis_x\r\n");
         assert!(!passes(&answer), "{door}: {answer:?}");

@@ -21,7 +21,7 @@ fn rig() -> Rig {
 }
 
 /// The claims of a logout token that is right, for a session.
-fn claims(rig: &Rig) -> Map<String, Value> {
+pub fn claims(rig: &Rig) -> Map<String, Value> {
     let claims = json!({
         "iss": rig.provider.issuer(), "aud": "client", "iat": now(), "exp": now() + 120, "jti": crypto::random_name::<8>(),
         "sid": "s-1", "events": { EVENT: {} }
@@ -29,7 +29,7 @@ fn claims(rig: &Rig) -> Map<String, Value> {
     claims.as_object().unwrap().clone()
 }
 
-fn sign(rig: &Rig, claims: &Map<String, Value>) -> String {
+pub fn sign(rig: &Rig, claims: &Map<String, Value>) -> String {
     rig.provider.state.lock().unwrap().signer.sign(claims).unwrap()
 }
 
@@ -41,7 +41,7 @@ fn post(rig: &Rig, kind: &str, body: &str) -> Answer {
     )))
 }
 
-fn tell(rig: &Rig, token: &str) -> Answer {
+pub fn tell(rig: &Rig, token: &str) -> Answer {
     post(rig, "application/x-www-form-urlencoded", &format!("logout_token={token}"))
 }
 

@@ -18,6 +18,7 @@ mod browser;
 mod check;
 mod client_certificates;
 mod doors;
+mod endings;
 mod ext_authz;
 mod framing;
 mod headers;

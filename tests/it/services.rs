@@ -373,3 +373,35 @@ fn the_next_service_is_asked_when_one_is_down() {
         assert_eq!(answer.status, 200, "{answer:?}");
     }
 }
+
+#[test]
+fn what_lasts_in_the_process_that_forwards_ends_with_its_session() {
+    let split = Split::start();
+    split.upstream.script(|stream, _| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+        std::thread::sleep(Duration::from_secs(8));
+        stream.write_all(b"5\r\nworld\r\n0\r\n\r\n").is_ok()
+    });
+    let (mut jane, mut bob) = (split.browser(), split.browser());
+    let open = |browser: &mut Browser| {
+        let arrived = browser.until("http://app.localhost/", "/.pomerium/callback/");
+        browser.get(&arrived);
+        let mut stream = split.forwards.connect();
+        let session = browser.session("app.localhost");
+        write!(stream, "GET / HTTP/1.1\r\nHost: app.localhost\r\nConnection: close\r\n{session}\r\n")
+            .unwrap();
+        stream
+    };
+    let (mut hers, mut his) = (open(&mut jane), open(&mut bob));
+    std::thread::sleep(Duration::from_millis(300));
+    let began = Instant::now();
+    assert_eq!(jane.get("http://app.localhost/.pomerium/sign_out").status, 302);
+    let got = rig::read_to_close(&mut hers);
+    let took = began.elapsed();
+    assert!(
+        got.contains("hello") && !got.contains("world") && took < Duration::from_secs(5),
+        "{took:?} {got}"
+    );
+    let got = rig::read_to_close(&mut his);
+    assert!(got.contains("world"), "another one's is not touched: {got}");
+}

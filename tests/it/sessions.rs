@@ -224,13 +224,15 @@ fn many_who_wait_for_a_provider_that_is_down_ask_it_once() {
     let cookie = rig.signed_in().session("app.localhost");
     rig.provider.set(|state| state.down = true);
     std::thread::sleep(Duration::from_millis(2100));
-    let before = rig.provider.calls("/token").len();
+    let (before, probes) = (rig.provider.calls("/token").len(), rig.provider.calls("/jwks").len());
     std::thread::scope(|scope| {
         let all: Vec<_> =
             (0..20).map(|_| scope.spawn(|| rig.server.get("app.localhost", "/", &cookie).status)).collect();
         assert!(all.into_iter().all(|one| one.join().unwrap() == 503));
     });
-    assert_eq!(rig.provider.calls("/token").len(), before + 1);
+    // Whether it answers at all is asked before a token is sent that may work only once.
+    assert_eq!(rig.provider.calls("/jwks").len(), probes + 1);
+    assert_eq!(rig.provider.calls("/token").len(), before);
 }
 
 #[test]
@@ -301,7 +303,7 @@ fn lasting(rig: &Rig, request: &str, until: &str) -> std::net::TcpStream {
     stream
 }
 
-fn open_websocket(rig: &Rig, session: &str) -> std::net::TcpStream {
+pub fn open_websocket(rig: &Rig, session: &str) -> std::net::TcpStream {
     let request = format!(
         "GET /ws HTTP/1.1\r\nHost: app.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Origin: http://app.localhost\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{session}\r\n"
@@ -310,7 +312,7 @@ fn open_websocket(rig: &Rig, session: &str) -> std::net::TcpStream {
 }
 
 /// An upstream that opens WebSockets, streams events without an end, and sends a file that is never whole.
-fn lasting_upstream(rig: &Rig) {
+pub fn lasting_upstream(rig: &Rig) {
     use std::io::Write as _;
     rig.upstream.script(|stream, head| {
         let sent = if head.contains("/ws") {
@@ -372,25 +374,4 @@ fn what_lasts_ends_with_the_session_and_nothing_else_does() {
             "{error}"
         );
     }
-}
-
-#[test]
-fn a_thousand_websockets_of_an_ended_session_are_closed_at_once() {
-    use std::io::Read as _;
-    let rig = Rig::start();
-    let mut jane = rig.signed_in();
-    let session = jane.session("app.localhost");
-    lasting_upstream(&rig);
-    let mut open: Vec<_> = (0..1000).map(|_| open_websocket(&rig, &session)).collect();
-    let began = std::time::Instant::now();
-    jane.open("http://app.localhost/.pomerium/sign_out");
-    let mut times: Vec<Duration> = Vec::with_capacity(open.len());
-    for stream in &mut open {
-        let mut rest = Vec::new();
-        let _ = stream.read_to_end(&mut rest);
-        assert_eq!(rest, [0x88, 0x02, 0x03, 0xF0]);
-        times.push(began.elapsed());
-    }
-    println!("all closed after {:?}, half after {:?}", times[999], times[500]);
-    assert!(times[999] < Duration::from_secs(5));
 }
