@@ -11,7 +11,7 @@ use super::preset::Kind;
 use super::{SignInError, github};
 use crate::client::{self, Client, ClientError};
 use crate::clock::{Clock, Timestamp};
-use crate::crypto::{self, Algorithm, KeySet};
+use crate::crypto::{self, Algorithm, KeySet, SOUND};
 
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 /// Keys are asked for again at most this often when a token names one that is unknown.
@@ -372,17 +372,6 @@ fn on_issuer(endpoint: &Url, issuer: &Issuer) -> bool {
 
 /// The algorithms that are both offered and sound; Cognito signs with RS256 alone.
 fn allowed(offered: &[String], cognito: bool) -> Vec<Algorithm> {
-    const SOUND: [(&str, Algorithm); 9] = [
-        ("RS256", Algorithm::RS256),
-        ("RS384", Algorithm::RS384),
-        ("RS512", Algorithm::RS512),
-        ("PS256", Algorithm::PS256),
-        ("PS384", Algorithm::PS384),
-        ("PS512", Algorithm::PS512),
-        ("ES256", Algorithm::ES256),
-        ("ES384", Algorithm::ES384),
-        ("EdDSA", Algorithm::EdDSA),
-    ];
     if cognito || offered.is_empty() {
         return vec![Algorithm::RS256];
     }

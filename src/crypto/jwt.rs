@@ -19,6 +19,19 @@ pub use jsonwebtoken::Algorithm;
 /// How far two clocks may differ: `exp`, `nbf` and `iat` are read with this much tolerance.
 pub const LEEWAY: Duration = Duration::from_secs(60);
 
+/// The algorithms that are sound, by name: asymmetric ones alone (RFC 8725 §3.2).
+pub const SOUND: [(&str, Algorithm); 9] = [
+    ("RS256", Algorithm::RS256),
+    ("RS384", Algorithm::RS384),
+    ("RS512", Algorithm::RS512),
+    ("PS256", Algorithm::PS256),
+    ("PS384", Algorithm::PS384),
+    ("PS512", Algorithm::PS512),
+    ("ES256", Algorithm::ES256),
+    ("ES384", Algorithm::ES384),
+    ("EdDSA", Algorithm::EdDSA),
+];
+
 /// The most keys that a set may hold; real ones hold two or three.
 const MOST_KEYS: usize = 64;
 

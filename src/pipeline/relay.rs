@@ -11,12 +11,14 @@ use ::http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, TE};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
+use prost::Message;
 use serde_json::Value;
 
 use super::records::Record;
 use super::sign_in::{LARGEST_FORM, SLOWEST_FORM};
-use super::{Downstream, Exit, Going, client_certificate, remote, strip};
+use super::{Context, Downstream, Exit, Going, client_certificate, remote, strip};
 use crate::authorize::Permit;
+use crate::clock::Timestamp;
 use crate::ext_auth::envoy::{self, Asked, Decided};
 use crate::ext_auth::{Allowed, grpc, proof};
 use crate::http::headers::{self, REQUEST_ID};
@@ -131,23 +133,40 @@ impl Question<'_> {
 
     async fn ask(&self, message: Bytes) -> Result<Decided, Refusal> {
         let Self { snapshot, service, downstream, record, .. } = *self;
+        let call = OwnCall { path: envoy::CHECK, message, now: record.began(), request_id: record.id() };
+        let answered = call.make(&downstream.context, snapshot, service).await;
+        let decided =
+            answered.and_then(|response| envoy::read_response(response).map_err(|error| error.to_string()));
+        decided.map_err(|reason| Refusal::Undecided(format!("authorize_service_url: {reason}")))
+    }
+}
+
+/// A call to the service that decides, with the proof of who makes it.
+pub(super) struct OwnCall<'a> {
+    pub(super) path: &'static str,
+    pub(super) message: Bytes,
+    pub(super) now: Timestamp,
+    pub(super) request_id: &'a HeaderValue,
+}
+
+impl OwnCall<'_> {
+    /// Makes it: the message that comes back in time, or why there is none.
+    pub(super) async fn make<M: Message + Default>(
+        self,
+        context: &Context,
+        snapshot: &Snapshot,
+        service: &AuthorizeService,
+    ) -> Result<M, String> {
+        let Self { path, message, now, request_id } = self;
         let fields: [(HeaderName, HeaderValue); 4] = [
             (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
             (TE, HeaderValue::from_static("trailers")),
-            (AUTHORIZATION, proof::make(&snapshot.keys, record.began(), &message)),
-            (REQUEST_ID.clone(), record.id().clone()),
+            (AUTHORIZATION, proof::make(&snapshot.keys, now, &message)),
+            (REQUEST_ID.clone(), request_id.clone()),
         ];
-        let call = Call {
-            worker: downstream.context.worker,
-            path: envoy::CHECK,
-            fields: &fields,
-            message,
-            limit: service.limit,
-            clock: &downstream.context.clock,
-            request_id: record.id(),
-        };
-        let undecided = |reason: String| Refusal::Undecided(format!("authorize_service_url: {reason}"));
-        let answered = tokio::time::timeout(service.limit, async {
+        let (worker, limit, clock) = (context.worker, service.limit, &context.clock);
+        let call = Call { worker, path, fields: &fields, message, limit, clock, request_id };
+        let answered = tokio::time::timeout(limit, async {
             let mut answer = service.cluster.call(call).await.map_err(|error| error.to_string())?;
             if answer.status() != StatusCode::OK {
                 return Err(format!("it answered {}", answer.status()));
@@ -157,17 +176,13 @@ impl Question<'_> {
             let trailers = read.trailers().cloned().unwrap_or_default();
             let fields = if trailers.is_empty() { answer.headers() } else { &trailers };
             succeeded(fields)?;
-            let response = grpc::decode(&read.to_bytes()).map_err(|status| status.message.to_owned())?;
-            envoy::read_response(response).map_err(|error| error.to_string())
+            grpc::decode(&read.to_bytes()).map_err(|status| status.message.to_owned())
         });
-        match answered.await {
-            Ok(decided) => decided.map_err(undecided),
-            Err(_) => Err(undecided(format!("no answer within {:?}", service.limit))),
-        }
+        answered.await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
     }
 }
 
-pub(super) fn succeeded(fields: &HeaderMap) -> Result<(), String> {
+fn succeeded(fields: &HeaderMap) -> Result<(), String> {
     match grpc::status(fields) {
         Some(("0", _)) => Ok(()),
         Some((code, message)) => Err(format!("it refused the call ({code}): {message}")),

@@ -9,17 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use ::http::header::{AUTHORIZATION, CONTENT_TYPE, TE};
-use ::http::{HeaderName, HeaderValue, Response, StatusCode};
+use ::http::{HeaderValue, Response};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Limited};
 use prost::Message;
 
 use super::Context;
-use crate::ext_auth::{grpc, proof};
-use crate::http::headers::REQUEST_ID;
+use super::relay::OwnCall;
+use crate::ext_auth::grpc;
 use crate::http::{Body, Ending, Right, Source};
-use crate::proxy::Call;
 use crate::session::DEAF;
 use crate::snapshot::{AuthorizeService, Snapshot};
 use crate::store::Id;
@@ -28,8 +25,6 @@ use crate::store::Id;
 const ROUND: Duration = Duration::from_secs(1);
 /// So many sessions are asked about at once.
 const MOST: usize = 10_000;
-/// The largest answer.
-const LARGEST: usize = 1024 * 1024;
 /// The method.
 pub(super) const ENDED: &str = "/portcullis.Sessions/Ended";
 
@@ -121,29 +116,10 @@ async fn ask(
     names: impl Iterator<Item = &str>,
 ) -> Result<Vec<String>, String> {
     let message = grpc::frame(&Names { names: names.map(str::to_owned).collect() });
-    let name = HeaderValue::from_static("sessions");
-    let fields: [(HeaderName, HeaderValue); 4] = [
-        (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
-        (TE, HeaderValue::from_static("trailers")),
-        (AUTHORIZATION, proof::make(&snapshot.keys, context.clock.now(), &message)),
-        (REQUEST_ID.clone(), name.clone()),
-    ];
-    let (worker, limit, clock) = (context.worker, service.limit, &context.clock);
-    let call = Call { worker, path: ENDED, fields: &fields, message, limit, clock, request_id: &name };
-    let answered = tokio::time::timeout(service.limit, async {
-        let mut answer = service.cluster.call(call).await.map_err(|error| error.to_string())?;
-        if answer.status() != StatusCode::OK {
-            return Err(format!("it answered {}", answer.status()));
-        }
-        let read = Limited::new(answer.body_mut(), LARGEST).collect().await;
-        let read = read.map_err(|error| error.to_string())?;
-        let trailers = read.trailers().cloned().unwrap_or_default();
-        let fields = if trailers.is_empty() { answer.headers() } else { &trailers };
-        super::relay::succeeded(fields)?;
-        let ended: Names = grpc::decode(&read.to_bytes()).map_err(|status| status.message.to_owned())?;
-        Ok(ended.names)
-    });
-    answered.await.unwrap_or_else(|_| Err(format!("no answer within {:?}", service.limit)))
+    let request_id = &HeaderValue::from_static("sessions");
+    let call = OwnCall { path: ENDED, message, now: context.clock.now(), request_id };
+    let ended: Names = call.make(context, snapshot, service).await?;
+    Ok(ended.names)
 }
 
 /// Answers such a question: which of these sessions are over.

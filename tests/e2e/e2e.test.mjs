@@ -254,8 +254,10 @@ test('a scope that the client does not have is named', () => withStack(
   async ({ port }) => {
     const jane = await person(chrome);
     const page = await jane.newPage();
-    const answer = await page.goto(`https://app.localhost:${port}/`);
-    assert.equal(answer.status(), 500);
+    const called = page.waitForResponse((one) => one.url().includes('/oauth2/callback'));
+    await page.goto(`https://app.localhost:${port}/`);
+    assert.equal((await called).status(), 500);
+    await page.waitForURL(/oauth2\/callback/);
     assert.match(await page.textContent('main'), /openid email profile[\s\S]*Login pages/);
     await picture(page, 'scope');
     await jane.close();

@@ -15,7 +15,7 @@ use crate::config::file::IdentityProvider;
 use crate::config::problem::nearest;
 use crate::config::routes::RouteSettings;
 use crate::config::values::{List, Text};
-use crate::crypto::{self, Algorithm};
+use crate::crypto::{self, Algorithm, SOUND};
 
 /// `issuer`: the cluster that this process runs in.
 const IN_CLUSTER: &str = "kubernetes:///";
@@ -181,26 +181,15 @@ impl Resolver<'_> {
     }
 
     fn algorithms(&mut self, at: &[Step], typed: Option<&List>) -> Vec<Algorithm> {
-        const KNOWN: [(&str, Algorithm); 9] = [
-            ("RS256", Algorithm::RS256),
-            ("RS384", Algorithm::RS384),
-            ("RS512", Algorithm::RS512),
-            ("PS256", Algorithm::PS256),
-            ("PS384", Algorithm::PS384),
-            ("PS512", Algorithm::PS512),
-            ("ES256", Algorithm::ES256),
-            ("ES384", Algorithm::ES384),
-            ("EdDSA", Algorithm::EdDSA),
-        ];
         let Some(List(typed)) = typed else {
             return vec![Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
         };
         let mut algorithms = Vec::new();
         for name in typed {
-            match KNOWN.iter().find(|(known, _)| known == name) {
+            match SOUND.iter().find(|(known, _)| known == name) {
                 Some((_, algorithm)) => algorithms.push(*algorithm),
                 None => {
-                    let names = KNOWN.map(|(name, _)| name);
+                    let names = SOUND.map(|(name, _)| name);
                     self.error_at(at, format!("`{name}` is not one of {}", names.join(", ")));
                 }
             }
