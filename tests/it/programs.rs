@@ -218,11 +218,7 @@ fn a_stream_over_http2_is_reset_when_its_session_ends() {
         .into(),
         ..Setup::default()
     });
-    rig.upstream.script(|stream, _| {
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
-        std::thread::sleep(Duration::from_secs(8));
-        stream.write_all(b"5\r\nworld\r\n0\r\n\r\n").is_ok()
-    });
+    rig.upstream.greets_later(Duration::from_secs(4));
     let (one, two) = (rig.account("one", &[]), rig.account("two", &[]));
     let port = rig.server.address.port();
     let start = |token: &str| {
@@ -435,6 +431,7 @@ fn an_opaque_token_is_asked_about_and_remembered_for_a_while() {
     rig.upstream.forget();
     for (number, answer) in [
         json!({ "active": false }),
+        json!({ "active": false, "sub": "robot-7", "aud": "api", "exp": now() + 300 }),
         json!({ "active": true, "sub": "robot-7", "aud": "other" }),
         json!({ "active": true, "sub": "robot-7" }),
         json!({ "active": true, "sub": "robot-7", "aud": "api", "exp": now() - 5 }),

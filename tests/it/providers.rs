@@ -9,6 +9,12 @@ use crate::rig::{Rig, Setup};
 /// Routes for anybody, for people of the second provider, and for one of them.
 const ROUTES: &str = "
   - from: http://app.localhost
+    prefix: /partners
+    to: http://UPSTREAM
+    pass_identity_headers: true
+    provider: partners
+    allow_any_authenticated_user: true
+  - from: http://app.localhost
     to: http://UPSTREAM
     pass_identity_headers: true
     allow_any_authenticated_user: true
@@ -127,7 +133,13 @@ fn a_route_may_say_which_provider() {
     let (rig, second) = rig("");
     let mut browser = rig.browser();
     sign_in(&mut browser, "http://app.localhost/", "staff");
-    // No page to choose; the session of the other provider does not do.
+    // The session of the other provider does not do, on the very host that it is for.
+    let seen = rig.upstream.requests().len();
+    let program = format!("Accept: application/json\r\n{}", browser.session("app.localhost"));
+    assert_eq!(rig.server.get("app.localhost", "/partners/x", &program).status, 401);
+    assert_eq!(rig.upstream.requests().len(), seen);
+    assert_eq!(rig.server.get("app.localhost", "/x", &program).status, 200);
+    // No page to choose.
     let page = browser.open("http://partners.localhost/x");
     assert_eq!(page.status, 200, "{page:?}");
     assert_eq!(person(&rig), "partners/jane-2");

@@ -377,11 +377,7 @@ fn the_next_service_is_asked_when_one_is_down() {
 #[test]
 fn what_lasts_in_the_process_that_forwards_ends_with_its_session() {
     let split = Split::start();
-    split.upstream.script(|stream, _| {
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
-        std::thread::sleep(Duration::from_secs(8));
-        stream.write_all(b"5\r\nworld\r\n0\r\n\r\n").is_ok()
-    });
+    split.upstream.greets_later(Duration::from_secs(6));
     let (mut jane, mut bob) = (split.browser(), split.browser());
     let open = |browser: &mut Browser| {
         let arrived = browser.until("http://app.localhost/", "/.pomerium/callback/");

@@ -38,7 +38,22 @@ impl Upstream {
         self.script(move |stream, _| stream.write_all(&bytes).is_ok());
     }
 
-    /// Runs this for each request, with its head; `false` closes the connection.
+    /// Answers each request with `hello`, and after a while with `world`. Others are answered meanwhile.
+    pub fn greets_later(&self, after: Duration) {
+        self.script(move |stream, _| {
+            let began =
+                stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+            let mut later = stream.try_clone().unwrap();
+            std::thread::spawn(move || {
+                std::thread::sleep(after);
+                // Whoever was cut off reads no more.
+                let _ = later.write_all(b"5\r\nworld\r\n0\r\n\r\n");
+            });
+            began.is_ok()
+        });
+    }
+
+    /// Runs this for each request, one at a time, with its head; `false` closes the connection.
     pub fn script(&self, script: impl Fn(&mut TcpStream, &str) -> bool + Send + 'static) {
         *self.script.lock().unwrap() = Box::new(script);
     }
