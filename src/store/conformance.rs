@@ -536,6 +536,45 @@ async fn postgres_with_a_password() {
     assert!(error.contains("password authentication failed") && !error.contains("wrong@"), "{error}");
 }
 
+/// Those who make the schema do not get into the way of those who work already.
+#[tokio::test]
+async fn postgres_takes_many_who_begin_at_once() {
+    crypto::install().unwrap();
+    let server = Postgres::start(&[]);
+    let url = format!("postgres://portcullis:open-sesame@127.0.0.1:{}/postgres?sslmode=disable", server.port);
+    for left in (0..100).rev() {
+        let mut ready = postgres_program("pg_isready");
+        ready.args(["-h", "127.0.0.1", "-p", &server.port.to_string()]).current_dir("/");
+        if ready.output().unwrap().status.success() {
+            break;
+        }
+        assert!(left > 0, "PostgreSQL does not come up");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut all = tokio::task::JoinSet::new();
+    for late in 0..5 {
+        let url = url.clone();
+        all.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(10 * late)).await;
+            let store = std::sync::Arc::new(PostgresStore::new(&url, None).unwrap());
+            let mut some = tokio::task::JoinSet::new();
+            for _ in 0..12 {
+                let store = store.clone();
+                some.spawn(async move {
+                    let record = session(LATER);
+                    store.insert(record.clone(), handle(&record, "a.test")).await.unwrap();
+                    assert!(store.end(record.id).await.unwrap());
+                });
+            }
+            some.join_all().await;
+        });
+    }
+    all.join_all().await;
+    // One who ran into another is tried again, and would not be missed.
+    let counted = PostgresStore::new(&url, None).unwrap().deadlocks().await;
+    assert_eq!(counted, 0);
+}
+
 #[tokio::test]
 async fn postgres_over_tls() {
     crypto::install().unwrap();

@@ -7,7 +7,7 @@
 //! An operation ends within [`LIMIT`]; on a connection that broke it is tried once more, on a new one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::{ClientConfig, RootCertStore};
@@ -39,6 +39,8 @@ const CONNECTIONS: usize = 4;
 const PAGE: usize = 500;
 
 const SCHEMA: &str = include_str!("postgres.sql");
+/// The number that the schema ends with.
+const VERSION: i32 = 2;
 
 type Parameters<'a> = [&'a (dyn ToSql + Sync)];
 
@@ -52,7 +54,7 @@ pub struct PostgresStore {
     listening: Mutex<Option<Arc<Client>>>,
     told: Arc<Notify>,
     /// Whether the schema is as it should be.
-    prepared: AtomicBool,
+    prepared: Mutex<bool>,
 }
 
 impl PostgresStore {
@@ -105,7 +107,7 @@ impl PostgresStore {
             next: AtomicUsize::new(0),
             listening: Mutex::new(None),
             told: Arc::new(Notify::new()),
-            prepared: AtomicBool::new(false),
+            prepared: Mutex::new(false),
         })
     }
 
@@ -133,18 +135,30 @@ impl PostgresStore {
             return Ok(client.clone());
         }
         let client = self.connect().await?;
-        if !self.prepared.load(Ordering::Acquire) {
-            // Two that start at once would get into each other's way.
-            let prepare = format!("BEGIN; SELECT pg_advisory_xact_lock(8246346);\n{SCHEMA}\nCOMMIT;");
-            client.batch_execute(&prepare).await?;
-            self.prepared.store(true, Ordering::Release);
-        }
+        self.prepare(&client).await?;
         if listens {
             client.batch_execute("LISTEN portcullis").await?;
         }
         let client = Arc::new(client);
         *held = Some(client.clone());
         Ok(client)
+    }
+
+    /// Makes the schema, or brings it up to date. Where it is as it should be nothing is touched: the locks that making an
+    /// index takes would get into the way of those who work already.
+    async fn prepare(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
+        let mut prepared = self.prepared.lock().await;
+        if !*prepared && version(client).await? < VERSION {
+            // Of those who start at once the first one makes it, and the others see afterwards that it is there.
+            // The lock is not a transaction's: one that began before would not see what others made meanwhile.
+            client.batch_execute("SELECT pg_advisory_lock(8246346)").await?;
+            if version(client).await? < VERSION {
+                client.batch_execute(&format!("BEGIN;\n{SCHEMA}\nCOMMIT;")).await?;
+            }
+            client.batch_execute("SELECT pg_advisory_unlock(8246346)").await?;
+        }
+        *prepared = true;
+        Ok(())
     }
 
     async fn ask_on(
@@ -165,7 +179,7 @@ impl PostgresStore {
                     // A server that became a replica refuses writes on a sound connection.
                     Err(error) if error.is_closed() || error.code().is_none_or(is_about_server) => {
                         // A database that was made anew has no schema.
-                        self.prepared.store(false, Ordering::Release);
+                        *self.prepared.lock().await = false;
                         *line.lock().await = None;
                         if left == 0 {
                             return Err(failed(describe(&error)));
@@ -200,16 +214,41 @@ impl PostgresStore {
         self.ask_on(line, false, (statement, parameters), again).await
     }
 
+    /// How many transactions the server ended because they waited for each other.
+    #[cfg(test)]
+    pub(super) async fn deadlocks(&self) -> i64 {
+        // A connection says so when it ends.
+        let others = "SELECT count(*) FROM pg_stat_activity WHERE usename IS NOT NULL AND backend_type = 'client backend' \
+                      AND pid <> pg_backend_pid()";
+        while self.ask_as(others, &[], false).await.unwrap()[0].get::<_, i64>(0) > (CONNECTIONS - 1) as i64 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let rows = self.ask("SELECT sum(deadlocks)::bigint FROM pg_stat_database", &[]).await.unwrap();
+        rows[0].get(0)
+    }
+
     async fn since(&self, number: i64) -> Result<Vec<Row>, StoreError> {
         let statement = "SELECT number, ended, session FROM portcullis.events WHERE number > $1 ORDER BY number LIMIT 1000";
         self.ask_on(&self.listening, true, (statement, &[&number]), true).await
     }
 }
 
-/// Whether an error is about the server and not about what was asked (classes 08, 25 and 57 of SQLSTATE), or about a
-/// schema that is not there (3F, 42P01).
+/// The number of the schema that is there, 0 if there is none.
+async fn version(client: &Client) -> Result<i32, tokio_postgres::Error> {
+    let there = client.query_one("SELECT to_regclass('portcullis.version') IS NOT NULL", &[]).await?;
+    match there.try_get(0)? {
+        true => {
+            let number = "SELECT coalesce(max(number), 0) FROM portcullis.version";
+            client.query_one(number, &[]).await?.try_get(0)
+        }
+        false => Ok(0),
+    }
+}
+
+/// Whether an error is about the server and not about what was asked (classes 08, 25 and 57 of SQLSTATE), about others who
+/// work at the same time (40: nothing was done), or about a schema that is not there (3F, 42P01).
 fn is_about_server(code: &tokio_postgres::error::SqlState) -> bool {
-    ["08", "25", "57", "3F", "42P01"].iter().any(|class| code.code().starts_with(class))
+    ["08", "25", "40", "57", "3F", "42P01"].iter().any(|class| code.code().starts_with(class))
 }
 
 /// An error with what is behind it; none repeats the connection string.

@@ -1,5 +1,5 @@
--- The store's tables and functions. Run at each start, under a lock, whatever is there already; what changes later gets a
--- number of its own in `version` and a step here.
+-- The store's tables and functions. Run under a lock when `version` is behind, whatever is there already; what changes later
+-- gets the next number and a step here.
 CREATE SCHEMA IF NOT EXISTS portcullis;
 
 CREATE TABLE IF NOT EXISTS portcullis.version (number integer NOT NULL);
