@@ -98,7 +98,7 @@ pub struct Rendered {
 }
 
 /// The parts of an identity that come from a provider's settings and not from its claims.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
     /// The claim that holds the groups.
     pub groups_claim: Box<str>,
@@ -178,6 +178,15 @@ impl Identity {
             rendered: ArcSwap::default(),
             notes: ArcSwapOption::empty(),
         })
+    }
+}
+
+impl Identity {
+    /// The same claims, read in another way; `None` as for [`read`](Self::read).
+    pub fn read_again(&self, reading: &Reading) -> Option<Self> {
+        let claims = self.claims.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
+        let read = Self::read(self.session.clone(), self.provider.clone(), claims, reading, self.signed_in)?;
+        Some(Self { asked: self.asked.clone(), ..read })
     }
 }
 

@@ -8,10 +8,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::http::HeaderMap;
+use arc_swap::ArcSwap;
 
 use crate::clock::{Clock, Timestamp};
 use crate::crypto::SealKey;
@@ -26,6 +27,7 @@ mod idle;
 mod listen;
 mod opened;
 mod recent;
+mod reconfigure;
 mod token;
 
 pub use administer::About;
@@ -51,7 +53,7 @@ pub struct Settings {
 }
 
 /// A provider, as far as reading its sessions goes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// Changes when the provider's URL or client changes: sessions from before have ended then.
     pub fingerprint: String,
@@ -59,15 +61,26 @@ pub struct Origin {
     pub reading: Reading,
 }
 
-/// All sessions.
+/// All sessions, by the settings of one configuration.
 pub struct Sessions {
     settings: Settings,
-    store: Arc<dyn Store>,
-    clock: Clock,
     /// Which of all that were made.
     number: u64,
     /// The session cookie's names: for one host alone, and for a whole domain.
     names: [String; 2],
+    kept: Arc<Kept>,
+}
+
+/// What every configuration shares.
+struct Kept {
+    /// The providers that are configured now. Whatever configuration a request holds, an identity is read by these.
+    origins: ArcSwap<HashMap<String, Origin>>,
+    /// The longest life that a session may have been given: milliseconds.
+    lifetime: AtomicU64,
+    /// Whether it is noted when sessions are used.
+    are_uses_noted: AtomicBool,
+    store: Arc<dyn Store>,
+    clock: Clock,
     handles: papaya::HashMap<Id, Arc<Handle>, ById>,
     open: papaya::HashMap<Id, Arc<Session>, ById>,
     /// Sessions that were ended here, until they would have ended anyway: whatever the store still says, they
@@ -137,10 +150,10 @@ impl std::hash::Hasher for FirstBits {
 impl Sessions {
     /// Sessions in a store.
     pub fn new(settings: Settings, store: Arc<dyn Store>, clock: Clock) -> Self {
-        Self {
-            number: MADE.fetch_add(1, Ordering::Relaxed),
-            names: settings.cookie.session_names(),
-            settings,
+        let kept = Kept {
+            origins: ArcSwap::from_pointee(settings.providers.clone()),
+            lifetime: AtomicU64::new(0),
+            are_uses_noted: AtomicBool::new(settings.idle.is_some()),
             shared: store.is_shared(),
             heard: AtomicU64::new(0),
             position: tokio::sync::Mutex::default(),
@@ -150,7 +163,20 @@ impl Sessions {
             handles: papaya::HashMap::with_hasher(ById::default()),
             open: papaya::HashMap::with_hasher(ById::default()),
             tombstones: papaya::HashMap::new(),
-        }
+        };
+        Self::of(settings, Arc::new(kept))
+    }
+
+    fn of(settings: Settings, kept: Arc<Kept>) -> Self {
+        let lifetime = u64::try_from(settings.lifetime.as_millis()).unwrap_or(u64::MAX);
+        kept.lifetime.fetch_max(lifetime, Ordering::Relaxed);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        Self { number, names: settings.cookie.session_names(), settings, kept }
+    }
+
+    /// The same sessions by other settings; those of providers are in force from [`take_over`](Self::take_over) on.
+    pub fn with(&self, settings: Settings) -> Self {
+        Self::of(settings, self.kept.clone())
     }
 
     /// The cookie's settings.
@@ -165,7 +191,7 @@ impl Sessions {
 
     /// The store, for things that are kept once.
     pub fn store(&self) -> &dyn Store {
-        &*self.store
+        &*self.kept.store
     }
 
     /// Finds the session that a request's cookie opens on this host.
@@ -173,7 +199,7 @@ impl Sessions {
     /// # Errors
     /// When the cookie occurs twice or the store fails.
     pub async fn find(&self, host: &str, headers: &HeaderMap) -> Result<Found, SessionError> {
-        Ok(self.find_on(&Recent::default(), host, headers, self.clock.now()).await?.0)
+        Ok(self.find_on(&Recent::default(), host, headers, self.kept.clock.now()).await?.0)
     }
 
     /// The same on a connection, which remembers what it found; with the cookies, when they were remembered.
@@ -227,7 +253,7 @@ impl Sessions {
         scope: &str,
         now: Timestamp,
     ) -> Result<Option<Arc<Handle>>, StoreError> {
-        let known = self.handles.pin().get(&id).cloned();
+        let known = self.kept.handles.pin().get(&id).cloned();
         let handle = match known {
             Some(handle) => Some(handle),
             // Seldom: the road does not carry what this needs.
@@ -243,7 +269,7 @@ impl Sessions {
         scope: &str,
         now: Timestamp,
     ) -> Result<Option<Arc<Handle>>, StoreError> {
-        let Some((handle, record)) = self.store.load(id, now).await? else { return Ok(None) };
+        let Some((handle, record)) = self.kept.store.load(id, now).await? else { return Ok(None) };
         let opened = key.open(&[b"handle", &id.0, handle.host.as_bytes()], &handle.sealed);
         let Some(session_key) = opened.as_deref().and_then(SealKey::from_bytes) else { return Ok(None) };
         if handle.host != scope {
@@ -257,40 +283,29 @@ impl Sessions {
             expires: handle.expires,
             session,
         });
-        self.handles.pin().insert(id, handle.clone());
+        self.kept.handles.pin().insert(id, handle.clone());
         Ok(Some(handle))
     }
 
     fn open_session(&self, record: &SessionRecord, key: SealKey, used: Timestamp) -> Option<Arc<Session>> {
-        if let Some(session) = self.open.pin().get(&record.id) {
+        if let Some(session) = self.kept.open.pin().get(&record.id) {
             return Some(session.clone());
         }
         let content = Content::open(record, &key)?;
-        let identity = self.identity(record.id, &content)?;
+        let origins = self.kept.origins.load_full();
+        let identity = identity(&origins, record.id, &content)?;
         let session = Arc::new(Session::new(record, key, identity, &content, used));
         // Of two that opened it at once, both use the one that is kept.
-        let session = self.open.pin().get_or_insert(record.id, session).clone();
+        let session = self.kept.open.pin().get_or_insert(record.id, session).clone();
+        let now = self.kept.origins.load();
+        if !Arc::ptr_eq(&origins, &now) {
+            reconfigure::read_by(&session, &origins, &now);
+        }
         // Ended while it was being opened.
-        if self.tombstones.pin().contains_key(&record.id) {
+        if self.kept.tombstones.pin().contains_key(&record.id) {
             session.end();
         }
         Some(session)
-    }
-
-    fn identity(&self, id: Id, content: &Content) -> Option<Identity> {
-        let origin = self.settings.providers.get(&content.provider)?;
-        if origin.fingerprint != content.fingerprint {
-            return None;
-        }
-        let mut identity = Identity::read(
-            id.to_text().into(),
-            content.provider.as_str().into(),
-            content.claims.clone(),
-            &origin.reading,
-            content.signed_in,
-        )?;
-        identity.asked = content.asked.clone().map(Box::new);
-        Some(identity)
     }
 
     /// Begins a session and gives this host its handle: the cookie to set.
@@ -303,7 +318,7 @@ impl Sessions {
         tags: Tags,
         host: &str,
     ) -> Result<(Arc<Session>, String), StoreError> {
-        let now = self.clock.now();
+        let now = self.kept.clock.now();
         let key = SealKey::random();
         let id = Id::random();
         let mut record = SessionRecord {
@@ -317,7 +332,7 @@ impl Sessions {
         };
         record.sealed = content.seal(&record, &key);
         let (handle, cookie) = self.handle(id, &key, host, record.expires);
-        self.store.insert(record.clone(), handle).await?;
+        self.kept.store.insert(record.clone(), handle).await?;
         let session = self
             .open_session(&record, key, now)
             .ok_or_else(|| StoreError::Unavailable("a new session cannot be read".into()))?;
@@ -336,12 +351,12 @@ impl Sessions {
         host: &str,
     ) -> Result<Option<String>, StoreError> {
         let (handle, cookie) = self.handle(id, key, host, expires);
-        Ok(self.store.add_handle(handle, self.clock.now()).await?.then_some(cookie))
+        Ok(self.kept.store.add_handle(handle, self.kept.clock.now()).await?.then_some(cookie))
     }
 
     fn handle(&self, session: Id, key: &SealKey, host: &str, expires: Timestamp) -> (HandleRecord, String) {
         let (handle, value) = token::sealed(session, key, self.settings.cookie.scope(host), expires);
-        let cookie = self.settings.cookie.session(host, &value, expires.since(self.clock.now()));
+        let cookie = self.settings.cookie.session(host, &value, expires.since(self.kept.clock.now()));
         (handle, cookie)
     }
 
@@ -355,7 +370,9 @@ impl Sessions {
     /// # Errors
     /// When the store fails.
     pub async fn content(&self, session: &Session) -> Result<Option<(SessionRecord, Content)>, StoreError> {
-        let Some(record) = self.store.session(session.id, self.clock.now()).await? else { return Ok(None) };
+        let Some(record) = self.kept.store.session(session.id, self.kept.clock.now()).await? else {
+            return Ok(None);
+        };
         Ok(Content::open(&record, &session.key).map(|content| (record, content)))
     }
 
@@ -372,7 +389,7 @@ impl Sessions {
     ) -> Result<bool, StoreError> {
         let mut record = SessionRecord { revision: old.revision + 1, ..old.clone() };
         record.sealed = content.seal(&record, &session.key);
-        let replaced = self.store.replace(record).await?;
+        let replaced = self.kept.store.replace(record).await?;
         if replaced {
             self.adopt(session, content);
         }
@@ -381,7 +398,7 @@ impl Sessions {
 
     /// Uses what a session holds now, for all its handles. A session whose identity cannot be read ends.
     pub fn adopt(&self, session: &Session, content: &Content) {
-        match self.identity(session.id, content) {
+        match identity(&self.kept.origins.load(), session.id, content) {
             Some(identity) => session.renewed(identity, content),
             None => session.end(),
         }
@@ -398,31 +415,48 @@ impl Sessions {
     /// The same for a session that need not be open here; `false` when it was not in the store.
     async fn end_of(&self, id: Id, expires: Timestamp) -> Result<bool, StoreError> {
         let grave = |untold| Tombstone { until: expires, untold };
-        self.tombstones.pin().insert(id, grave(true));
-        if let Some(session) = self.open.pin().get(&id) {
+        self.kept.tombstones.pin().insert(id, grave(true));
+        if let Some(session) = self.kept.open.pin().get(&id) {
             session.end();
         }
-        let ended = self.store.end(id).await?;
-        self.tombstones.pin().insert(id, grave(false));
-        self.open.pin().remove(&id);
+        let ended = self.kept.store.end(id).await?;
+        self.kept.tombstones.pin().insert(id, grave(false));
+        self.kept.open.pin().remove(&id);
         Ok(ended)
     }
 
     /// Forgets what has expired or ended, and tells the store again what it did not hear.
     pub async fn sweep(&self) {
-        let now = self.clock.now();
+        let now = self.kept.clock.now();
         let untold: Vec<Id> =
-            self.tombstones.pin().iter().filter(|(_, grave)| grave.untold).map(|(id, _)| *id).collect();
+            self.kept.tombstones.pin().iter().filter(|(_, grave)| grave.untold).map(|(id, _)| *id).collect();
         for id in untold {
-            if self.store.end(id).await.is_ok() {
-                self.tombstones.pin().update(id, |grave| Tombstone { untold: false, ..*grave });
+            if self.kept.store.end(id).await.is_ok() {
+                self.kept.tombstones.pin().update(id, |grave| Tombstone { untold: false, ..*grave });
             }
         }
         let gone = |session: &Session| session.expires <= now || session.has_ended();
-        self.handles.pin().retain(|_, handle| handle.expires > now && !gone(&handle.session));
-        self.open.pin().retain(|_, session| !gone(session));
-        self.tombstones.pin().retain(|_, grave| grave.until > now);
+        self.kept.handles.pin().retain(|_, handle| handle.expires > now && !gone(&handle.session));
+        self.kept.open.pin().retain(|_, session| !gone(session));
+        self.kept.tombstones.pin().retain(|_, grave| grave.until > now);
     }
+}
+
+/// Whose session it is; `None` when it comes from a provider or a client that is not configured any more.
+fn identity(origins: &HashMap<String, Origin>, id: Id, content: &Content) -> Option<Identity> {
+    let origin = origins.get(&content.provider)?;
+    if origin.fingerprint != content.fingerprint {
+        return None;
+    }
+    let mut identity = Identity::read(
+        id.to_text().into(),
+        content.provider.as_str().into(),
+        content.claims.clone(),
+        &origin.reading,
+        content.signed_in,
+    )?;
+    identity.asked = content.asked.clone().map(Box::new);
+    Some(identity)
 }
 
 #[cfg(test)]

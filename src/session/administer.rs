@@ -27,7 +27,7 @@ impl Sessions {
     pub async fn tagged(&self, tags: &[Tag]) -> Result<Vec<SessionRecord>, StoreError> {
         let mut found: Vec<SessionRecord> = Vec::new();
         for tag in tags {
-            for record in self.store.find(*tag, self.clock.now()).await? {
+            for record in self.kept.store.find(*tag, self.kept.clock.now()).await? {
                 if !found.iter().any(|known| known.id == record.id) {
                     found.push(record);
                 }
@@ -41,7 +41,7 @@ impl Sessions {
     /// # Errors
     /// When the store fails.
     pub async fn list(&self, from: Option<String>) -> Result<Page, StoreError> {
-        self.store.list(from, self.clock.now()).await
+        self.kept.store.list(from, self.kept.clock.now()).await
     }
 
     /// One session's record.
@@ -49,12 +49,13 @@ impl Sessions {
     /// # Errors
     /// When the store fails.
     pub async fn record(&self, id: Id) -> Result<Option<SessionRecord>, StoreError> {
-        self.store.session(id, self.clock.now()).await
+        self.kept.store.session(id, self.kept.clock.now()).await
     }
 
     /// The sessions with which something lasts here.
     pub fn in_use(&self) -> Vec<Arc<Session>> {
-        self.open
+        self.kept
+            .open
             .pin()
             .values()
             .filter(|session| session.is_in_use() && !session.has_ended())
@@ -67,11 +68,11 @@ impl Sessions {
     /// # Errors
     /// When the store fails.
     pub async fn is_over(&self, id: Id) -> Result<bool, StoreError> {
-        if self.tombstones.pin().contains_key(&id) {
+        if self.kept.tombstones.pin().contains_key(&id) {
             return Ok(true);
         }
-        let now = self.clock.now();
-        if let Some(session) = self.open.pin().get(&id) {
+        let now = self.kept.clock.now();
+        if let Some(session) = self.kept.open.pin().get(&id) {
             return Ok(session.has_ended() || session.expires <= now);
         }
         Ok(self.record(id).await?.is_none())
@@ -79,8 +80,8 @@ impl Sessions {
 
     /// What is known about a session because it is open here.
     pub fn about(&self, id: Id) -> Option<About> {
-        let session = self.open.pin().get(&id).filter(|session| !session.has_ended()).cloned()?;
-        let pinned = self.handles.pin();
+        let session = self.kept.open.pin().get(&id).filter(|session| !session.has_ended()).cloned()?;
+        let pinned = self.kept.handles.pin();
         let mut hosts: Vec<String> = pinned
             .values()
             .filter(|handle| Arc::ptr_eq(&handle.session, &session))

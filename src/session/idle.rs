@@ -31,7 +31,7 @@ impl Sessions {
             session.used.store(now.as_unix_millis(), Ordering::Relaxed);
             let told = Timestamp::from_unix_millis(session.told.load(Ordering::Relaxed));
             if now.since(told) >= idle / 2 {
-                self.used.notify_one();
+                self.kept.used.notify_one();
             }
         }
         true
@@ -44,8 +44,8 @@ impl Sessions {
         idle: Duration,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        if self.shared
-            && let Some(used) = self.store.last_used(session.id).await?
+        if self.kept.shared
+            && let Some(used) = self.kept.store.last_used(session.id).await?
             && now < used + idle
         {
             session.used.fetch_max(used.as_unix_millis(), Ordering::Relaxed);
@@ -64,7 +64,7 @@ impl Sessions {
         now: Timestamp,
     ) -> Result<Option<Timestamp>, StoreError> {
         let Some(idle) = self.settings.idle.filter(|_| record.label.is_none()) else { return Ok(Some(now)) };
-        let used = self.store.last_used(record.id).await?.unwrap_or_default().max(record.created);
+        let used = self.kept.store.last_used(record.id).await?.unwrap_or_default().max(record.created);
         if now < used + idle {
             return Ok(Some(used));
         }
@@ -79,7 +79,7 @@ impl Sessions {
         let (mut failing, pause) = (false, (idle / 10).min(LONGEST));
         loop {
             // Either way it is time.
-            let _ = tokio::time::timeout(pause, self.used.notified()).await;
+            let _ = tokio::time::timeout(pause, self.kept.used.notified()).await;
             match self.tell_use(idle).await {
                 Ok(()) => failing = false,
                 Err(error) => {
@@ -106,10 +106,10 @@ impl Sessions {
 
     async fn tell_use(&self, idle: Duration) -> Result<(), StoreError> {
         let open: Vec<Arc<Session>> = {
-            let pinned = self.open.pin();
+            let pinned = self.kept.open.pin();
             pinned.values().filter(|session| !session.is_account && !session.has_ended()).cloned().collect()
         };
-        let now = self.clock.now();
+        let now = self.kept.clock.now();
         let mut news: Vec<(&Session, u64)> = Vec::new();
         for session in &open {
             let used = session.used.load(Ordering::Relaxed);
@@ -119,7 +119,7 @@ impl Sessions {
         }
         if !news.is_empty() {
             let told = news.iter().map(|(session, used)| (session.id, Timestamp::from_unix_millis(*used)));
-            self.store.touch(told.collect()).await?;
+            self.kept.store.touch(told.collect()).await?;
             for (session, used) in news {
                 session.told.fetch_max(used, Ordering::Relaxed);
             }

@@ -22,21 +22,21 @@ impl Sessions {
     /// # Errors
     /// When the store fails; [`listen`](Self::listen) tries again.
     pub async fn begin_to_listen(&self) -> Result<(), StoreError> {
-        if !self.store.is_shared() {
+        if !self.kept.store.is_shared() {
             return Ok(());
         }
-        let position = self.store.position().await?;
-        *self.position.lock().await = Some(position);
-        self.heard(self.clock.now());
+        let position = self.kept.store.position().await?;
+        *self.kept.position.lock().await = Some(position);
+        self.heard(self.kept.clock.now());
         Ok(())
     }
 
     /// Hears what other processes do, for as long as it is polled.
     pub async fn listen(self: Arc<Self>) {
-        if !self.store.is_shared() {
+        if !self.kept.store.is_shared() {
             return;
         }
-        let (mut failing, mut looked) = (false, self.clock.now());
+        let (mut failing, mut looked) = (false, self.kept.clock.now());
         loop {
             let outcome = self.hear().await;
             match outcome {
@@ -55,8 +55,8 @@ impl Sessions {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
-            if !failing && self.clock.now().since(looked) >= ROUND {
-                looked = self.clock.now();
+            if !failing && self.kept.clock.now().since(looked) >= ROUND {
+                looked = self.kept.clock.now();
                 if let Err(error) = self.look_for_all().await {
                     tracing::warn!(%error, "open sessions could not be looked for");
                 }
@@ -65,12 +65,12 @@ impl Sessions {
     }
 
     async fn hear(&self) -> Result<(), StoreError> {
-        let mut position = self.position.lock().await;
+        let mut position = self.kept.position.lock().await;
         let since = match &*position {
             Some(since) => since.clone(),
-            None => self.store.position().await?,
+            None => self.kept.store.position().await?,
         };
-        let news = self.store.news(&since).await?;
+        let news = self.kept.store.news(&since).await?;
         *position = Some(news.position);
         for event in news.events {
             match event {
@@ -78,22 +78,23 @@ impl Sessions {
                 Event::Changed(id) => self.read_again(id).await?,
             }
         }
-        self.heard(self.clock.now());
+        self.heard(self.kept.clock.now());
         Ok(())
     }
 
     /// Ends what another process has ended.
     fn bury(&self, id: Id) {
-        let until = self.clock.now() + self.settings.lifetime;
-        self.tombstones.pin().insert(id, Tombstone { until, untold: false });
-        if let Some(session) = self.open.pin().remove(&id) {
+        let lifetime = Duration::from_millis(self.kept.lifetime.load(Ordering::Relaxed));
+        let until = self.kept.clock.now() + lifetime;
+        self.kept.tombstones.pin().insert(id, Tombstone { until, untold: false });
+        if let Some(session) = self.kept.open.pin().remove(&id) {
             session.end();
         }
     }
 
     /// Uses what another process has put into a session that is open here.
     async fn read_again(&self, id: Id) -> Result<(), StoreError> {
-        let Some(session) = self.open.pin().get(&id).cloned() else { return Ok(()) };
+        let Some(session) = self.kept.open.pin().get(&id).cloned() else { return Ok(()) };
         match self.content(&session).await? {
             Some((_, content)) => self.adopt(&session, &content),
             None => self.bury(id),
@@ -102,15 +103,15 @@ impl Sessions {
     }
 
     async fn look_for_all(&self) -> Result<(), StoreError> {
-        let open: Vec<Id> = self.open.pin().keys().copied().collect();
-        for id in self.store.missing(open).await? {
+        let open: Vec<Id> = self.kept.open.pin().keys().copied().collect();
+        for id in self.kept.store.missing(open).await? {
             self.bury(id);
         }
         Ok(())
     }
 
     fn heard(&self, now: Timestamp) {
-        self.heard.store(now.as_unix_millis(), Ordering::Release);
+        self.kept.heard.store(now.as_unix_millis(), Ordering::Release);
     }
 
     /// Whether what other processes did would be known here.
@@ -118,10 +119,10 @@ impl Sessions {
     /// # Errors
     /// When the store has not been heard from for too long.
     pub(super) fn check_hearing(&self, now: Timestamp) -> Result<(), StoreError> {
-        if !self.shared {
+        if !self.kept.shared {
             return Ok(());
         }
-        let heard = Timestamp::from_unix_millis(self.heard.load(Ordering::Acquire));
+        let heard = Timestamp::from_unix_millis(self.kept.heard.load(Ordering::Acquire));
         if now.since(heard) < DEAF {
             return Ok(());
         }

@@ -163,6 +163,11 @@ impl Session {
         self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).as_deref().cloned()
     }
 
+    /// Its claims mean something else now.
+    pub(super) fn read_as(&self, identity: Identity) {
+        self.identity.store(Arc::new(identity));
+    }
+
     /// It was renewed.
     pub(super) fn renewed(&self, identity: Identity, content: &Content) {
         self.identity.store(Arc::new(identity));

@@ -50,7 +50,7 @@ async fn begun() -> (Sessions, Clock, Arc<dyn Store>, String) {
 }
 
 async fn found(sessions: &Sessions, host: &str, cookie: &str) -> bool {
-    let (request, now, recent) = (request(&[cookie]), sessions.clock.now(), Recent::default());
+    let (request, now, recent) = (request(&[cookie]), sessions.kept.clock.now(), Recent::default());
     let is_found =
         async || matches!(sessions.find_on(&recent, host, &request, now).await.unwrap().0, Found::Session(_));
     let first = is_found().await;
@@ -93,7 +93,7 @@ async fn what_a_connection_remembers_opens_nothing_else() {
     let recent = Recent::default();
     let on = async |sessions: &Sessions, host: &str, cookie: &str| {
         let request = request(&[cookie]);
-        let found = sessions.find_on(&recent, host, &request, sessions.clock.now()).await;
+        let found = sessions.find_on(&recent, host, &request, sessions.kept.clock.now()).await;
         matches!(found.unwrap().0, Found::Session(_))
     };
     assert!(on(&sessions, "a.test", &cookie).await);
@@ -481,4 +481,68 @@ async fn a_process_that_starts_knows_when_a_session_was_used() {
     clock.advance(IDLE);
     let last = Sessions::new(settings, store, clock);
     assert!(!found(&last, "a.test", &cookie).await);
+}
+
+async fn opened(sessions: &Sessions, cookie: &str) -> Option<Arc<Session>> {
+    match sessions.find("a.test", &request(&[cookie])).await.unwrap() {
+        Found::Session(session) => Some(session),
+        Found::Nobody => None,
+    }
+}
+
+#[tokio::test]
+async fn sessions_go_on_with_another_configuration_and_are_read_by_it() {
+    let (sessions, _, _, cookie) = begun().await;
+    let before = opened(&sessions, &cookie).await.unwrap();
+    assert_eq!(before.identity().groups.as_deref(), Some(&["dev".into()][..]));
+    let same = sessions.with(settings("f"));
+    same.take_over();
+    assert!(Arc::ptr_eq(&before, &opened(&same, &cookie).await.unwrap()), "nothing is opened again");
+    let identity = before.identity();
+    same.with(settings("f")).take_over();
+    assert!(Arc::ptr_eq(&identity, &before.identity()), "what is read as before is not read again");
+    let mut other = settings("f");
+    other.providers.get_mut("p").unwrap().reading = Reading::plain("sub");
+    let other = same.with(other);
+    assert!(Arc::ptr_eq(&identity, &before.identity()), "not before it is in force");
+    other.take_over();
+    assert_eq!(before.identity().groups.as_deref(), Some(&["jane-1".into()][..]));
+    // A request that still holds the configuration of before reads what is in force now.
+    assert_eq!(
+        opened(&same, &cookie).await.unwrap().identity().groups.as_deref(),
+        Some(&["jane-1".into()][..])
+    );
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_client_and_goes_on_when_that_comes_back() {
+    for gone in [settings("another client"), Settings { providers: HashMap::new(), ..settings("") }] {
+        let (sessions, _, _, cookie) = begun().await;
+        let before = opened(&sessions, &cookie).await.unwrap();
+        let over = before.right(Timestamp::from_unix_seconds(1_000_000), std::time::Instant::now()).over();
+        let without = sessions.with(gone);
+        without.take_over();
+        over.await;
+        assert!(before.has_ended());
+        assert!(opened(&without, &cookie).await.is_none());
+        // By whatever configuration the request is served that is under way.
+        assert!(opened(&sessions, &cookie).await.is_none());
+        let again = without.with(settings("f"));
+        again.take_over();
+        assert!(opened(&again, &cookie).await.is_some());
+    }
+}
+
+#[tokio::test]
+async fn idleness_counts_from_when_it_is_first_noted() {
+    let (sessions, clock, _, cookie) = begun().await;
+    assert!(found(&sessions, "a.test", &cookie).await);
+    clock.advance(Duration::from_secs(1000));
+    assert!(found(&sessions, "a.test", &cookie).await);
+    let noting = sessions.with(Settings { idle: Some(Duration::from_secs(600)), ..settings("f") });
+    noting.take_over();
+    clock.advance(Duration::from_secs(599));
+    assert!(found(&noting, "a.test", &cookie).await, "its use was not noted before");
+    clock.advance(Duration::from_secs(600));
+    assert!(!found(&noting, "a.test", &cookie).await);
 }

@@ -60,7 +60,7 @@ impl Sessions {
     /// When the store fails.
     pub async fn give_token(&self, session: &Session, host: &str) -> Result<Option<String>, StoreError> {
         let (handle, value) = sealed(session.id, &session.key, &place(host), session.expires);
-        Ok(self.store.add_handle(handle, self.clock.now()).await?.then_some(value))
+        Ok(self.kept.store.add_handle(handle, self.kept.clock.now()).await?.then_some(value))
     }
 
     /// Makes a service account.
@@ -74,14 +74,14 @@ impl Sessions {
         tags: Tags,
         lasts: Duration,
     ) -> Result<Made, StoreError> {
-        let now = self.clock.now();
+        let now = self.kept.clock.now();
         let (id, key, expires) = (Id::random(), SealKey::random(), now + lasts);
         let label = Some(name.to_owned());
         let mut record =
             SessionRecord { id, revision: 1, created: now, expires, tags, label, sealed: Vec::new() };
         record.sealed = content.seal(&record, &key);
         let (handle, value) = sealed(id, &key, EVERYWHERE, expires);
-        self.store.insert(record, handle).await?;
+        self.kept.store.insert(record, handle).await?;
         Ok(Made { id, token: format!("{ACCOUNT}{value}"), expires })
     }
 }
