@@ -2,11 +2,9 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use ::http::{Request, Response, StatusCode};
-use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -14,31 +12,27 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::http::Body;
-use crate::snapshot::Snapshot;
+use crate::snapshot::Running;
 
 mod control;
 
 pub use control::serve as control;
 
-/// Answers `/healthz` (the process lives), `/startupz` and `/readyz` (it accepts requests) and `/status`. `ready`
-/// says whether the server accepts requests and is not stopping.
+/// Answers `/healthz` (the process lives), `/startupz` and `/readyz` (it accepts requests, and is not stopping) and
+/// `/status`.
 ///
 /// # Errors
 /// When the socket cannot be watched.
-pub async fn serve(
-    listener: std::net::TcpListener,
-    ready: Arc<AtomicBool>,
-    snapshot: Arc<ArcSwap<Snapshot>>,
-) -> io::Result<()> {
+pub async fn serve(listener: std::net::TcpListener, state: Running) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             continue;
         };
-        let (ready, snapshot) = (ready.clone(), snapshot.clone());
+        let state = state.clone();
         let service = service_fn(move |request: Request<Incoming>| {
-            let response = answer(request.uri().path(), ready.load(Ordering::Acquire), &snapshot.load());
+            let response = answer(request.uri().path(), &state);
             async move { Ok::<_, Infallible>(response) }
         });
         tokio::spawn(async move {
@@ -52,8 +46,9 @@ pub async fn serve(
     }
 }
 
-fn answer(path: &str, ready: bool, snapshot: &Snapshot) -> Response<Body> {
-    let state = |ready| {
+fn answer(path: &str, state: &Running) -> Response<Body> {
+    let ready = state.ready.load(Ordering::Acquire);
+    let is_ready = || {
         if ready {
             (StatusCode::OK, "OK".to_owned())
         } else {
@@ -63,8 +58,10 @@ fn answer(path: &str, ready: bool, snapshot: &Snapshot) -> Response<Body> {
     let (status, body) = match path {
         "/healthz" => (StatusCode::OK, "OK".to_owned()),
         // An identity provider that is down does not make this server less ready: sessions go on.
-        "/readyz" | "/startupz" => state(ready),
+        "/readyz" | "/startupz" => is_ready(),
         "/status" => {
+            let snapshot = state.snapshot.load();
+            let last = state.reloads.last();
             let authenticate = &snapshot.authenticate;
             let providers = authenticate.providers().iter();
             let providers: Vec<_> =
@@ -76,6 +73,16 @@ fn answer(path: &str, ready: bool, snapshot: &Snapshot) -> Response<Body> {
                 "identity_providers": providers,
                 "callback_urls": authenticate.callback_urls(),
                 "sign_out_url": authenticate.signed_out_url(),
+                "configuration": {
+                    "generation": last.generation,
+                    "in_force_since": last.since.to_string(),
+                    "last_reload": {
+                        "success": last.problems.is_empty(),
+                        "at": last.tried.to_string(),
+                        "problems": last.problems,
+                    },
+                    "in_force_after_restart": last.next_start,
+                },
             });
             (StatusCode::OK, status.to_string())
         }

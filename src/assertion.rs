@@ -53,7 +53,7 @@ impl Deref for Statement<'_> {
 }
 
 /// A claim that is sent as a header.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClaimHeader {
     /// The header.
     pub header: HeaderName,
@@ -62,7 +62,7 @@ pub struct ClaimHeader {
 }
 
 /// `jwt_issuer_format`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum IssuerFormat {
     /// `iss` is the host.
     #[default]

@@ -92,15 +92,21 @@ pub struct Settings {
 /// The service.
 pub struct Authenticate {
     settings: Settings,
-    providers: Vec<Provider>,
-    issuers: Vec<issuers::TokenIssuer>,
+    providers: Vec<Arc<Provider>>,
+    issuers: Vec<Arc<issuers::TokenIssuer>>,
     /// Tokens from elsewhere that were looked at before.
-    bearers: papaya::HashMap<[u8; 32], Arc<bearer::Remembered>>,
+    bearers: Arc<papaya::HashMap<[u8; 32], Arc<bearer::Remembered>>>,
     sessions: Arc<Sessions>,
     keys: KeyRing,
     clock: Clock,
     /// Where work goes on when the request that asked for it is gone.
     control: tokio::runtime::Handle,
+    ongoing: Arc<Ongoing>,
+}
+
+/// What goes on across a change of the configuration.
+#[derive(Default)]
+struct Ongoing {
     /// States whose code was sent to the provider: none is sent twice.
     spent: papaya::HashMap<String, crate::clock::Timestamp>,
     /// Sessions that attempts ended in a moment ago: the browser's other attempts go on with them, although
@@ -146,30 +152,38 @@ pub struct Failure {
 }
 
 impl Authenticate {
-    /// The service, with its providers not yet asked for anything.
+    /// The service. Its providers have not been asked for anything yet, but for those that were there `before` and have
+    /// not changed.
     pub fn new(
         settings: Settings,
         sessions: Arc<Sessions>,
         keys: KeyRing,
         clock: Clock,
         control: tokio::runtime::Handle,
+        before: Option<&Self>,
     ) -> Arc<Self> {
-        let providers =
-            settings.providers.iter().map(|one| Provider::new(one.clone(), clock.clone())).collect();
+        let known = before.map_or(&[][..], |before| &before.providers);
+        let providers: Vec<_> =
+            settings.providers.iter().map(|one| Provider::after(known, one, &clock)).collect();
+        let known = before.map_or(&[][..], |before| &before.issuers);
         let issuers = settings.bearer.issuers.iter();
-        let issuers = issuers.map(|one| issuers::TokenIssuer::new(one.clone(), clock.clone())).collect();
+        let issuers: Vec<_> = issuers.map(|one| issuers::TokenIssuer::after(known, one, &clock)).collect();
+        let believes_the_same = |before: &&Self| {
+            before.settings.bearer == settings.bearer
+                && before.settings.providers == settings.providers
+                && before.settings.require_claims == settings.require_claims
+        };
+        let bearers = before.filter(believes_the_same).map(|before| before.bearers.clone());
         Arc::new(Self {
             settings,
             providers,
             issuers,
-            bearers: papaya::HashMap::new(),
+            bearers: bearers.unwrap_or_default(),
             sessions,
             keys,
             clock,
             control,
-            spent: papaya::HashMap::new(),
-            begun: tokio::sync::Mutex::default(),
-            renewals: std::sync::atomic::AtomicUsize::new(0),
+            ongoing: before.map(|before| before.ongoing.clone()).unwrap_or_default(),
         })
     }
 
@@ -184,13 +198,13 @@ impl Authenticate {
     }
 
     /// The providers.
-    pub fn providers(&self) -> &[Provider] {
+    pub fn providers(&self) -> &[Arc<Provider>] {
         &self.providers
     }
 
     /// The provider with an id.
     pub fn provider(&self, id: &str) -> Option<&Provider> {
-        self.providers.iter().find(|provider| provider.settings().id == id)
+        self.providers.iter().find(|provider| provider.settings().id == id).map(|provider| &**provider)
     }
 
     /// The kind of provider that whoever has to mend something thinks of, when no other is known.
@@ -220,13 +234,9 @@ impl Authenticate {
     /// Asks the providers for their documents, again and again, so that nobody has to wait for them.
     pub async fn keep_discovered(self: Arc<Self>) {
         let mut all = tokio::task::JoinSet::new();
-        for number in 0..self.providers.len() {
-            let this = self.clone();
-            all.spawn(async move {
-                if let Some(provider) = this.providers.get(number) {
-                    provider.keep_discovered().await;
-                }
-            });
+        for provider in &self.providers {
+            let provider = provider.clone();
+            all.spawn(async move { provider.keep_discovered().await });
         }
         while all.join_next().await.is_some() {}
     }
@@ -234,7 +244,7 @@ impl Authenticate {
     /// Forgets what is too old to matter.
     pub fn sweep(&self) {
         let now = self.clock.now();
-        let spent = self.spent.pin();
+        let spent = self.ongoing.spent.pin();
         spent.retain(|_, until| *until > now);
         self.bearers.pin().retain(|_, known| known.until > now);
     }

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use clap::{Parser, Subcommand};
 
 use crate::runtime::Answers;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Running, Snapshot};
 
 mod check;
 mod control;
@@ -78,10 +77,9 @@ fn control(
 
 fn health(
     listener: std::net::TcpListener,
-    ready: Arc<AtomicBool>,
-    snapshot: Arc<ArcSwap<Snapshot>>,
+    state: Running,
 ) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>> {
-    Box::pin(crate::admin::serve(listener, ready, snapshot))
+    Box::pin(crate::admin::serve(listener, state))
 }
 
 /// Runs what the command line says.

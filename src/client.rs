@@ -18,6 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::crypto;
+
 mod dial;
 
 pub use dial::{DialError, Names, is_loopback, keepalive};
@@ -116,6 +118,14 @@ pub enum ClientError {
         /// The limit.
         time: Duration,
     },
+}
+
+impl PartialEq for Settings {
+    fn eq(&self, other: &Self) -> bool {
+        crypto::same_roots(self.roots.as_ref(), other.roots.as_ref())
+            && self.names == other.names
+            && self.proxy == other.proxy
+    }
 }
 
 impl Default for Limits {

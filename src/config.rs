@@ -11,6 +11,7 @@
 
 mod extract;
 mod file;
+mod files;
 mod foreign;
 mod keys;
 mod layers;
@@ -26,13 +27,15 @@ mod values;
 mod yaml;
 
 pub use file::{File, ProviderFile, RouteFile};
+pub use files::{Files, Look};
 pub use keys::Key;
 pub use problem::Problem;
 pub use reference::reference;
 pub use routes::RouteSettings;
 pub use routes::pem_or_base64;
 pub use settings::{
-    CONTROL_SOCKET, Connection, KEPT_SECRET, ListenSettings, Origins, Secrets, Services, Settings, Storage,
+    CONTROL_SOCKET, CallSettings, Connection, KEPT_SECRET, ListenSettings, Origins, Secrets, Services,
+    Settings, Storage,
 };
 pub use source::Sources;
 
@@ -58,12 +61,17 @@ pub fn list(path: &std::path::Path) -> Result<Vec<(usize, serde_json::Value)>, P
 /// # Errors
 /// Every problem in it.
 pub fn load(sources: &Sources) -> Result<Loaded, Vec<Problem>> {
-    let mut problems = problem::Problems::default();
-    let layers = layers::read(sources, &mut problems);
+    read(sources).0
+}
+
+/// The same, with every file that was read.
+pub fn read(sources: &Sources) -> (Result<Loaded, Vec<Problem>>, Files) {
+    let (mut problems, mut files) = (problem::Problems::default(), Files::default());
+    let layers = layers::read(sources, &mut files, &mut problems);
     if layers.unreadable {
-        return problems.finish(None);
+        return (problems.finish(None), files);
     }
     let file = extract::extract(&layers, &mut problems);
-    let settings = settings::resolve(&file, sources, &layers, &mut problems);
-    problems.finish(settings)
+    let settings = settings::resolve(&file, sources, &layers, &mut files, &mut problems);
+    (problems.finish(settings), files)
 }

@@ -19,7 +19,7 @@ pub use jwt::{
 };
 pub use seal::{KeyRing, Purpose, SealKey};
 pub use signer::{Signer, SigningKeyError, pem_blocks};
-pub use trust::{TrustError, read_roots, system_roots};
+pub use trust::{TrustError, read_roots, same_roots, system_roots};
 
 /// Installs aws-lc-rs for TLS and for JSON web tokens, and proves that both work.
 ///

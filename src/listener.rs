@@ -15,7 +15,6 @@ use tokio::sync::watch;
 
 use crate::connection::{Connection, Port, Protocol};
 use crate::pipeline::Context;
-use crate::tls::Acceptor;
 
 mod body;
 mod drive;
@@ -40,8 +39,6 @@ pub struct Limits {
 /// Serves the connections of one worker.
 pub struct Listener {
     listener: TcpListener,
-    acceptor: Option<Acceptor>,
-    limits: Limits,
     context: Arc<Context>,
     port: Port,
     /// Turns `true` when the server stops.
@@ -128,15 +125,13 @@ impl Listener {
     /// When the runtime cannot watch the socket.
     pub fn new(
         listener: StdListener,
-        acceptor: Option<Acceptor>,
-        limits: Limits,
         context: Arc<Context>,
         port: Port,
         stopping: watch::Receiver<bool>,
         alive: tokio::sync::mpsc::Sender<()>,
     ) -> io::Result<Self> {
         let listener = TcpListener::from_std(listener)?;
-        Ok(Self { listener, acceptor, limits, context, port, stopping, alive })
+        Ok(Self { listener, context, port, stopping, alive })
     }
 
     /// Accepts until the server stops.
@@ -161,7 +156,11 @@ impl Listener {
         // Without it small answers wait for acknowledgements; a failure costs only that.
         let _ = stream.set_nodelay(true);
         let Ok(local) = stream.local_addr() else { return };
-        let (acceptor, limits) = (self.acceptor.clone(), self.limits);
+        let (acceptor, limits) = {
+            let accepting = &self.context.snapshot.load().accepting;
+            let acceptor = if self.port == Port::Calls { &accepting.calls } else { &accepting.public };
+            (acceptor.clone(), Limits::new(accepting.idle))
+        };
         let (context, stopping, alive) = (self.context.clone(), self.stopping.clone(), self.alive.clone());
         let mut connection = Connection::new(peer, local);
         connection.port = self.port;

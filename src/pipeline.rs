@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::http::header::{CONNECTION, EXPECT, HeaderValue};
 use ::http::{HeaderMap, HeaderName, Request, Response, StatusCode};
@@ -116,6 +116,15 @@ pub fn serve(
         }
         record.finish(&mut response, passage, snapshot);
         Ok(response)
+    }
+}
+
+/// Lets a worker that nobody asks for anything learn of a changed configuration too, so that it does not hold the one of
+/// before.
+pub async fn keep_current(context: Arc<Context>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(in_force(&context.snapshot));
     }
 }
 

@@ -15,6 +15,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::authorize::Permit;
+use crate::crypto;
 use crate::http::BodyError;
 
 mod added;
@@ -31,14 +32,14 @@ mod upgrade;
 
 pub use added::{Added, AddedNames};
 pub use call::{Call, scheme_of_service};
-pub use cluster::Cluster;
+pub use cluster::{Cluster, Clusters};
 pub use connect::{SharedTls, UpstreamTlsError};
 pub use forward::{Errand, ResponseRules};
 pub use rewrite::Rewrite;
 pub use upgrade::{Upgrade, UpgradeError, check_origin};
 
 /// What a route leads to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// `to`, at least one.
     pub upstreams: Vec<Upstream>,
@@ -188,6 +189,15 @@ impl Clone for UpstreamTls {
             roots: self.roots.clone(),
             client: self.client.as_ref().map(|(chain, key)| (chain.clone(), key.clone_key())),
         }
+    }
+}
+
+impl PartialEq for UpstreamTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.skip_verify == other.skip_verify
+            && self.server_name == other.server_name
+            && crypto::same_roots(self.roots.as_ref(), other.roots.as_ref())
+            && self.client == other.client
     }
 }
 

@@ -18,19 +18,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::{Files, Settings, Sources};
 use crate::connection::Port;
-use crate::crypto::{Purpose, Signer};
-use crate::listener::{self, Limits, Listener};
-use crate::pipeline::{Context, RequestIds, watch_ends};
-use crate::snapshot::{Parts, Snapshot};
+use crate::listener::{self, Listener};
+use crate::pipeline::{Context, RequestIds, keep_current, watch_ends};
+use crate::snapshot::{Parts, Reloads, Running, Snapshot};
 use crate::store::Store;
 use crate::telemetry::{Format, Sink};
-use crate::tls::Acceptor;
 
+mod reload;
 mod state;
 
-use state::State;
+use reload::{Fixed, Followers, Reloader};
+use state::Opened;
 
 /// How long a stopping server waits for renewals, whose tokens would be lost.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -78,18 +78,19 @@ pub struct Answers {
 pub type Control =
     fn(Arc<UnixListener>, Arc<ArcSwap<Snapshot>>) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
-/// Answers on the health port: its socket, whether requests are accepted, and the configuration in force.
-pub type Health = fn(
-    TcpListener,
-    Arc<AtomicBool>,
-    Arc<ArcSwap<Snapshot>>,
-) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+/// Answers on the health port.
+pub type Health = fn(TcpListener, Running) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
-/// Serves until it is told to stop. Returns after the drain.
+/// Serves until it is told to stop. Returns after the drain. `source`: what the settings were read from, to be read again
+/// when it changes.
 ///
 /// # Errors
 /// When it cannot start.
-pub fn run(settings: Settings, answers: Answers) -> Result<(), RuntimeError> {
+pub fn run(
+    settings: Settings,
+    source: Option<(Sources, Files)>,
+    answers: Answers,
+) -> Result<(), RuntimeError> {
     // Many systems let a process have 1,024 open files unless it asks for more.
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => tracing::debug!(limit, "open files"),
@@ -103,29 +104,27 @@ pub fn run(settings: Settings, answers: Answers) -> Result<(), RuntimeError> {
         .enable_all()
         .build()
         .map_err(|error| RuntimeError::Other(format!("the control plane cannot start: {error}")))?;
-    let served = control.block_on(serve(settings, control.handle().clone(), answers));
+    let served = control.block_on(serve(settings, source, control.handle().clone(), answers));
     control.shutdown_timeout(Duration::from_secs(1));
     served
 }
 
 async fn serve(
     settings: Settings,
+    mut source: Option<(Sources, Files)>,
     control: tokio::runtime::Handle,
     answers: Answers,
 ) -> Result<(), RuntimeError> {
     let clock = Clock::system();
-    let State { store, keys, kind } = state::open(&settings)?;
+    // Before anything else: until it is asked for, it ends the process.
+    let hangups = reload::hangups()?;
+    let Opened { store, keys, kind, kept_secrets } = state::open(&settings)?;
+    if let (Some(path), Some((_, files))) = (&kept_secrets, &mut source) {
+        // Watched like what the configuration names.
+        state::read_kept_secrets(path, files)?;
+    }
     let state_dir = settings.state_dir.clone();
-    let signer = match settings.signing_keys.as_slice() {
-        [] => {
-            let secrets = keys.secrets(Purpose::Assertion);
-            let derived: Result<Vec<_>, _> =
-                secrets.iter().map(|secret| Signer::from_secret(secret)).collect();
-            derived.and_then(Signer::first_of)
-        }
-        pems => Signer::from_pems(pems),
-    };
-    let signer = signer.map_err(|error| RuntimeError::Other(format!("signing_key: {error}")))?;
+    let signer = reload::signer(&settings, &keys)?;
 
     let address = settings.listen.address.clone();
     let workers = settings.listen.workers;
@@ -144,21 +143,13 @@ async fn serve(
         }
         None => Vec::new(),
     };
-    let tls_failed = |error| RuntimeError::Other(format!("TLS: {error}"));
-    let calls_acceptor =
-        settings.listen.calls.as_ref().and_then(|calls| calls.tls.as_ref()).map(Acceptor::new);
-    let calls_acceptor = calls_acceptor.transpose().map_err(tls_failed)?;
-    let acceptor = match &settings.listen.tls {
-        Some(tls) => Some(Acceptor::new(tls).map_err(tls_failed)?),
-        None => None,
-    };
-    let (limits, format, drain) =
-        (Limits::new(settings.listen.idle), settings.log_format, settings.drain_timeout);
-    let encrypted = acceptor.is_some();
+    let (format, fixed) = (settings.log_format, Fixed::of(&settings));
     let parts = Parts { store: store.clone(), keys, signer: Arc::new(signer), clock: clock.clone(), control };
-    let snapshot =
-        Snapshot::build(settings, parts).map_err(|error| RuntimeError::Other(error.to_string()))?;
+    let snapshot = Snapshot::build(settings, parts.clone(), None)
+        .map_err(|error| RuntimeError::Other(error.to_string()))?;
+    let encrypted = snapshot.accepting.public.is_some();
     let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+    let reloads = Reloads::start(clock.now());
 
     let (ready, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (stop, stopping) = watch::channel(false);
@@ -180,9 +171,7 @@ async fn serve(
         };
         let start = Worker {
             listener,
-            acceptor: acceptor.clone(),
-            calls: calls.next().map(|listener| (listener, calls_acceptor.clone())),
-            limits,
+            calls: calls.next(),
             context,
             stopping: stopping.clone(),
             alive: alive.clone(),
@@ -199,11 +188,25 @@ async fn serve(
         Err(_) => tracing::error!("the session store does not answer yet"),
     }
     let background = start_background(&snapshot, &store, &clock);
+    let followers = Followers::of(&snapshot.load());
+    let reloader = Reloader {
+        source,
+        fixed,
+        kept_secrets,
+        parts,
+        snapshot: snapshot.clone(),
+        reloads: reloads.clone(),
+        followers,
+        retired: Vec::new(),
+        torn: 0,
+    };
+    let reloading = tokio::spawn(reloader.run(hangups));
     for listener in admin {
         if let Ok(address) = listener.local_addr() {
             tracing::info!(address = %address, "health");
         }
-        let served = (answers.health)(listener, ready.clone(), snapshot.clone());
+        let (ready, snapshot, reloads) = (ready.clone(), snapshot.clone(), reloads.clone());
+        let served = (answers.health)(listener, Running { ready, snapshot, reloads });
         tokio::spawn(async move {
             if let Err(error) = served.await {
                 tracing::error!(%error, "the health port cannot be served");
@@ -230,6 +233,9 @@ async fn serve(
     ready.store(true, Ordering::Release);
 
     let signalled = wait_for_stop().await?;
+    // What the configuration says now is what holds to the end.
+    reloading.abort();
+    let drain = snapshot.load().drain_timeout;
     tracing::info!(signal = signalled, drain_timeout = ?drain, "stopping");
     ready.store(false, Ordering::Release);
     // Nobody listens any more only when every worker has gone already.
@@ -266,10 +272,8 @@ async fn serve(
 
 struct Worker {
     listener: TcpListener,
-    acceptor: Option<Acceptor>,
     /// `grpc_address`.
-    calls: Option<(TcpListener, Option<Acceptor>)>,
-    limits: Limits,
+    calls: Option<TcpListener>,
     context: Context,
     stopping: watch::Receiver<bool>,
     alive: mpsc::Sender<()>,
@@ -294,13 +298,14 @@ impl Worker {
     async fn work(self) {
         let context = Arc::new(self.context);
         let mut stopping = self.stopping.clone();
-        let ports = std::iter::once((Port::Public, self.listener, self.acceptor))
-            .chain(self.calls.map(|(listener, acceptor)| (Port::Calls, listener, acceptor)));
+        let ports = std::iter::once((Port::Public, self.listener))
+            .chain(self.calls.map(|calls| (Port::Calls, calls)));
         tokio::spawn(watch_ends(context.clone()));
+        tokio::spawn(keep_current(context.clone()));
         let mut listening = tokio::task::JoinSet::new();
-        for (port, listener, acceptor) in ports {
+        for (port, listener) in ports {
             let (stopping, alive) = (self.stopping.clone(), self.alive.clone());
-            match Listener::new(listener, acceptor, self.limits, context.clone(), port, stopping, alive) {
+            match Listener::new(listener, context.clone(), port, stopping, alive) {
                 Ok(listener) => drop(listening.spawn(listener.run())),
                 Err(error) => tracing::error!(%error, "a worker cannot listen"),
             }
@@ -325,8 +330,6 @@ fn start_background(
     clock: &Clock,
 ) -> Vec<tokio::task::JoinHandle<()>> {
     let current = snapshot.load_full();
-    let discovery =
-        current.services.authorize.then(|| tokio::spawn(current.authenticate.clone().keep_discovered()));
     let (snapshot, store, clock) = (snapshot.clone(), store.clone(), clock.clone());
     let sweep = tokio::spawn(async move {
         loop {
@@ -340,24 +343,18 @@ fn start_background(
         }
     });
     let listening = tokio::spawn(current.sessions.clone().listen());
-    let using = tokio::spawn(current.sessions.clone().watch_use());
-    let lasting = tokio::spawn(current.authenticate.clone().renew_what_lasts());
-    discovery.into_iter().chain([sweep, listening, using, lasting]).collect()
+    vec![sweep, listening]
 }
 
-/// `TERM` or `INT`. `HUP` is said to have no effect yet, instead of ending the process.
+/// `TERM` or `INT`.
 async fn wait_for_stop() -> Result<&'static str, RuntimeError> {
     let listen = |kind| {
         signal(kind).map_err(|error| RuntimeError::Other(format!("signals cannot be received: {error}")))
     };
-    let (mut terminate, mut interrupt, mut hangup) =
-        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?, listen(SignalKind::hangup())?);
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok("TERM"),
-            _ = interrupt.recv() => return Ok("INT"),
-            _ = hangup.recv() => tracing::warn!("reloading is not there yet; restart to use a changed configuration"),
-        }
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => Ok("TERM"),
+        _ = interrupt.recv() => Ok("INT"),
     }
 }
 

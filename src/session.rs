@@ -66,6 +66,8 @@ pub struct Sessions {
     settings: Settings,
     /// Which of all that were made.
     number: u64,
+    /// The first of them by which identities were read as by this one.
+    reading: u64,
     /// The session cookie's names: for one host alone, and for a whole domain.
     names: [String; 2],
     kept: Arc<Kept>,
@@ -75,6 +77,8 @@ pub struct Sessions {
 struct Kept {
     /// The providers that are configured now. Whatever configuration a request holds, an identity is read by these.
     origins: ArcSwap<HashMap<String, Origin>>,
+    /// Whose they are.
+    reading: AtomicU64,
     /// The longest life that a session may have been given: milliseconds.
     lifetime: AtomicU64,
     /// Whether it is noted when sessions are used.
@@ -152,6 +156,7 @@ impl Sessions {
     pub fn new(settings: Settings, store: Arc<dyn Store>, clock: Clock) -> Self {
         let kept = Kept {
             origins: ArcSwap::from_pointee(settings.providers.clone()),
+            reading: AtomicU64::new(0),
             lifetime: AtomicU64::new(0),
             are_uses_noted: AtomicBool::new(settings.idle.is_some()),
             shared: store.is_shared(),
@@ -164,19 +169,23 @@ impl Sessions {
             open: papaya::HashMap::with_hasher(ById::default()),
             tombstones: papaya::HashMap::new(),
         };
-        Self::of(settings, Arc::new(kept))
+        let this = Self::of(settings, Arc::new(kept));
+        this.kept.reading.store(this.reading, Ordering::Release);
+        this
     }
 
     fn of(settings: Settings, kept: Arc<Kept>) -> Self {
         let lifetime = u64::try_from(settings.lifetime.as_millis()).unwrap_or(u64::MAX);
         kept.lifetime.fetch_max(lifetime, Ordering::Relaxed);
         let number = MADE.fetch_add(1, Ordering::Relaxed);
-        Self { number, names: settings.cookie.session_names(), settings, kept }
+        Self { number, reading: number, names: settings.cookie.session_names(), settings, kept }
     }
 
     /// The same sessions by other settings; those of providers are in force from [`take_over`](Self::take_over) on.
     pub fn with(&self, settings: Settings) -> Self {
-        Self::of(settings, self.kept.clone())
+        let reads_alike = settings.providers == self.settings.providers;
+        let other = Self::of(settings, self.kept.clone());
+        if reads_alike { Self { reading: self.reading, ..other } } else { other }
     }
 
     /// The cookie's settings.

@@ -1,11 +1,14 @@
 //! Everything that a request needs, compiled, immutable, and swapped as a whole.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use ::http::HeaderName;
+use arc_swap::ArcSwap;
 
-use crate::assertion::Form;
+use crate::assertion::{ClaimHeader, Form, IssuerFormat};
 use crate::authenticate::{Authenticate, BearerRule, Wish};
 use crate::authorize::Policy;
 use crate::clock::Clock;
@@ -15,11 +18,15 @@ use crate::crypto::{KeyRing, Signer};
 use crate::http::forwarded::ForwardedRules;
 use crate::http::headers::HeaderRules;
 use crate::http::{PathRules, Scheme};
-use crate::proxy::{AddedNames, Cluster, SharedTls, UpstreamTlsError};
+use crate::proxy::{AddedNames, Cluster, Clusters, SharedTls, UpstreamTlsError};
 use crate::route::Table;
 use crate::session::Sessions;
 use crate::store::Store;
-use crate::tls::ClientAuths;
+use crate::tls::{Acceptor, ClientAuths};
+
+mod reloads;
+
+pub use reloads::{Reload, Reloads};
 
 /// A configuration in force.
 pub struct Snapshot {
@@ -53,6 +60,46 @@ pub struct Snapshot {
     pub authenticate_port: Option<u16>,
     /// `error_contact`.
     pub error_contact: Option<String>,
+    /// How requests are accepted.
+    pub accepting: Accepting,
+    /// `drain_timeout`.
+    pub drain_timeout: Duration,
+    /// What clusters without TLS settings of their own share.
+    shared_tls: Arc<SharedTls>,
+    /// What upstreams are told, in all the ways that there are.
+    forms: Forms,
+}
+
+/// How requests are accepted.
+#[derive(Clone)]
+pub struct Accepting {
+    /// For TLS on `address`; `None` with `insecure_server`.
+    pub public: Option<Acceptor>,
+    /// For TLS on `grpc_address`; `None` with `grpc_insecure`.
+    pub calls: Option<Acceptor>,
+    /// `timeout_idle`.
+    pub idle: Duration,
+}
+
+/// The place of the service that decides, among clusters.
+const SERVICE: &str = "authorize_service_url";
+
+/// The place of a route's.
+fn place(from: &str, path: &str) -> String {
+    format!("{from}{path}")
+}
+
+type Forms = HashMap<(IssuerFormat, Vec<ClaimHeader>), Arc<Form>>;
+
+/// Why a configuration that was read cannot be used. It was checked before, so this is seldom seen.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The TLS settings of a route.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamTlsError),
+    /// Those of a port.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
 }
 
 /// A compiled route.
@@ -84,22 +131,34 @@ pub struct Route {
     /// Where it leads; `None` where another proxy forwards, and asks.
     pub cluster: Option<Arc<Cluster>>,
     /// What its upstream is told about the caller.
-    pub identity: Option<Form>,
+    pub identity: Option<Arc<Form>>,
     /// The names of the fields that are added for the upstream.
     pub added: AddedNames,
     /// `show_error_details`.
     pub show_error_details: bool,
 }
 
+/// What there is to say about a server that runs.
+#[derive(Clone)]
+pub struct Running {
+    /// Whether requests are accepted.
+    pub ready: Arc<AtomicBool>,
+    /// The configuration in force.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// What became of changes to it.
+    pub reloads: Reloads,
+}
+
 /// Another process, which decides for this one.
 pub struct AuthorizeService {
     /// How it is reached.
-    pub cluster: Cluster,
+    pub cluster: Arc<Cluster>,
     /// How long it may take.
     pub limit: Duration,
 }
 
 /// What a snapshot is made with, besides its settings.
+#[derive(Clone)]
 pub struct Parts {
     /// The session store.
     pub store: Arc<dyn Store>,
@@ -114,13 +173,30 @@ pub struct Parts {
 }
 
 impl Snapshot {
-    /// Compiles a configuration.
+    /// Compiles a configuration. What is the same as `before` is not made anew: clusters keep their connections, providers
+    /// what they have published, clients what TLS agreed on.
     ///
     /// # Errors
-    /// When a route's TLS settings cannot be used; they were checked when the configuration was read.
-    pub fn build(settings: Settings, parts: Parts) -> Result<Self, UpstreamTlsError> {
+    /// When TLS settings cannot be used; they were checked when the configuration was read.
+    pub fn build(settings: Settings, parts: Parts, before: Option<&Self>) -> Result<Self, BuildError> {
         let workers = settings.listen.workers;
-        let sessions = Arc::new(Sessions::new(settings.session, parts.store, parts.clock.clone()));
+        let sessions = Arc::new(match before {
+            Some(before) => before.sessions.with(settings.session),
+            None => Sessions::new(settings.session, parts.store, parts.clock.clone()),
+        });
+        let acceptor = |before: Option<&Acceptor>, tls: Option<&crate::tls::Settings>| {
+            tls.map(|tls| Acceptor::after(before, tls)).transpose()
+        };
+        let accepting = before.map(|before| &before.accepting);
+        let calls = settings.listen.calls.as_ref().and_then(|calls| calls.tls.as_ref());
+        let accepting = Accepting {
+            public: acceptor(accepting.and_then(|one| one.public.as_ref()), settings.listen.tls.as_ref())?,
+            calls: acceptor(accepting.and_then(|one| one.calls.as_ref()), calls)?,
+            idle: settings.listen.idle,
+        };
+        let known = before.filter(|before| Arc::ptr_eq(&before.signer, &parts.signer));
+        let known = known.map_or_else(Forms::new, |before| before.forms.clone());
+        let mut forms = Forms::new();
         let url = settings.authenticate.url.clone();
         let authenticate = Authenticate::new(
             settings.authenticate,
@@ -128,11 +204,12 @@ impl Snapshot {
             parts.keys.clone(),
             parts.clock,
             parts.control,
+            before.map(|before| &*before.authenticate),
         );
-        let tls = SharedTls::default();
+        let mut clusters = before.map_or_else(Clusters::default, Self::clusters);
         let authorize_service = match settings.authorize_service {
             Some((settings, limit)) => {
-                Some(AuthorizeService { cluster: Cluster::new(settings, workers, &tls)?, limit })
+                Some(AuthorizeService { cluster: clusters.take(SERVICE, settings, workers)?, limit })
             }
             None => None,
         };
@@ -144,7 +221,15 @@ impl Snapshot {
                 }
                 crate::route::PathMatch::Regex(_) => "/".into(),
             };
-            let identity = route.identity.map(|(format, claims)| Form::new(format, claims));
+            let identity = route.identity.map(|told| {
+                let make = || Arc::new(Form::new(told.0, told.1.clone()));
+                let form = forms.get(&told).or_else(|| known.get(&told)).cloned().unwrap_or_else(make);
+                forms.entry(told).or_insert(form).clone()
+            });
+            let cluster = match route.cluster {
+                Some(settings) => Some(clusters.take(&place(&route.from, &path), settings, workers)?),
+                None => None,
+            };
             let compiled = Route {
                 number: routes.len(),
                 name: route.name.into(),
@@ -158,11 +243,8 @@ impl Snapshot {
                 sign_in: route.sign_in,
                 bearer: route.bearer,
                 client_auth: route.client_auth,
-                cluster: match route.cluster {
-                    Some(settings) => Some(Arc::new(Cluster::new(settings, workers, &tls)?)),
-                    None => None,
-                },
-                added: AddedNames::with(identity.iter().flat_map(Form::names)),
+                cluster,
+                added: AddedNames::with(identity.iter().flat_map(|form| form.names())),
                 identity,
                 show_error_details: route.show_error_details,
             };
@@ -184,7 +266,25 @@ impl Snapshot {
             authenticate_host: url.host_str().unwrap_or_default().to_owned(),
             authenticate_port: url.port(),
             error_contact: settings.error_contact,
+            accepting,
+            drain_timeout: settings.drain_timeout,
+            shared_tls: clusters.shared(),
+            forms,
         })
+    }
+
+    /// Its clusters, in order.
+    fn clusters(&self) -> Clusters {
+        let mut clusters = Clusters::sharing(self.shared_tls.clone());
+        if let Some(service) = &self.authorize_service {
+            clusters.add(SERVICE.into(), &service.cluster);
+        }
+        for route in self.routes.targets() {
+            if let Some(cluster) = &route.cluster {
+                clusters.add(place(&route.from, &route.path), cluster);
+            }
+        }
+        clusters
     }
 
     /// Whether requests for this host are ours at all.

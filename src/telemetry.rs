@@ -12,6 +12,8 @@ pub use journal::{Journal, Sink};
 pub(crate) use line::key;
 pub use line::{Key, Line, Said};
 
+use std::sync::OnceLock;
+
 use tracing_subscriber::EnvFilter;
 
 /// `log_format`.
@@ -24,12 +26,28 @@ pub enum Format {
     Text,
 }
 
+/// Changes what is logged.
+type SetFilter = Box<dyn Fn(EnvFilter) + Send + Sync>;
+
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
+/// What a level lets through.
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::try_new(format!("off,portcullis={level}"))
+        .unwrap_or_else(|_| EnvFilter::new("portcullis=info"))
+}
+
+/// Changes the level of the log that was started.
+pub fn set_level(level: &str) {
+    if let Some(set) = SET_FILTER.get() {
+        set(filter(level));
+    }
+}
+
 /// Starts the process's own log. Only the first call has an effect.
 pub fn start(format: Format, level: &str) {
-    let filter = EnvFilter::try_new(format!("off,portcullis={level}"))
-        .unwrap_or_else(|_| EnvFilter::new("portcullis=info"));
-    let builder =
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).with_target(false);
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    let builder = builder.with_env_filter(filter(level));
     // An error means that a log was started before, by a test in the same process.
     let _ = match format {
         Format::Json => {
@@ -38,13 +56,30 @@ pub fn start(format: Format, level: &str) {
                 .flatten_event(true)
                 .with_current_span(false)
                 .with_target(false);
-            builder
-                .event_format(format.with_timer(Utc))
-                .fmt_fields(tracing_subscriber::fmt::format::JsonFields::new())
-                .try_init()
+            let fields = tracing_subscriber::fmt::format::JsonFields::new();
+            let builder = builder.event_format(format.with_timer(Utc)).fmt_fields(fields);
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.try_init().map(|()| remember(move |filter| handle.reload(filter)))
         }
-        Format::Text => builder.with_ansi(false).with_timer(Utc).try_init(),
+        Format::Text => {
+            let builder = builder.with_ansi(false).with_timer(Utc).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.try_init().map(|()| remember(move |filter| handle.reload(filter)))
+        }
     };
+}
+
+fn remember(
+    set: impl Fn(EnvFilter) -> Result<(), tracing_subscriber::reload::Error> + Send + Sync + 'static,
+) {
+    let set = move |filter| {
+        if let Err(error) = set(filter) {
+            tracing::error!(%error, "the level of the log stays as it is");
+        }
+    };
+    // The log was started just now, and is started once.
+    let _ = SET_FILTER.set(Box::new(set));
 }
 
 /// RFC 3339 in UTC with milliseconds.

@@ -32,7 +32,7 @@ pub use client_auth::{
 const HANDSHAKE: Duration = Duration::from_secs(15);
 
 /// What a listener offers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// Certificates, in the order of the configuration. The first one answers for unknown names.
     pub certificates: Vec<Certificate>,
@@ -47,6 +47,8 @@ pub struct Settings {
 pub struct Certificate {
     key: Arc<CertifiedKey>,
     names: Vec<Box<str>>,
+    /// Made here, because none was configured.
+    is_made_up: bool,
 }
 
 /// Which versions of HTTP are offered.
@@ -84,11 +86,19 @@ pub struct Acceptor(Arc<Offers>);
 
 /// What is offered to clients.
 struct Offers {
-    client_auths: ClientAuths,
+    settings: Settings,
     /// To those of whom no certificate is asked.
     plain: Arc<ServerConfig>,
     /// To the others.
     asking: HashMap<ClientAuthId, Arc<ServerConfig>>,
+}
+
+impl PartialEq for Certificate {
+    /// The same chain; or both were made up for the same names, and one is as good as the other.
+    fn eq(&self, other: &Self) -> bool {
+        let same_names = || self.names == other.names;
+        (self.is_made_up && other.is_made_up && same_names()) || self.key.cert == other.key.cert
+    }
 }
 
 impl Certificate {
@@ -116,7 +126,8 @@ impl Certificate {
         let failed = |error: rcgen::Error| CertificateError::SelfSigned(error.to_string());
         let made = rcgen::generate_simple_self_signed(names).map_err(failed)?;
         let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
-        Self::new(vec![made.cert.der().clone()], key)
+        let made = Self::new(vec![made.cert.der().clone()], key)?;
+        Ok(Self { is_made_up: true, ..made })
     }
 
     fn new(
@@ -133,7 +144,7 @@ impl Certificate {
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         let key = CertifiedKey::from_der(chain, key, &provider)
             .map_err(|error| CertificateError::Mismatch(error.to_string()))?;
-        Ok(Self { key: Arc::new(key), names })
+        Ok(Self { key: Arc::new(key), names, is_made_up: false })
     }
 
     /// The DNS names that the certificate is for.
@@ -156,7 +167,26 @@ impl Acceptor {
             }
         }
         let plain = offer(&names, settings.protocols, None)?;
-        Ok(Self(Arc::new(Offers { client_auths: settings.client_auths.clone(), plain, asking })))
+        Ok(Self(Arc::new(Offers { settings: settings.clone(), plain, asking })))
+    }
+
+    /// The one of before, when nothing has changed: clients go on to resume what they agreed on with it. Else another, with
+    /// the certificates that were made up before.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn after(before: Option<&Self>, settings: &Settings) -> Result<Self, rustls::Error> {
+        let Some(before) = before else { return Self::new(settings) };
+        if before.0.settings == *settings {
+            return Ok(before.clone());
+        }
+        let mut settings = settings.clone();
+        for certificate in &mut settings.certificates {
+            if let Some(known) = before.0.settings.certificates.iter().find(|known| *known == certificate) {
+                *certificate = known.clone();
+            }
+        }
+        Self::new(&settings)
     }
 
     /// Completes a handshake.
@@ -187,7 +217,7 @@ impl Acceptor {
         stream: TcpStream,
     ) -> io::Result<(TlsStream<TcpStream>, Option<ClientAuthId>)> {
         let offers = &*self.0;
-        if offers.client_auths.is_uniform() {
+        if offers.settings.client_auths.is_uniform() {
             let (config, client_auth) = offers.of("");
             return Ok((TlsAcceptor::from(config).accept(stream).await?, client_auth));
         }
@@ -201,7 +231,7 @@ impl Acceptor {
 impl Offers {
     /// To a client that wants this host.
     fn of(&self, host: &str) -> (Arc<ServerConfig>, Option<ClientAuthId>) {
-        let asked = self.client_auths.of(host).map(|auth| auth.id());
+        let asked = self.settings.client_auths.of(host).map(|auth| auth.id());
         let config = asked.and_then(|id| self.asking.get(&id)).unwrap_or(&self.plain);
         (config.clone(), asked)
     }

@@ -47,7 +47,7 @@ pub struct BearerRule {
 }
 
 /// Settings of what is believed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct BearerSettings {
     /// `identity_providers`.
     pub issuers: Vec<TokenIssuerSettings>,
@@ -182,10 +182,10 @@ impl Authenticate {
     }
 
     async fn token_of_issuer(&self, token: &str, rule: &BearerRule) -> Result<Bearer, BearerError> {
-        let taken = |issuer: &&TokenIssuer| {
+        let taken = |issuer: &&Arc<TokenIssuer>| {
             rule.issuers.as_ref().is_none_or(|names| names.contains(&issuer.settings.name))
         };
-        let candidates: Vec<&TokenIssuer> = self.issuers.iter().filter(taken).collect();
+        let candidates: Vec<&Arc<TokenIssuer>> = self.issuers.iter().filter(taken).collect();
         let said = crypto::peek_claim(token, "iss").unwrap_or_default();
         let signing = candidates.iter().filter(|issuer| issuer.settings.introspection.is_none());
         // The cluster's own name is in its document.
@@ -277,7 +277,7 @@ fn refusal(error: SignInError) -> BearerError {
 }
 
 /// `introspection_url` (RFC 7662).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Introspection {
     /// Where.
     pub url: Url,

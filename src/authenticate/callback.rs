@@ -121,7 +121,7 @@ impl Authenticate {
             // It was taken out of the configuration meanwhile.
             return Err(failure(SignInError::UnknownState, Vec::new(), true));
         };
-        if pending.used || self.spent.pin().contains_key(&state) {
+        if pending.used || self.ongoing.spent.pin().contains_key(&state) {
             return Err(failure(SignInError::UsedState, Vec::new(), true));
         }
         if provider.settings().callback_path != path && !self.is_alias(at, path) {
@@ -177,7 +177,7 @@ impl Authenticate {
         }
         let code = answer.code.filter(|code| !code.is_empty()).ok_or(SignInError::NoCode)?;
         let until = self.clock.now() + self.settings.sign_in_timeout;
-        if self.spent.pin().try_insert(state.to_owned(), until).is_err() {
+        if self.ongoing.spent.pin().try_insert(state.to_owned(), until).is_err() {
             return Err(SignInError::UsedState);
         }
         let tokens = provider.exchange(&discovered, code, &pending.verifier, &pending.redirect_uri).await?;
@@ -219,7 +219,7 @@ impl Authenticate {
         state: &str,
         others: &[String],
     ) -> Result<(Arc<Session>, Option<String>), SignInError> {
-        let mut begun = self.begun.lock().await;
+        let mut begun = self.ongoing.begun.lock().await;
         let now = self.clock.now();
         begun.retain(|_, one| one.until > now && !one.session.has_ended());
         let sibling = others.iter().filter_map(|attempt| begun.get(attempt)).map(|one| one.session.clone());

@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// One of `identity_providers`.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct TokenIssuerSettings {
     /// Its name.
     pub name: String,
@@ -86,7 +86,13 @@ impl TokenIssuerSettings {
 }
 
 impl TokenIssuer {
-    pub(super) fn new(settings: TokenIssuerSettings, clock: Clock) -> Self {
+    /// The one of before, when nothing about it has changed.
+    pub(super) fn after(before: &[Arc<Self>], settings: &TokenIssuerSettings, clock: &Clock) -> Arc<Self> {
+        let same = before.iter().find(|one| one.settings == *settings).cloned();
+        same.unwrap_or_else(|| Arc::new(Self::new(settings.clone(), clock.clone())))
+    }
+
+    fn new(settings: TokenIssuerSettings, clock: Clock) -> Self {
         let client = Client::new(settings.client.clone());
         Self { settings, client, clock, keys: ArcSwapOption::empty(), reading: tokio::sync::Mutex::new(None) }
     }

@@ -38,7 +38,7 @@ const RETRY_MOST: Duration = Duration::from_secs(60);
 pub struct Secret(Zeroizing<String>);
 
 /// A provider's settings.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct ProviderSettings {
     /// Its `id`.
     pub id: String,
@@ -160,7 +160,23 @@ impl ProviderSettings {
 }
 
 impl Provider {
-    pub(super) fn new(settings: ProviderSettings, clock: Clock) -> Self {
+    /// The one of before, when nothing about it has changed; else another, which knows the documents of before when
+    /// they are the same.
+    pub(super) fn after(before: &[Arc<Self>], settings: &ProviderSettings, clock: &Clock) -> Arc<Self> {
+        if let Some(same) = before.iter().find(|one| one.settings == *settings) {
+            return same.clone();
+        }
+        let made = Self::new(settings.clone(), clock.clone());
+        let has_same_documents = |one: &&Arc<Self>| {
+            one.settings.issuer == settings.issuer && one.settings.client == settings.client
+        };
+        if let Some(known) = before.iter().find(has_same_documents) {
+            made.discovered.store(known.discovered.load_full());
+        }
+        Arc::new(made)
+    }
+
+    fn new(settings: ProviderSettings, clock: Clock) -> Self {
         let client = Client::new(settings.client.clone());
         Self {
             settings,

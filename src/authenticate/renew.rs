@@ -82,7 +82,7 @@ impl Authenticate {
     }
 
     async fn renew_now(&self, session: &Session) -> Result<(), RenewError> {
-        let _counted = Counted::new(&self.renewals);
+        let _counted = Counted::new(&self.ongoing.renewals);
         let _turn = session.renewing.lock().await;
         if session.has_ended() {
             return Err(RenewError::Ended);
@@ -273,7 +273,7 @@ impl Authenticate {
     /// Waits until no renewal is under way: what a provider sold must not be lost when the process ends.
     pub async fn settle(&self, limit: Duration) {
         let started = self.clock.instant();
-        while self.renewals.load(Ordering::Acquire) > 0
+        while self.ongoing.renewals.load(Ordering::Acquire) > 0
             && self.clock.instant().saturating_duration_since(started) < limit
         {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -166,7 +166,7 @@ impl Authenticate {
         }
         let provider = match (&request.wish.provider, self.providers()) {
             (Some(id), _) => self.provider(id),
-            (None, [only]) => Some(only),
+            (None, [only]) => Some(&**only),
             (None, _) => return Ok(Next::Choose(self.choices(&request, headers), request.attempt)),
         };
         let Some(provider) = provider else {
@@ -201,7 +201,7 @@ impl Authenticate {
                 was_chosen: before == Some(&settings.id),
             }
         };
-        let mut choices: Vec<Choice> = self.providers.iter().map(choice).collect();
+        let mut choices: Vec<Choice> = self.providers.iter().map(|provider| choice(provider)).collect();
         choices.sort_by_key(|choice| !choice.was_chosen);
         choices
     }

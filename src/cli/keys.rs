@@ -1,8 +1,8 @@
 //! `portcullis keys`: make secrets and signing keys, and replace them without signing anybody out.
 //!
 //! Of a list the first makes and all verify. With one process, `rotate` puts a new one first and keeps the one before. Where
-//! several share a secret, each has to know a new one before any uses it: `--announce` puts it last; once all were restarted
-//! `--use` puts it first; once all were restarted again, `--retire` leaves only the first.
+//! several share a secret, each has to know a new one before any uses it: `--announce` puts it last; once all have read it
+//! `--use` puts it first; once all have read that, `--retire` leaves only the first.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -25,8 +25,8 @@ pub(super) enum Command {
         /// Which.
         kind: Kind,
     },
-    /// Write the next list: files are replaced, what stands in the configuration itself is printed. The configuration is
-    /// read again by a restart.
+    /// Write the next list: files are replaced, which running processes notice; what stands in the configuration itself is
+    /// printed.
     Rotate {
         #[command(flatten)]
         file: FileArgument,
@@ -137,7 +137,9 @@ fn rotate(file: &FileArgument, kind: Option<Kind>, step: Step) -> ExitCode {
     if !done {
         return fail("signing_key is not set: it follows from shared_secret, and is replaced with that");
     }
-    eprintln!("Restart every process with this configuration for it to take effect.");
+    eprintln!(
+        "Processes that read it from a file use it within a second or two; from the environment, once restarted."
+    );
     ExitCode::SUCCESS
 }
 

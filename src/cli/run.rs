@@ -8,7 +8,8 @@ use crate::runtime;
 
 pub(super) fn main(arguments: &FileArgument) -> ExitCode {
     let sources = Sources::from_process(arguments.config.clone());
-    let loaded = match config::load(&sources) {
+    let (outcome, files) = config::read(&sources);
+    let loaded = match outcome {
         Ok(loaded) => loaded,
         Err(problems) => {
             // The log's form is not known yet; standard error it is all the same.
@@ -29,7 +30,7 @@ pub(super) fn main(arguments: &FileArgument) -> ExitCode {
             "register these URLs at the identity provider"
         );
     }
-    match runtime::run(loaded.settings, super::ANSWERS) {
+    match runtime::run(loaded.settings, Some((sources, files)), super::ANSWERS) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot go on");

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Names that are looked up elsewhere than in the DNS.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     overrides: Vec<(String, IpAddr, Option<u16>)>,
 }

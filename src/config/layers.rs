@@ -6,6 +6,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use super::file::File;
+use super::files::Files;
 use super::foreign;
 use super::keys::Keys as _;
 use super::problem::{Place, Problem, Problems};
@@ -56,8 +57,8 @@ impl Provider for Layer {
 }
 
 /// Reads all layers.
-pub(super) fn read(sources: &Sources, problems: &mut Problems) -> Layers {
-    let document = sources.file.as_deref().and_then(|path| match source::read(path) {
+pub(super) fn read(sources: &Sources, files: &mut Files, problems: &mut Problems) -> Layers {
+    let document = sources.file.as_deref().and_then(|path| match source::read(path, files) {
         Ok(document) => Some(document),
         Err((name, error)) => {
             let place = Place::File { name, line: error.line, column: error.column };

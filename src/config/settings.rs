@@ -7,6 +7,7 @@ use ::http::HeaderName;
 
 use super::extract::Extracted;
 use super::file::File;
+use super::files::Files;
 use super::layers::Layers;
 use super::problem::{Problem, Problems, nearest};
 use super::routes::{self, RouteSettings};
@@ -107,7 +108,7 @@ pub struct ListenSettings {
 }
 
 /// Where other proxies ask over gRPC.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CallSettings {
     /// `grpc_address`.
     pub address: String,
@@ -120,6 +121,7 @@ pub(super) struct Resolver<'a> {
     pub(super) file: &'a File,
     pub(super) sources: &'a Sources,
     pub(super) layers: &'a Layers,
+    pub(super) files: &'a mut Files,
     pub(super) problems: &'a mut Problems,
 }
 
@@ -128,9 +130,10 @@ pub(super) fn resolve(
     extracted: &Extracted,
     sources: &Sources,
     layers: &Layers,
+    files: &mut Files,
     problems: &mut Problems,
 ) -> Option<Settings> {
-    let mut resolver = Resolver { file: &extracted.file, sources, layers, problems };
+    let mut resolver = Resolver { file: &extracted.file, sources, layers, files, problems };
     resolver.settings(extracted)
 }
 
@@ -348,7 +351,7 @@ impl Resolver<'_> {
     }
 
     pub(super) fn read_file(&mut self, path: &[Step], name: &str) -> Option<Vec<u8>> {
-        match std::fs::read(self.sources.resolve(name)) {
+        match self.files.read(&self.sources.resolve(name)) {
             Ok(bytes) => Some(bytes),
             Err(error) => {
                 self.error_at(path, format!("{name} cannot be read: {error}"));

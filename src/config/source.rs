@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::files::Files;
 use super::problem::{Place, Problem};
 use super::tree::{Kind, Node, Unreadable};
 use super::{toml, yaml};
@@ -47,7 +48,7 @@ pub(super) fn read_list(path: &Path) -> Result<Vec<(usize, serde_json::Value)>, 
         let place = Place::File { name: name.clone(), line: wrong.line, column: wrong.column };
         Problem::new(place, "", wrong.message)
     };
-    let root = parse(path).map_err(problem)?;
+    let root = parse(path, &mut Files::default()).map_err(problem)?;
     let expected =
         || Unreadable { line: root.line, column: root.column, message: "a list was expected".into() };
     let Kind::List(items) = &root.kind else { return Err(problem(expected())) };
@@ -56,10 +57,10 @@ pub(super) fn read_list(path: &Path) -> Result<Vec<(usize, serde_json::Value)>, 
 }
 
 /// Reads a file by its ending; what has none of ours is YAML.
-pub(super) fn read(path: &Path) -> Result<Document, (String, Unreadable)> {
+pub(super) fn read(path: &Path, files: &mut Files) -> Result<Document, (String, Unreadable)> {
     let name = path.display().to_string();
     let at = |error| (name.clone(), error);
-    let root = parse(path).map_err(at)?;
+    let root = parse(path, files).map_err(at)?;
     let root = match config_map(&root) {
         Some(inner) => inner.map_err(at)?,
         None => root,
@@ -82,9 +83,9 @@ fn is_environment(path: &Path) -> bool {
         || path.file_name().is_some_and(|name| name == ".env")
 }
 
-fn parse(path: &Path) -> Result<Node, Unreadable> {
+fn parse(path: &Path, files: &mut Files) -> Result<Node, Unreadable> {
     let fail = |message: String| Unreadable { line: 1, column: 1, message };
-    let bytes = std::fs::read(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
+    let bytes = files.read(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
     let text = String::from_utf8(bytes).map_err(|_| fail("is not text (UTF-8)".into()))?;
     if text.trim().is_empty() {
         return Err(fail("is empty; a configuration was expected".into()));

@@ -136,6 +136,13 @@ impl Signer {
     }
 }
 
+impl PartialEq for Signer {
+    /// The same key signs, and the same ones are published.
+    fn eq(&self, other: &Self) -> bool {
+        self.header.kid == other.header.kid && self.jwks == other.jwks
+    }
+}
+
 impl std::fmt::Debug for Signer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Signer").field("kid", &self.header.kid).finish_non_exhaustive()

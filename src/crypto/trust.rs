@@ -32,6 +32,15 @@ pub fn system_roots() -> Arc<RootCertStore> {
     SYSTEM.clone()
 }
 
+/// Whether the same roots are believed; `None` is the system's.
+pub fn same_roots(one: Option<&Arc<RootCertStore>>, other: Option<&Arc<RootCertStore>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other) || one.roots == other.roots,
+        (None, None) => true,
+        _ => false,
+    }
+}
+
 /// Reads a PEM bundle of roots.
 ///
 /// # Errors

@@ -174,7 +174,10 @@ pub(super) async fn identify(
     if !refresh(snapshot, &session, now).await? {
         return Ok(Identified { caller: Caller::Anonymous, session: None, known });
     }
-    let caller = Caller::Identified(session.identity());
+    let Some(identity) = snapshot.sessions.identity_of(&session) else {
+        return Ok(Identified { caller: Caller::Anonymous, session: None, known });
+    };
+    let caller = Caller::Identified(identity);
     Ok(Identified { caller, session: Some(Way::Session(session)), known })
 }
 

@@ -49,6 +49,6 @@ async fn own(
     if !refresh(snapshot, &session, now).await? {
         return Err(refused());
     }
-    let caller = Caller::Identified(session.identity());
+    let caller = Caller::Identified(snapshot.sessions.identity_of(&session).ok_or_else(refused)?);
     Ok(Identified { caller, session: Some(Way::Session(session)), known: None })
 }

@@ -1,5 +1,6 @@
 //! What a route leads to: endpoints, and whose turn it is.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -32,6 +33,50 @@ pub(super) struct Endpoint {
     pool: Arc<Pool>,
     /// The pools of the others.
     pools: Vec<Arc<Pool>>,
+}
+
+/// The clusters of a configuration that is being replaced. Those that are the same in the next one go on, with their
+/// connections.
+#[derive(Default)]
+pub struct Clusters {
+    known: HashMap<String, VecDeque<Arc<Cluster>>>,
+    shared: Arc<SharedTls>,
+}
+
+impl Clusters {
+    /// None yet; what those without TLS settings of their own share is taken on.
+    pub fn sharing(shared: Arc<SharedTls>) -> Self {
+        Self { known: HashMap::new(), shared }
+    }
+
+    /// Adds one; `place`: what leads there.
+    pub fn add(&mut self, place: String, cluster: &Arc<Cluster>) {
+        self.known.entry(place).or_default().push_back(cluster.clone());
+    }
+
+    /// One with these settings: the one at this place, when it has them, or a new one.
+    ///
+    /// # Errors
+    /// As for [`Cluster::new`].
+    pub fn take(
+        &mut self,
+        place: &str,
+        settings: Settings,
+        workers: usize,
+    ) -> Result<Arc<Cluster>, UpstreamTlsError> {
+        if let Some(known) = self.known.get_mut(place)
+            && let Some(same) = known.iter().position(|one| one.settings == settings)
+            && let Some(known) = known.remove(same)
+        {
+            return Ok(known);
+        }
+        Cluster::new(settings, workers, &self.shared).map(Arc::new)
+    }
+
+    /// What clusters without TLS settings of their own share.
+    pub fn shared(&self) -> Arc<SharedTls> {
+        self.shared.clone()
+    }
 }
 
 impl Cluster {
@@ -123,7 +168,8 @@ const fn gcd(a: u64, b: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::schedule;
+    use super::*;
+    use crate::proxy::{UpstreamScheme, UpstreamTls};
 
     #[test]
     fn turns_follow_the_weights_without_bursts() {
@@ -132,5 +178,37 @@ mod tests {
         assert_eq!(schedule(&[5, 1, 1]), [0, 0, 1, 0, 2, 0, 0]);
         let long = schedule(&[1_000_000, 1]);
         assert!(long.len() <= 2000 && long.contains(&1));
+    }
+
+    #[test]
+    fn a_cluster_goes_on_when_nothing_about_it_has_changed_and_each_once() {
+        let to = |host: &str| {
+            let upstream = Upstream { scheme: UpstreamScheme::Http, host: host.into(), port: 80, weight: 1 };
+            Settings::service(vec![upstream], UpstreamTls::default())
+        };
+        let before: Vec<_> = ["a", "a", "b", "c"]
+            .map(|host| Arc::new(Cluster::new(to(host), 1, &SharedTls::default()).unwrap()))
+            .into();
+        let mut clusters = Clusters::default();
+        for (place, cluster) in ["1", "1", "2", "3"].into_iter().zip(&before) {
+            clusters.add(place.into(), cluster);
+        }
+        let skips = Settings { tls: UpstreamTls { skip_verify: true, ..UpstreamTls::default() }, ..to("b") };
+        let patient = Settings { timeout: Some(std::time::Duration::from_secs(7)), ..to("c") };
+        let expected = [
+            ("4", to("a"), None),
+            ("1", to("a"), Some(0)),
+            ("2", skips, None),
+            ("3", patient, None),
+            ("3", to("c"), Some(3)),
+            ("1", to("a"), Some(1)),
+            ("1", to("a"), None),
+        ];
+        for (place, settings, expected) in expected {
+            let taken = clusters.take(place, settings.clone(), 1).unwrap();
+            let known = before.iter().position(|one| Arc::ptr_eq(one, &taken));
+            assert_eq!(known, expected, "{settings:?}");
+            assert!(*taken.settings() == settings);
+        }
     }
 }

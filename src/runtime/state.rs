@@ -9,30 +9,38 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::RuntimeError;
 use crate::clock::Clock;
-use crate::config::{CONTROL_SOCKET, Connection, KEPT_SECRET, Settings, Storage};
+use crate::config::{CONTROL_SOCKET, Connection, Files, KEPT_SECRET, Settings, Storage};
 use crate::crypto::{self, KeyRing};
 use crate::store::{FileStore, MemoryStore, PostgresStore, RedisStore, Store};
 
 /// What outlives a restart, where it can.
-pub(super) struct State {
+pub(super) struct Opened {
     pub(super) store: Arc<dyn Store>,
     /// The secrets: the first makes.
     pub(super) keys: KeyRing,
     /// The kind of store, for the log.
     pub(super) kind: &'static str,
+    /// Where secrets are kept that were made because none was set.
+    pub(super) kept_secrets: Option<PathBuf>,
 }
 
 /// Opens the store, and finds or makes the server's secret.
-pub(super) fn open(settings: &Settings) -> Result<State, RuntimeError> {
+pub(super) fn open(settings: &Settings) -> Result<Opened, RuntimeError> {
     let configured = KeyRing::of(settings.secrets.iter().copied());
     let typed = || configured.clone().unwrap_or_else(KeyRing::random);
     if !settings.services.authorize {
         // Sessions are where it is decided.
-        return Ok(State { store: Arc::new(MemoryStore::new()), keys: typed(), kind: "none" });
+        return Ok(Opened {
+            store: Arc::new(MemoryStore::new()),
+            keys: typed(),
+            kind: "none",
+            kept_secrets: None,
+        });
     }
     let directory = &settings.state_dir;
     let usable = make_directory(directory);
-    let memory = || State { store: Arc::new(MemoryStore::new()), keys: typed(), kind: "memory" };
+    let memory =
+        || Opened { store: Arc::new(MemoryStore::new()), keys: typed(), kind: "memory", kept_secrets: None };
     let fail = |what: String| {
         move |error: &dyn std::fmt::Display| RuntimeError::State {
             what: what.clone(),
@@ -42,7 +50,7 @@ pub(super) fn open(settings: &Settings) -> Result<State, RuntimeError> {
     let elsewhere = |store: Result<Arc<dyn Store>, String>, kind| {
         let what = "databroker_storage_connection_string".to_owned();
         let store = store.map_err(|error| RuntimeError::State { what, error })?;
-        Ok(State { store, kind, ..memory() })
+        Ok(Opened { store, kind, ..memory() })
     };
     match (&settings.storage, usable) {
         (Some(Storage::Memory), _) => Ok(memory()),
@@ -69,11 +77,14 @@ pub(super) fn open(settings: &Settings) -> Result<State, RuntimeError> {
             let store = FileStore::open(&path);
             let store =
                 store.map_err(|error| fail(format!("{} cannot be opened", path.display()))(&error))?;
-            let keys = match configured {
-                Some(keys) => keys,
-                None => kept_secrets(&directory.join(KEPT_SECRET))?,
+            let (keys, kept_secrets) = match configured {
+                Some(keys) => (keys, None),
+                None => {
+                    let path = directory.join(KEPT_SECRET);
+                    (kept_secrets(&path)?, Some(path))
+                }
             };
-            Ok(State { store: Arc::new(store), keys, kind: "file" })
+            Ok(Opened { store: Arc::new(store), keys, kind: "file", kept_secrets })
         }
     }
 }
@@ -87,17 +98,9 @@ fn make_directory(directory: &Path) -> io::Result<()> {
 
 /// The secrets of an earlier start, or a new one that the next start finds: 32 bytes each, the first one makes.
 fn kept_secrets(path: &Path) -> Result<KeyRing, RuntimeError> {
-    let fail = |error: &dyn std::fmt::Display| RuntimeError::State {
-        what: path.display().to_string(),
-        error: error.to_string(),
-    };
+    let fail = |error: &dyn std::fmt::Display| unusable(path, error);
     match std::fs::read(path) {
-        Ok(bytes) => {
-            let (secrets, rest) = bytes.as_chunks::<32>();
-            KeyRing::of(secrets.iter().copied())
-                .filter(|_| rest.is_empty())
-                .ok_or_else(|| fail(&"it does not hold 32 bytes; remove it to have a new one made"))
-        }
+        Ok(bytes) => ring_of(path, &bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let secret: [u8; 32] = crypto::random();
             let mut file = std::fs::OpenOptions::new()
@@ -113,6 +116,26 @@ fn kept_secrets(path: &Path) -> Result<KeyRing, RuntimeError> {
         }
         Err(error) => Err(fail(&error)),
     }
+}
+
+/// The same, once there are some; `None`: they were removed, and those of before go on until the next start.
+pub(super) fn read_kept_secrets(path: &Path, files: &mut Files) -> Result<Option<KeyRing>, RuntimeError> {
+    match files.read(path) {
+        Ok(bytes) => ring_of(path, &bytes).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unusable(path, &error)),
+    }
+}
+
+fn ring_of(path: &Path, bytes: &[u8]) -> Result<KeyRing, RuntimeError> {
+    let (secrets, rest) = bytes.as_chunks::<32>();
+    KeyRing::of(secrets.iter().copied())
+        .filter(|_| rest.is_empty())
+        .ok_or_else(|| unusable(path, &"it does not hold 32 bytes; remove it to have a new one made"))
+}
+
+fn unusable(path: &Path, error: &dyn std::fmt::Display) -> RuntimeError {
+    RuntimeError::State { what: path.display().to_string(), error: error.to_string() }
 }
 
 /// The control socket in `state_dir`, which only the owner may use; `None` when it cannot be had, which is said.

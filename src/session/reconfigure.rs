@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Origin, Session, Sessions};
+use crate::identity::Identity;
 
 impl Sessions {
     /// Reads all sessions by these settings from now on, those that are open too. One whose provider or client is not
     /// configured any more has ended, in this process; should it be configured again, the session goes on.
     pub fn take_over(&self) {
+        // Before anything is read by them; see `identity_of`.
+        self.kept.reading.store(self.reading, Ordering::SeqCst);
         let now = Arc::new(self.settings.providers.clone());
         let before = self.kept.origins.swap(now.clone());
         let begin_to_note = !self.kept.are_uses_noted.swap(self.settings.idle.is_some(), Ordering::AcqRel)
@@ -27,6 +30,18 @@ impl Sessions {
         }
         self.kept.handles.pin().retain(|_, handle| !handle.session.has_ended());
         open.retain(|_, session| !session.has_ended());
+    }
+
+    /// Whose session it is, as these settings read it: a request that began before another configuration came into force
+    /// is decided by one or the other as a whole. `None`: they know no such provider.
+    pub fn identity_of(&self, session: &Session) -> Option<Arc<Identity>> {
+        let identity = session.identity();
+        // Looked at last: what others have read can be seen only after they have said so.
+        if self.kept.reading.load(Ordering::Acquire) == self.reading {
+            return Some(identity);
+        }
+        let origin = self.settings.providers.get(&*identity.provider)?;
+        identity.read_again(&origin.reading).map(Arc::new)
     }
 }
 

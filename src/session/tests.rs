@@ -507,19 +507,19 @@ async fn sessions_go_on_with_another_configuration_and_are_read_by_it() {
     assert!(Arc::ptr_eq(&identity, &before.identity()), "not before it is in force");
     other.take_over();
     assert_eq!(before.identity().groups.as_deref(), Some(&["jane-1".into()][..]));
-    // A request that still holds the configuration of before reads what is in force now.
-    assert_eq!(
-        opened(&same, &cookie).await.unwrap().identity().groups.as_deref(),
-        Some(&["jane-1".into()][..])
-    );
+    // A request that still holds the configuration of before is decided by that one.
+    let session = opened(&same, &cookie).await.unwrap();
+    for (sessions, group) in [(&sessions, "dev"), (&same, "dev"), (&other, "jane-1")] {
+        assert_eq!(sessions.identity_of(&session).unwrap().groups.as_deref(), Some(&[group.into()][..]));
+    }
 }
 
 #[tokio::test]
 async fn a_session_ends_with_its_client_and_goes_on_when_that_comes_back() {
     for gone in [settings("another client"), Settings { providers: HashMap::new(), ..settings("") }] {
-        let (sessions, _, _, cookie) = begun().await;
+        let (sessions, clock, _, cookie) = begun().await;
         let before = opened(&sessions, &cookie).await.unwrap();
-        let over = before.right(Timestamp::from_unix_seconds(1_000_000), std::time::Instant::now()).over();
+        let over = before.right(clock.now(), clock.instant()).over();
         let without = sessions.with(gone);
         without.take_over();
         over.await;

@@ -30,6 +30,7 @@ use x509_parser::prelude::{GeneralName, X509Certificate};
 
 use crate::clock::Timestamp;
 use crate::connection::{ClientAuthId, ClientCertificate};
+use crate::crypto;
 use crate::route::HostPattern;
 
 /// `otherName` of a user principal name.
@@ -39,6 +40,8 @@ const PRINCIPAL: &str = "1.3.6.1.4.1.311.20.2.3";
 #[derive(Debug)]
 pub struct ClientAuth {
     id: ClientAuthId,
+    /// A hash of everything that it was made of.
+    whole: [u8; 32],
     /// A connection without a good certificate is rejected in its handshake.
     rejects: bool,
     roots: RootCertStore,
@@ -101,13 +104,19 @@ pub enum ClientAuthError {
 }
 
 /// What is asked of clients, by the host that they want.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClientAuths {
     /// Where nothing else is said.
     default: Option<Arc<ClientAuth>>,
     /// As with routes, a host's own entry is all that counts for it.
     exact: FxHashMap<Box<str>, Option<Arc<ClientAuth>>>,
     patterns: Vec<(HostPattern, Arc<ClientAuth>)>,
+}
+
+impl PartialEq for ClientAuth {
+    fn eq(&self, other: &Self) -> bool {
+        self.whole == other.whole
+    }
 }
 
 impl ClientAuths {
@@ -218,6 +227,7 @@ impl ClientAuth {
         let id = name.as_ref().first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
         Ok(Self {
             id: ClientAuthId(id),
+            whole: whole(&parts),
             rejects: parts.rejects,
             hints: roots.subjects(),
             roots,
@@ -289,6 +299,24 @@ impl ClientAuth {
         }
         Ok(())
     }
+}
+
+/// A hash of everything that is asked.
+fn whole(parts: &ClientAuthParts<'_>) -> [u8; 32] {
+    let mut all = Vec::new();
+    let mut add = |bytes: &[u8]| {
+        all.extend_from_slice(&bytes.len().to_be_bytes());
+        all.extend_from_slice(bytes);
+    };
+    add(parts.authorities);
+    add(parts.revoked.unwrap_or_default());
+    add(&[u8::from(parts.revoked.is_some()), u8::from(parts.rejects)]);
+    add(&parts.depth.to_be_bytes());
+    for name in &parts.names {
+        add(format!("{:?}", name.kind).as_bytes());
+        add(name.pattern.as_str().as_bytes());
+    }
+    crypto::sha256(&all)
 }
 
 /// What webpki found, for people.

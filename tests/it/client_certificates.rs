@@ -73,7 +73,7 @@ pub fn issue(
     Card { chain: path("pem").display().to_string(), key: path("key").display().to_string() }
 }
 
-fn revocation_list(by: &Authority, serials: &[u64], until: i32) -> String {
+pub fn revocation_list(by: &Authority, serials: &[u64], until: i32) -> String {
     let revoked = serials.iter().map(|serial| RevokedCertParams {
         serial_number: SerialNumber::from(*serial),
         revocation_time: date_time_ymd(2024, 1, 1),

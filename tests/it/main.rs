@@ -34,6 +34,7 @@ mod provider;
 mod provider_errors;
 mod providers;
 mod proxying;
+mod reloading;
 mod replicas;
 mod replies;
 mod rig;

@@ -121,6 +121,30 @@ impl Rig {
         self.server = Server::start(&configuration, self._state.path(), &setup.environment);
     }
 
+    /// The configuration of a setup, for this server.
+    pub fn configuration(&self, setup: &Setup) -> String {
+        configuration(setup, &self.provider, &self.upstream, self.state())
+    }
+
+    /// Writes another configuration, and waits until it was read: what `/status` says about it.
+    pub fn change(&self, setup: &Setup) -> Value {
+        self.reads(|| std::fs::write(self.state().join("config.yaml"), self.configuration(setup)).unwrap())
+    }
+
+    /// Does something, and waits until the configuration was read again: what `/status` says about it.
+    pub fn reads(&self, change: impl FnOnce()) -> Value {
+        let reads = || self.server.records().iter().filter(|record| is_read(record)).count();
+        let (before, until) = (reads(), Instant::now() + Duration::from_secs(10));
+        change();
+        while reads() == before {
+            assert!(Instant::now() < until, "it was not read again: {}", self.server.raw_log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Several problems are several records.
+        std::thread::sleep(Duration::from_millis(20));
+        self.server.status()["configuration"].clone()
+    }
+
     pub fn browser(&self) -> Browser {
         Browser::new(self.server.address, self.provider.address)
     }
@@ -151,6 +175,12 @@ impl Rig {
         assert_eq!(page.status, 200, "{page:?}");
         browser
     }
+}
+
+fn is_read(record: &Value) -> bool {
+    let message = record["message"].as_str().unwrap_or_default();
+    message == "another configuration is in force"
+        || message.starts_with("the configuration was not replaced")
 }
 
 /// The configuration of a setup.
@@ -294,10 +324,19 @@ impl Server {
     }
 
     pub fn health(&self, path: &str) -> u16 {
+        self.ask_health(path).status
+    }
+
+    /// What `/status` says.
+    pub fn status(&self) -> Value {
+        self.ask_health("/status").json()
+    }
+
+    fn ask_health(&self, path: &str) -> Answer {
         let mut stream = TcpStream::connect(self.health).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
-        Answer::parse(&read_all(&mut stream)).status
+        Answer::parse(&read_all(&mut stream))
     }
 }
 

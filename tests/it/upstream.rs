@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ pub struct Upstream {
     pub address: SocketAddr,
     seen: Arc<Mutex<String>>,
     script: Script,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Upstream {
@@ -22,14 +24,21 @@ impl Upstream {
         let script: Script = Arc::new(Mutex::new(Box::new(|stream: &mut TcpStream, _: &str| {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Upstream: yes\r\n\r\nok").is_ok()
         })));
-        let (record, answers) = (seen.clone(), script.clone());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (record, answers, count) = (seen.clone(), script.clone(), connections.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
+                count.fetch_add(1, Ordering::SeqCst);
                 let (record, answers) = (record.clone(), answers.clone());
                 std::thread::spawn(move || serve(stream, &record, &answers));
             }
         });
-        Self { address, seen, script }
+        Self { address, seen, script, connections }
+    }
+
+    /// How many connections were accepted.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// Answers each request with these bytes.

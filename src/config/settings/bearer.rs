@@ -1,5 +1,6 @@
 //! What tokens from elsewhere are believed.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
@@ -119,7 +120,7 @@ impl Resolver<'_> {
     /// The authority of the cluster. Where there is none, nothing that says to be the cluster is believed.
     fn cluster_roots(&mut self, at: &[Step]) -> RootCertStore {
         let mut roots = RootCertStore::empty();
-        match std::fs::read(CLUSTER_ROOTS) {
+        match self.files.read(Path::new(CLUSTER_ROOTS)) {
             Ok(pem) => {
                 if let Err(error) = crypto::read_roots(&pem, &mut roots) {
                     self.error_at(at, format!("{CLUSTER_ROOTS} {error}"));

@@ -6,7 +6,7 @@ use crate::clock::Clock;
 use crate::store::{PostgresStore, RedisStore};
 
 /// `databroker_storage_type`.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Storage {
     /// Sessions end with the process.
     Memory,
@@ -19,7 +19,7 @@ pub enum Storage {
 }
 
 /// Where the store is, when it is elsewhere.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// `databroker_storage_connection_string`, which may hold a password.
     pub text: Secret,

@@ -1,0 +1,180 @@
+//! The files that a configuration was read from, and whether they still are what they were.
+//!
+//! They are looked at now and then, and not watched by inotify: that tells nothing of a file on NFS or FUSE, loses a
+//! watch with every rename (editors, `mv`, the symlinks by which Kubernetes swaps a whole volume), and needs a watch
+//! on every directory on the way. To ask the system about a file takes 1–2 µs.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use crate::crypto;
+
+/// The files that a configuration was read from, as they were then.
+#[derive(Clone, Debug, Default)]
+pub struct Files(BTreeMap<PathBuf, Seen>);
+
+/// What the system said about the files, at one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look(Vec<Option<Stamp>>);
+
+#[derive(Clone, Debug)]
+struct Seen {
+    stamp: Option<Stamp>,
+    /// A hash of what was in it; `None`: it could not be read.
+    content: Option<[u8; 32]>,
+}
+
+/// Differs after a file was written, replaced, or had its owner or mode changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let file = fs::metadata(path).ok()?;
+        Some(Self {
+            device: file.dev(),
+            inode: file.ino(),
+            size: file.size(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        })
+    }
+}
+
+impl Files {
+    /// Reads a file, and remembers it: one that cannot be read too, for it may come.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn read(&mut self, path: &Path) -> io::Result<Vec<u8>> {
+        // Before it is read: what is written meanwhile is noticed.
+        let stamp = Stamp::of(path);
+        let read = fs::read(path);
+        let content = read.as_ref().ok().map(|bytes| crypto::sha256(bytes));
+        self.0.insert(path.to_owned(), Seen { stamp, content });
+        read
+    }
+
+    /// As they were when they were read.
+    pub fn as_read(&self) -> Look {
+        Look(self.0.values().map(|seen| seen.stamp).collect())
+    }
+
+    /// As they are now.
+    pub fn look(&self) -> Look {
+        Look(self.0.keys().map(|path| Stamp::of(path)).collect())
+    }
+
+    /// Whether the same is in them as when they were read, although they look different now; if so, they are to be
+    /// compared with how they look now from here on.
+    pub fn hold_the_same(&mut self) -> bool {
+        let now = self.look();
+        for ((path, seen), now) in self.0.iter().zip(&now.0) {
+            let same = || fs::read(path).ok().map(|bytes| crypto::sha256(&bytes)) == seen.content;
+            if seen.stamp != *now && !same() {
+                return false;
+            }
+        }
+        for (seen, now) in self.0.values_mut().zip(now.0) {
+            seen.stamp = now;
+        }
+        true
+    }
+
+    /// Those of them that are mounted as such, by a file and not with their directory: what is put in their place
+    /// does not arrive there, and Kubernetes never updates them (`subPath`).
+    pub fn mounted_alone(&self) -> Vec<&Path> {
+        let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let points: Vec<PathBuf> = mounts.split(|byte| *byte == b'\n').filter_map(mount_point).collect();
+        let is_alone = |path: &&PathBuf| {
+            let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+            points.contains(&whole)
+        };
+        self.0.keys().filter(is_alone).map(PathBuf::as_path).collect()
+    }
+}
+
+/// The fifth field, in which blanks and backslashes are three octal digits (proc_pid_mountinfo(5)).
+fn mount_point(line: &[u8]) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let mut field = line.split(|byte| *byte == b' ').nth(4)?;
+    let mut point = Vec::with_capacity(field.len());
+    while let Some((first, rest)) = field.split_first() {
+        let octal = rest
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        point.push(octal.unwrap_or(*first));
+        field = rest.get(if octal.is_some() { 3 } else { 0 }..)?;
+    }
+    Some(std::ffi::OsString::from_vec(point).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_written_replaced_removed_or_made_is_noticed_and_the_same_content_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("a"), "one").unwrap();
+        let mut files = Files::default();
+        assert_eq!(files.read(&path("a")).unwrap(), b"one");
+        assert!(files.read(&path("absent")).is_err());
+        assert_eq!(files.look(), files.as_read());
+
+        fs::write(path("b"), "one").unwrap();
+        fs::rename(path("b"), path("a")).unwrap();
+        assert_ne!(files.look(), files.as_read());
+        assert!(files.hold_the_same());
+        assert_eq!(files.look(), files.as_read());
+
+        fs::write(path("a"), "two").unwrap();
+        assert!(files.look() != files.as_read() && !files.hold_the_same());
+        files.read(&path("a")).unwrap();
+        fs::remove_file(path("a")).unwrap();
+        assert!(files.look() != files.as_read() && !files.hold_the_same());
+        assert!(files.read(&path("a")).is_err());
+        assert!(files.look() == files.as_read() && files.hold_the_same());
+        fs::write(path("absent"), "").unwrap();
+        assert!(files.look() != files.as_read() && !files.hold_the_same());
+    }
+
+    #[test]
+    fn a_volume_that_is_swapped_by_its_symlink_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for (version, text) in [("..1", "one"), ("..2", "two")] {
+            fs::create_dir(path(version)).unwrap();
+            fs::write(path(version).join("config.yaml"), text).unwrap();
+        }
+        std::os::unix::fs::symlink("..1", path("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/config.yaml", path("config.yaml")).unwrap();
+        let mut files = Files::default();
+        assert_eq!(files.read(&path("config.yaml")).unwrap(), b"one");
+        std::os::unix::fs::symlink("..2", path("..data_tmp")).unwrap();
+        fs::rename(path("..data_tmp"), path("..data")).unwrap();
+        assert!(files.look() != files.as_read() && !files.hold_the_same());
+    }
+
+    #[test]
+    fn the_point_of_a_mount_is_read_with_its_blanks() {
+        let line = br"31 23 0:26 / /etc/my\040app/config.yaml rw,nosuid - tmpfs tmpfs rw";
+        assert_eq!(mount_point(line).unwrap(), Path::new("/etc/my app/config.yaml"));
+        assert_eq!(mount_point(b""), None);
+        let mut files = Files::default();
+        files.read(Path::new("/proc/self/status")).unwrap();
+        assert!(files.mounted_alone().is_empty());
+        let _ = files.read(Path::new("/proc"));
+        assert_eq!(files.mounted_alone(), [Path::new("/proc")]);
+    }
+}

@@ -1,0 +1,308 @@
+//! A changed configuration comes into force while the server runs: whole, or not at all.
+//!
+//! The files that were read are looked at four times a second, and again a moment after one has changed, until they stay
+//! as they are: then everything is read anew, on the control plane. What cannot be used leaves the configuration in force
+//! as it is. What has not changed goes on: connections to upstreams, sessions, providers, what TLS agreed on.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::{RuntimeError, state};
+use crate::config::{self, CallSettings, Files, Loaded, Look, Services, Settings, Sources, Storage};
+use crate::crypto::{KeyRing, Purpose, Signer};
+use crate::snapshot::{Parts, Reloads, Snapshot};
+use crate::telemetry::{self, Format};
+
+/// How often the files are looked at,
+const LOOK: Duration = Duration::from_millis(250);
+/// unless looking takes long: it may take one part in so many of the time.
+const SHARE: u32 = 50;
+/// Files are read when they have stayed as they are for so long,
+const SETTLE: Duration = Duration::from_millis(250);
+/// and after so long in any case.
+const RESTLESS: Duration = Duration::from_secs(2);
+/// What was read while a file changed is not used, unless that happens so often.
+const TORN: u32 = 3;
+
+/// What a server takes from its settings once, at the start.
+pub(super) struct Fixed {
+    services: Services,
+    address: String,
+    workers: usize,
+    calls: Option<CallSettings>,
+    health_address: String,
+    log_format: Format,
+    state_dir: PathBuf,
+    storage: Option<Storage>,
+    /// Whether `shared_secret` is set.
+    has_secret: bool,
+}
+
+/// What follows the configuration in force.
+pub(super) struct Followers(Vec<JoinHandle<()>>);
+
+/// Brings changed configurations into force.
+pub(super) struct Reloader {
+    /// Where the configuration comes from, and its files; `None`: there is nothing to read again.
+    pub(super) source: Option<(Sources, Files)>,
+    pub(super) fixed: Fixed,
+    /// The secrets that were made because none was set.
+    pub(super) kept_secrets: Option<PathBuf>,
+    /// What the configuration in force was made with.
+    pub(super) parts: Parts,
+    pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(super) reloads: Reloads,
+    pub(super) followers: Followers,
+    /// Configurations that were in force, and are still held by what began under them.
+    pub(super) retired: Vec<Arc<Snapshot>>,
+    /// How often in a row files changed while they were read.
+    pub(super) torn: u32,
+}
+
+impl Fixed {
+    pub(super) fn of(settings: &Settings) -> Self {
+        Self {
+            services: settings.services,
+            address: settings.listen.address.clone(),
+            workers: settings.listen.workers,
+            calls: settings.listen.calls.clone(),
+            health_address: settings.health_address.clone(),
+            log_format: settings.log_format,
+            state_dir: settings.state_dir.clone(),
+            storage: settings.storage.clone(),
+            has_secret: !settings.secrets.is_empty(),
+        }
+    }
+
+    /// Leaves what cannot change as it is: the keys that say something else now.
+    fn keep(&self, settings: &mut Settings) -> Vec<&'static str> {
+        let listen = &mut settings.listen;
+        let (calls, own) = (listen.calls.as_ref(), self.calls.as_ref());
+        let changed = [
+            ("address", listen.address != self.address),
+            ("workers", listen.workers != self.workers),
+            ("grpc_address", calls.map(|calls| &calls.address) != own.map(|calls| &calls.address)),
+            ("health_check_addr", settings.health_address != self.health_address),
+            ("log_format", settings.log_format != self.log_format),
+            ("state_dir", settings.state_dir != self.state_dir),
+            ("databroker_storage_type", settings.storage != self.storage),
+            ("shared_secret", settings.secrets.is_empty() && self.has_secret),
+        ];
+        listen.workers = self.workers;
+        if calls.is_none() {
+            listen.calls.clone_from(&self.calls);
+        }
+        changed.into_iter().filter_map(|(key, is_other)| is_other.then_some(key)).collect()
+    }
+}
+
+impl Followers {
+    /// Starts what follows a configuration.
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        let (sessions, authenticate) = (&snapshot.sessions, &snapshot.authenticate);
+        let discovery =
+            snapshot.services.authorize.then(|| tokio::spawn(authenticate.clone().keep_discovered()));
+        let using = tokio::spawn(sessions.clone().watch_use());
+        let lasting = tokio::spawn(authenticate.clone().renew_what_lasts());
+        Self(discovery.into_iter().chain([using, lasting]).collect())
+    }
+}
+
+impl Drop for Followers {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// The key that signs assertions.
+pub(super) fn signer(settings: &Settings, keys: &KeyRing) -> Result<Signer, RuntimeError> {
+    let signer = match settings.signing_keys.as_slice() {
+        [] => {
+            let secrets = keys.secrets(Purpose::Assertion);
+            let derived: Result<Vec<_>, _> =
+                secrets.iter().map(|secret| Signer::from_secret(secret)).collect();
+            derived.and_then(Signer::first_of)
+        }
+        pems => Signer::from_pems(pems),
+    };
+    signer.map_err(|error| RuntimeError::Other(format!("signing_key: {error}")))
+}
+
+/// `HUP`, which ends a process that does not ask for it.
+pub(super) fn hangups() -> Result<Signal, RuntimeError> {
+    signal(SignalKind::hangup())
+        .map_err(|error| RuntimeError::Other(format!("signals cannot be received: {error}")))
+}
+
+impl Reloader {
+    /// Brings changes into force, for as long as it is polled.
+    pub(super) async fn run(mut self, mut hangups: Signal) {
+        self.warn_of_mounts();
+        let (mut pause, mut known) = (LOOK, self.source.as_ref().map(|(_, files)| files.as_read()));
+        loop {
+            let asked = tokio::select! {
+                () = tokio::time::sleep(pause) => false,
+                _ = hangups.recv() => true,
+            };
+            self.drop_retired().await;
+            let Some((_, files)) = &self.source else {
+                if asked {
+                    tracing::warn!("HUP: this configuration comes from no file that could be read again");
+                }
+                continue;
+            };
+            let began = self.parts.clock.instant();
+            let now = look(files).await;
+            let took = self.parts.clock.instant().saturating_duration_since(began);
+            pause = LOOK.max(took * SHARE);
+            if !asked && known.as_ref() == Some(&now) {
+                continue;
+            }
+            if !asked && self.hold_the_same().await {
+                known = self.source.as_ref().map(|(_, files)| files.as_read());
+                continue;
+            }
+            self.settle(now).await;
+            self.reload().await;
+            known = self.source.as_ref().map(|(_, files)| files.as_read());
+        }
+    }
+
+    /// Waits until the files stay as they are.
+    async fn settle(&self, mut last: Look) {
+        let Some((_, files)) = &self.source else { return };
+        let began = self.parts.clock.instant();
+        while self.parts.clock.instant().saturating_duration_since(began) < RESTLESS {
+            tokio::time::sleep(SETTLE).await;
+            let now = look(files).await;
+            if now == last {
+                return;
+            }
+            last = now;
+        }
+    }
+
+    /// Whether the files hold what they held before, however they look.
+    async fn hold_the_same(&mut self) -> bool {
+        let Some((_, files)) = &self.source else { return true };
+        let mut files = files.clone();
+        let compared = spawn_blocking(move || (files.hold_the_same(), files)).await;
+        match compared {
+            Ok((true, files)) => {
+                self.source = self.source.take().map(|(sources, _)| (sources, files));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    async fn reload(&mut self) {
+        let began = self.parts.clock.instant();
+        let Some((sources, _)) = self.source.clone() else { return };
+        let kept_secrets = self.kept_secrets.clone();
+        let read = spawn_blocking(move || {
+            let (outcome, mut files) = config::read(&sources);
+            let kept = kept_secrets.map(|path| state::read_kept_secrets(&path, &mut files));
+            let torn = files.look() != files.as_read();
+            (outcome, kept.transpose(), files, torn)
+        });
+        let Ok((outcome, kept, files, torn)) = read.await else {
+            return self.refuse(vec!["the configuration could not be read: see the log".into()]);
+        };
+        self.source = self.source.take().map(|(sources, _)| (sources, files));
+        self.torn = if torn { self.torn + 1 } else { 0 };
+        if torn && self.torn <= TORN {
+            // It is noticed at the next look.
+            return;
+        }
+        let (loaded, kept) = match (outcome, kept) {
+            (Ok(loaded), Ok(kept)) => (loaded, kept.flatten()),
+            (Err(problems), _) => return self.refuse(problems.iter().map(ToString::to_string).collect()),
+            (_, Err(error)) => return self.refuse(vec![error.to_string()]),
+        };
+        if let Err(problem) = self.replace(loaded, kept, began).await {
+            self.refuse(vec![problem]);
+        }
+    }
+
+    /// Brings a configuration into force that could be read.
+    async fn replace(&mut self, loaded: Loaded, kept: Option<KeyRing>, began: Instant) -> Result<(), String> {
+        let Loaded { mut settings, warnings } = loaded;
+        if settings.services != self.fixed.services {
+            return Err("configuration: services: cannot change while the server runs; restart it".into());
+        }
+        let next_start = self.fixed.keep(&mut settings);
+        if let Some(keys) = KeyRing::of(settings.secrets.iter().copied()) {
+            self.parts.keys = keys;
+        } else if let Some(keys) = kept {
+            self.parts.keys = keys;
+        }
+        let signer = signer(&settings, &self.parts.keys).map_err(|error| error.to_string())?;
+        if signer != *self.parts.signer {
+            self.parts.signer = Arc::new(signer);
+        }
+        let (parts, before) = (self.parts.clone(), self.snapshot.load_full());
+        let (log_level, known) = (settings.log_level.clone(), before.clone());
+        let built = spawn_blocking(move || Snapshot::build(settings, parts, Some(&known))).await;
+        let built = built.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let routes = built.routes.targets().len();
+        // Sessions are read by it before anything is decided by it.
+        built.sessions.take_over();
+        let built = Arc::new(built);
+        self.followers = Followers::of(&built);
+        self.retired.push(self.snapshot.swap(built));
+        drop(before);
+        telemetry::set_level(&log_level);
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        for key in &next_start {
+            tracing::warn!(key, "what this key says now is in force from the next start on");
+        }
+        self.reloads.succeeded(self.parts.clock.now(), next_start);
+        let generation = self.reloads.last().generation;
+        let took = self.parts.clock.instant().saturating_duration_since(began);
+        tracing::info!(generation, routes, ?took, "another configuration is in force");
+        Ok(())
+    }
+
+    fn refuse(&self, problems: Vec<String>) {
+        for problem in &problems {
+            tracing::error!(problem, "the configuration was not replaced: the one before stays in force");
+        }
+        self.reloads.failed(self.parts.clock.now(), problems);
+    }
+
+    /// Drops configurations that nothing holds any more, here and not where requests are served.
+    async fn drop_retired(&mut self) {
+        let is_free = |one: &mut Arc<Snapshot>| Arc::strong_count(one) == 1;
+        let free: Vec<_> = self.retired.extract_if(.., is_free).collect();
+        if !free.is_empty() {
+            // It has nothing to report.
+            let _ = spawn_blocking(move || drop(free)).await;
+        }
+    }
+
+    fn warn_of_mounts(&self) {
+        let Some((_, files)) = &self.source else { return };
+        for file in files.mounted_alone() {
+            tracing::warn!(
+                file = %file.display(),
+                "this file is mounted alone, without its directory (subPath): Kubernetes never updates it, and a file \
+                 that is put in its place does not arrive here; mount the directory, or restart after a change"
+            );
+        }
+    }
+}
+
+async fn look(files: &Files) -> Look {
+    let looked = files.clone();
+    spawn_blocking(move || looked.look()).await.unwrap_or_else(|_| files.as_read())
+}
