@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{RuntimeError, state};
@@ -193,7 +194,7 @@ impl Reloader {
     async fn hold_the_same(&mut self) -> bool {
         let Some((_, files)) = &self.source else { return true };
         let mut files = files.clone();
-        let compared = spawn_blocking(move || (files.hold_the_same(), files)).await;
+        let compared = aside(move || (files.hold_the_same(), files)).await;
         match compared {
             Ok((true, files)) => {
                 self.source = self.source.take().map(|(sources, _)| (sources, files));
@@ -207,7 +208,7 @@ impl Reloader {
         let began = self.parts.clock.instant();
         let Some((sources, _)) = self.source.clone() else { return };
         let kept_secrets = self.kept_secrets.clone();
-        let read = spawn_blocking(move || {
+        let read = aside(move || {
             let (outcome, mut files) = config::read(&sources);
             let kept = kept_secrets.map(|path| state::read_kept_secrets(&path, &mut files));
             let torn = files.look() != files.as_read();
@@ -250,8 +251,8 @@ impl Reloader {
         }
         let (parts, before) = (self.parts.clone(), self.snapshot.load_full());
         let (log_level, known) = (settings.log_level.clone(), before.clone());
-        let built = spawn_blocking(move || Snapshot::build(settings, parts, Some(&known))).await;
-        let built = built.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let built = aside(move || Snapshot::build(settings, parts, Some(&known))).await;
+        let built = built?.map_err(|error| error.to_string())?;
         let routes = built.routes.targets().len();
         // Sessions are read by it before anything is decided by it.
         built.sessions.take_over();
@@ -286,7 +287,7 @@ impl Reloader {
         let free: Vec<_> = self.retired.extract_if(.., is_free).collect();
         if !free.is_empty() {
             // It has nothing to report.
-            let _ = spawn_blocking(move || drop(free)).await;
+            let _ = aside(move || drop(free)).await;
         }
     }
 
@@ -305,4 +306,15 @@ impl Reloader {
 async fn look(files: &Files) -> Look {
     let looked = files.clone();
     spawn_blocking(move || looked.look()).await.unwrap_or_else(|_| files.as_read())
+}
+
+/// Does what takes a while on a thread of its own. It ends with it, so that the memory that was needed meanwhile is given
+/// back: the threads that others share would each keep their part.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let (done, outcome) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("reload".into());
+    // Whoever wanted the outcome may be gone when the server stops.
+    let started = thread.spawn(move || drop(done.send(work())));
+    started.map_err(|error| format!("a thread cannot start: {error}"))?;
+    outcome.await.map_err(|_| "it broke off: see the log".to_owned())
 }
