@@ -20,6 +20,7 @@
 //! what to change where.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use url::Url;
@@ -94,6 +95,8 @@ pub struct Authenticate {
     settings: Settings,
     providers: Vec<Arc<Provider>>,
     issuers: Vec<Arc<issuers::TokenIssuer>>,
+    /// By which settings tokens from elsewhere are believed: the same number for the same ones.
+    belief: u64,
     /// Tokens from elsewhere that were looked at before.
     bearers: Arc<papaya::HashMap<[u8; 32], Arc<bearer::Remembered>>>,
     sessions: Arc<Sessions>,
@@ -173,18 +176,27 @@ impl Authenticate {
                 && before.settings.providers == settings.providers
                 && before.settings.require_claims == settings.require_claims
         };
-        let bearers = before.filter(believes_the_same).map(|before| before.bearers.clone());
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let belief = before.filter(believes_the_same).map(|before| (before.belief, before.bearers.clone()));
+        let (belief, bearers) =
+            belief.unwrap_or_else(|| (NEXT.fetch_add(1, Ordering::Relaxed), Arc::default()));
         Arc::new(Self {
             settings,
             providers,
             issuers,
-            bearers: bearers.unwrap_or_default(),
+            belief,
+            bearers,
             sessions,
             keys,
             clock,
             control,
             ongoing: before.map(|before| before.ongoing.clone()).unwrap_or_default(),
         })
+    }
+
+    /// Tells the settings by which tokens from elsewhere are believed from others.
+    pub const fn belief(&self) -> u64 {
+        self.belief
     }
 
     /// The settings.

@@ -44,6 +44,10 @@ pub struct Policy {
     reads_path: bool,
     /// Whether any criterion looks at the method.
     reads_method: bool,
+    /// Whether any criterion looks at header fields.
+    reads_headers: bool,
+    /// Whether any criterion looks at the time.
+    reads_time: bool,
     /// `require_verified_email`.
     require_verified_email: bool,
 }
@@ -170,6 +174,16 @@ impl Policy {
         self.reads_method
     }
 
+    /// Whether header fields can make a difference.
+    pub const fn reads_headers(&self) -> bool {
+        self.reads_headers
+    }
+
+    /// Whether the same request may be answered in another way later.
+    pub const fn reads_time(&self) -> bool {
+        self.reads_time
+    }
+
     /// Whether addresses count only when the provider has verified them.
     pub const fn requires_verified_email(&self) -> bool {
         self.require_verified_email
@@ -186,7 +200,17 @@ impl Policy {
         let reads_method = criteria().any(|criterion| {
             matches!(criterion, criterion::Criterion::HttpMethod(_) | criterion::Criterion::CorsPreflight)
         });
+        let reads_headers = criteria().any(|criterion| {
+            matches!(
+                criterion,
+                criterion::Criterion::HttpHeader(..)
+                    | criterion::Criterion::Accept
+                    | criterion::Criterion::CorsPreflight
+            )
+        });
+        let reads_time = criteria().any(criterion::Criterion::is_about_time);
         self.reads_method = reads_method;
+        (self.reads_headers, self.reads_time) = (reads_headers, reads_time);
         let sees_caller_only = criteria().all(criterion::Criterion::is_about_caller);
         (self.reads_path, self.sees_caller_only) = (reads_path, sees_caller_only);
     }

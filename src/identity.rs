@@ -3,11 +3,13 @@
 //! An [`Identity`] is what a verified sign-in says about a person. It is made by `authenticate` from the
 //! provider's claims, carried by `session`, judged by `authorize` and shown to upstreams by `assertion`.
 
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{HeaderName, HeaderValue};
 use arc_swap::{ArcSwap, ArcSwapOption};
+use rustc_hash::FxHasher;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -182,6 +184,16 @@ impl Identity {
 }
 
 impl Identity {
+    /// What stands for all that is known about the person: the same in every process that reads them alike.
+    pub fn mark(&self) -> u64 {
+        let mut hasher = FxHasher::default();
+        (&*self.provider, &*self.subject, &self.groups).hash(&mut hasher);
+        for (name, value) in self.claims.iter() {
+            (name, value.to_string()).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
     /// The same claims, read in another way; `None` as for [`read`](Self::read).
     pub fn read_again(&self, reading: &Reading) -> Option<Self> {
         let claims = self.claims.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();

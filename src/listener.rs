@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol as Transport, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::connection::{Connection, Port, Protocol};
-use crate::pipeline::Context;
+use crate::pipeline::{Context, Downstream};
 
 mod body;
 mod drive;
@@ -168,38 +169,43 @@ impl Listener {
         let Some(acceptor) = acceptor else {
             if self.port == Port::Calls {
                 connection.protocol = Protocol::Http2;
-                tokio::spawn(async move {
-                    Box::pin(drive::http2(stream, connection, limits, context, stopping)).await;
-                    drop(alive);
-                });
-                return;
             }
-            tokio::spawn(async move {
-                drive::http1(stream, connection, limits, context, stopping).await;
-                drop(alive);
-            });
-            return;
+            return drive(stream, Downstream::new(context, connection), limits, stopping, alive);
         };
         tokio::spawn(async move {
             match acceptor.accept(stream).await {
                 Ok((stream, tls, protocol)) => {
                     connection.tls = Some(tls);
                     connection.protocol = protocol;
-                    let stream = Box::new(stream);
-                    tokio::spawn(async move {
-                        match protocol {
-                            Protocol::Http1 => {
-                                drive::http1(stream, connection, limits, context, stopping).await
-                            }
-                            Protocol::Http2 => {
-                                Box::pin(drive::http2(stream, connection, limits, context, stopping)).await
-                            }
-                        }
-                        drop(alive);
-                    });
+                    drive(Box::new(stream), Downstream::new(context, connection), limits, stopping, alive);
                 }
                 Err(error) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
             }
         });
     }
+}
+
+/// Serves a connection, on a task of its own.
+fn drive<S>(
+    stream: S,
+    downstream: Downstream,
+    limits: Limits,
+    stopping: watch::Receiver<bool>,
+    alive: tokio::sync::mpsc::Sender<()>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let downstream = Arc::new(downstream);
+    let served = downstream.clone();
+    let task = match downstream.connection.protocol {
+        Protocol::Http1 => tokio::spawn(async move {
+            drive::http1(stream, served, limits, stopping).await;
+            drop(alive);
+        }),
+        Protocol::Http2 => tokio::spawn(async move {
+            Box::pin(drive::http2(stream, served, limits, stopping)).await;
+            drop(alive);
+        }),
+    };
+    downstream.is_driven_by(task.abort_handle());
 }

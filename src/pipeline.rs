@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ::http::header::{CONNECTION, EXPECT, HeaderValue};
 use ::http::{HeaderMap, HeaderName, Request, Response, StatusCode};
@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::connection::{Port, Protocol};
 use crate::ext_auth::Door;
 use crate::http::headers::{self, REQUEST_ID};
-use crate::http::{BadRequest, Body, Canonical, Client, Misread, Right, Scheme, Seen, canonicalise};
+use crate::http::{BadRequest, Body, Canonical, Client, Misread, Scheme, Seen, canonicalise};
 use crate::identity::Caller;
 use crate::pages::{self, Occasion, Refusal};
 use crate::proxy::{Added, Cluster, Errand, ResponseRules, Upgrade};
@@ -39,6 +39,7 @@ mod records;
 mod relay;
 mod remote;
 mod sign_in;
+mod standing;
 
 use downstream::Passage;
 pub use downstream::{Activity, Downstream};
@@ -47,6 +48,8 @@ use records::Record;
 pub use records::RequestIds;
 pub use remote::watch as watch_ends;
 use sign_in::Means;
+use standing::Basis;
+pub use standing::watch as watch_standing;
 
 /// What a worker serves requests with.
 pub struct Context {
@@ -98,7 +101,7 @@ pub fn serve(
     let passage = Passage::begin(downstream);
     let mut slot = Some(request);
     async move {
-        let downstream = &*passage.downstream;
+        let downstream = &passage.downstream;
         let outcome = match unreadable {
             Some((status, reason)) => Err(Refusal::Unreadable(status, reason).into()),
             None => answer(&snapshot, downstream, &mut slot, seen, &mut record).await,
@@ -114,17 +117,8 @@ pub fn serve(
             // The listener does not look at what follows such a request.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        record.finish(&mut response, passage, snapshot);
+        record.finish(&mut response, passage, &snapshot);
         Ok(response)
-    }
-}
-
-/// Lets a worker that nobody asks for anything learn of a changed configuration too, so that it does not hold the one of
-/// before.
-pub async fn keep_current(context: Arc<Context>) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        drop(in_force(&context.snapshot));
     }
 }
 
@@ -165,7 +159,7 @@ fn refuse(snapshot: &Snapshot, record: &mut Record, client: Client, exit: &Exit)
 
 async fn answer(
     snapshot: &Arc<Snapshot>,
-    downstream: &Downstream,
+    downstream: &Arc<Downstream>,
     slot: &mut Option<Request<Body>>,
     seen: Seen,
     record: &mut Record,
@@ -228,7 +222,7 @@ async fn answer(
         tunnel: upgrade.is_some(),
         means: Means::Whole,
     };
-    let Passed { permit, known, right, now, time } =
+    let Passed { permit, known, way, now, time } =
         judge(snapshot, downstream, &matter, request, record).await?;
 
     judge::remove_own_credentials(snapshot, request.headers_mut(), seen, known.as_deref());
@@ -236,6 +230,7 @@ async fn answer(
         Some(form) => Some(form.state(&snapshot.signer, permit.caller(), &canonical.host, time)?),
         None => None,
     };
+    let basis = Basis::here(request, route, way, record.client(), upgrade.is_some());
     let going = Going {
         canonical: &canonical,
         route,
@@ -243,7 +238,7 @@ async fn answer(
         permit,
         statement: statement.as_deref().unwrap_or_default(),
         upgrade,
-        right,
+        basis,
         now,
     };
     going.forward(snapshot, downstream, slot, record).await
@@ -253,7 +248,7 @@ async fn answer(
 /// protocol that it asks for, when that is allowed.
 fn strip(
     snapshot: &Snapshot,
-    downstream: &Downstream,
+    downstream: &Arc<Downstream>,
     cluster: &Cluster,
     request: &mut Request<Body>,
     seen: Seen,
@@ -288,8 +283,8 @@ struct Going<'a> {
     /// Who is calling, for the upstream.
     statement: &'a [(HeaderName, HeaderValue)],
     upgrade: Option<Upgrade>,
-    /// The right that the caller came with.
-    right: Option<Right>,
+    /// What it was decided by.
+    basis: Basis,
     /// When it was decided.
     now: Instant,
 }
@@ -298,11 +293,11 @@ impl Going<'_> {
     async fn forward(
         self,
         snapshot: &Snapshot,
-        downstream: &Downstream,
+        downstream: &Arc<Downstream>,
         slot: &mut Option<Request<Body>>,
         record: &Record,
     ) -> Result<Response<Body>, Exit> {
-        let Self { canonical, route, cluster, permit, statement, upgrade, right, now } = self;
+        let Self { canonical, route, cluster, permit, statement, upgrade, basis, now } = self;
         let Some(request) = slot else { return Err(Refusal::Internal("there is no request".into()).into()) };
         let fields = request.headers_mut();
         let forwarded =
@@ -310,6 +305,12 @@ impl Going<'_> {
         cluster.edit_request(fields);
         let is_personal = upgrade.is_none() && matches!(permit.caller(), Caller::Identified(_));
         let alive = upgrade.is_some().then(|| downstream.context.alive.upgrade()).flatten();
+        let stand = |basis: Basis| basis.stand(snapshot, downstream, canonical, route, now);
+        // What may last on this side, and else what does on the other.
+        let (right, basis) = match upgrade.is_some() || request.body().may_last() {
+            true => (Some(stand(basis)), None),
+            false => (None, Some(basis)),
+        };
         let errand = Errand {
             added: Added { request_id: record.id(), statement, forwarded, names: route.added },
             alive,
@@ -323,7 +324,11 @@ impl Going<'_> {
         };
         let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
         let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
-        Ok(cluster.forward(permit, &errand, slot, &rules).await?)
+        let mut response = cluster.forward(permit, &errand, slot, &rules).await?;
+        if let Some(basis) = basis.filter(|_| response.body().may_last()) {
+            response.body_mut().set_right(stand(basis));
+        }
+        Ok(response)
     }
 }
 

@@ -164,6 +164,9 @@ pub enum ProxyError {
     /// The client: its body broke off.
     #[error("the client broke off its request: {0}")]
     ClientBody(String),
+    /// The client: while it sent, its right to do so ended.
+    #[error("the right to the request ended while it was sent")]
+    Over,
     /// The client: the path, rewritten, could be read in two ways.
     #[error("the path cannot be rewritten unambiguously")]
     Rewrite,
@@ -206,6 +209,7 @@ impl ProxyError {
     fn of_client(error: &BodyError) -> Self {
         match error {
             BodyError::Idle(_) => Self::ClientIdle,
+            BodyError::Over => Self::Over,
             other => Self::ClientBody(other.to_string()),
         }
     }

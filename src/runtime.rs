@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::config::{Files, Settings, Sources};
 use crate::connection::Port;
 use crate::listener::{self, Listener};
-use crate::pipeline::{Context, RequestIds, keep_current, watch_ends};
+use crate::pipeline::{Context, RequestIds, watch_ends, watch_standing};
 use crate::snapshot::{Parts, Reloads, Running, Snapshot};
 use crate::store::Store;
 use crate::telemetry::{Format, Sink};
@@ -301,7 +301,7 @@ impl Worker {
         let ports = std::iter::once((Port::Public, self.listener))
             .chain(self.calls.map(|calls| (Port::Calls, calls)));
         tokio::spawn(watch_ends(context.clone()));
-        tokio::spawn(keep_current(context.clone()));
+        tokio::spawn(watch_standing(context.clone()));
         let mut listening = tokio::task::JoinSet::new();
         for (port, listener) in ports {
             let (stopping, alive) = (self.stopping.clone(), self.alive.clone());

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::http::HeaderName;
@@ -30,8 +30,12 @@ pub use reloads::{Reload, Reloads};
 
 /// A configuration in force.
 pub struct Snapshot {
+    /// Which of all that were built.
+    pub number: u64,
     /// Where requests belong.
     pub routes: Table<Route>,
+    /// Their names.
+    pub route_names: Arc<[Arc<str>]>,
     /// The authenticate service.
     pub authenticate: Arc<Authenticate>,
     /// Which services this process runs.
@@ -250,7 +254,10 @@ impl Snapshot {
             };
             routes.push((route.matched, compiled));
         }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            route_names: routes.iter().map(|(_, route): &(_, Route)| route.name.clone()).collect(),
             routes: Table::new(routes),
             authenticate,
             services: settings.services,

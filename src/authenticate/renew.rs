@@ -61,12 +61,17 @@ impl Authenticate {
     pub async fn renew_what_lasts(self: Arc<Self>) {
         loop {
             tokio::time::sleep(ROUND).await;
-            let now = self.clock.now();
             for session in self.sessions.in_use() {
-                if session.freshness(now) != Freshness::Fresh && !session.has_just_failed(now) {
-                    self.renew_soon(&session);
-                }
+                self.keep_fresh(&session);
             }
+        }
+    }
+
+    /// Renews a session with which something lasts, when it is time.
+    pub fn keep_fresh(self: &Arc<Self>, session: &Arc<Session>) {
+        let now = self.clock.now();
+        if session.freshness(now) != Freshness::Fresh && !session.has_just_failed(now) {
+            self.renew_soon(session);
         }
     }
 

@@ -288,6 +288,14 @@ impl Criterion {
         })
     }
 
+    /// Whether it may hold at one time and not at another, for the same caller.
+    pub(super) const fn is_about_time(&self) -> bool {
+        matches!(
+            self,
+            Self::AuthTime(_) | Self::Date(_) | Self::DayOfWeek(_) | Self::SessionAge(_) | Self::TimeOfDay(_)
+        )
+    }
+
     /// Whether it looks at nothing but the caller.
     pub(super) const fn is_about_caller(&self) -> bool {
         match self {

@@ -51,6 +51,11 @@ pub trait Stream: Send {
 
     /// How much is to come.
     fn size_hint(&self) -> SizeHint;
+
+    /// Whether all of it has arrived already.
+    fn is_at_hand(&self) -> bool {
+        false
+    }
 }
 
 /// Told once when a body has ended, however it ended.
@@ -93,7 +98,7 @@ pub enum BodyError {
     #[error("nothing was sent for {0:?}")]
     Idle(Duration),
     /// The right to it has ended.
-    #[error("the session that it was opened with has ended")]
+    #[error("the right to it has ended")]
     Over,
     /// The whole exchange took too long.
     #[error("the time for the whole exchange is over")]
@@ -148,6 +153,15 @@ impl Body {
     pub fn set_right(&mut self, right: Right) {
         if self.is_stream() {
             self.extras().right = Some(right);
+        }
+    }
+
+    /// Whether it may have to be waited for.
+    pub fn may_last(&self) -> bool {
+        match &self.source {
+            Source::Empty | Source::Full(_) => false,
+            Source::Incoming(incoming) => !http_body::Body::is_end_stream(incoming),
+            Source::Stream(stream) => !stream.is_at_hand(),
         }
     }
 

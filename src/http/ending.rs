@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -23,6 +24,9 @@ pub trait Source: Send + Sync {
 
     /// What tells of its end. Made when something lasts so long that it has to be waited for.
     fn ending(&self) -> &Ending;
+
+    /// Something lasts that long, from now on.
+    fn lasts(self: Arc<Self>) {}
 }
 
 /// Something lasts, for as long as this does.
@@ -31,6 +35,7 @@ struct Lasting(Arc<dyn Source>);
 impl Lasting {
     fn new(source: Arc<dyn Source>) -> Self {
         source.ending().lasting.fetch_add(1, Ordering::Relaxed);
+        source.clone().lasts();
         Self(source)
     }
 }
@@ -45,6 +50,8 @@ impl Drop for Lasting {
 #[derive(Clone)]
 pub struct Right {
     source: Arc<dyn Source>,
+    /// What else it comes from.
+    other: Option<Arc<dyn Source>>,
     until: Instant,
 }
 
@@ -80,50 +87,77 @@ impl Ending {
 impl Right {
     /// A right that ends with its source, and at `until`.
     pub fn new(source: Arc<dyn Source>, until: Instant) -> Self {
-        Self { source, until }
+        Self { source, other: None, until }
+    }
+
+    /// A right that ends when somebody ends it.
+    pub fn of(source: Arc<dyn Source>) -> Self {
+        // Further off than any clock goes without a restart.
+        Self::new(source, Instant::now() + Duration::from_secs(86_400 * 365))
     }
 
     /// A right that ends at that time, and that nobody ends before.
     pub fn until(until: Instant) -> Self {
-        Self { source: Arc::new(Unending::default()), until }
+        Self::new(Arc::new(Unending::default()), until)
+    }
+
+    /// The same right, which ends with another source too.
+    #[must_use]
+    pub fn and(self, other: Arc<dyn Source>) -> Self {
+        Self { other: Some(other), ..self }
+    }
+
+    /// Whether it has ended by this time.
+    pub fn is_over_at(&self, now: Instant) -> bool {
+        self.is_over() || self.until <= now
     }
 
     /// Whether somebody has ended it.
     pub fn is_over(&self) -> bool {
-        self.source.is_over()
+        self.source.is_over() || self.other.as_ref().is_some_and(|other| other.is_over())
     }
 
     /// Returns when it has ended.
     pub fn over(&self) -> Over {
-        let Self { source, until } = self.clone();
-        let lasting = Lasting::new(source.clone());
+        let until = self.until;
+        let source = Lasting::new(self.source.clone());
+        let other = self.other.clone().map(Lasting::new);
         Box::pin(async move {
-            let _lasting = lasting;
-            let ended = async {
-                loop {
-                    let told = source.ending().told.notified();
-                    // Asked for before it is looked whether it is over, so that no end is missed.
-                    let mut told = std::pin::pin!(told);
-                    told.as_mut().enable();
-                    std::sync::atomic::fence(Ordering::SeqCst);
-                    if source.is_over() {
-                        return;
-                    }
-                    told.await;
+            let other = async {
+                match &other {
+                    Some(other) => other.ended().await,
+                    None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = ended => {}
+                () = source.ended() => {}
+                () = other => {}
                 () = tokio::time::sleep_until(until) => {}
             }
         })
     }
 }
 
+impl Lasting {
+    async fn ended(&self) {
+        let Self(source) = self;
+        loop {
+            let told = source.ending().told.notified();
+            // Asked for before it is looked whether it is over, so that no end is missed.
+            let mut told = std::pin::pin!(told);
+            told.as_mut().enable();
+            std::sync::atomic::fence(Ordering::SeqCst);
+            if source.is_over() {
+                return;
+            }
+            told.await;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
-    use std::time::Duration;
 
     use super::*;
 
@@ -155,5 +189,18 @@ mod tests {
         let began = Instant::now();
         right.over().await;
         assert_eq!(began.elapsed().as_secs(), 5);
+        // Of two sources each ends it.
+        for ends in [0, 1] {
+            let two = [Arc::new(Held::default()), Arc::new(Held::default())];
+            let right = Right::new(two[0].clone(), Instant::now() + Duration::from_secs(100));
+            let right = right.and(two[1].clone());
+            let waits = tokio::spawn(right.over());
+            tokio::task::yield_now().await;
+            assert!(!waits.is_finished() && !right.is_over_at(Instant::now()));
+            two[ends].0.store(true, Ordering::Release);
+            two[ends].1.tell();
+            waits.await.unwrap();
+            assert!(right.is_over());
+        }
     }
 }

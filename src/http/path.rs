@@ -22,7 +22,7 @@ pub enum EscapedSlashes {
 }
 
 /// How paths are read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PathRules {
     /// `path_with_escaped_slashes_action`.
     pub escaped_slashes: EscapedSlashes,

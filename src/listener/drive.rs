@@ -17,9 +17,8 @@ use tokio::task::unconstrained;
 use super::gate::Gate;
 use super::loan::Home;
 use super::{Limits, stopped};
-use crate::connection::Connection;
 use crate::http::{BadRequest, Misread};
-use crate::pipeline::{self, Context, Downstream};
+use crate::pipeline::{self, Downstream};
 
 /// Requests that may run beside each other on one HTTP/2 connection.
 const STREAMS: u32 = 100;
@@ -38,16 +37,14 @@ enum Next {
 /// Serves HTTP/1 until the client goes, the connection is idle for too long, or the server stops.
 pub(super) async fn http1<S>(
     stream: S,
-    connection: Connection,
+    downstream: Arc<Downstream>,
     limits: Limits,
-    context: Arc<Context>,
     mut stopping: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let peer = connection.peer_ip();
-    let clock = context.clock.clone();
-    let downstream = Arc::new(Downstream::new(context, connection));
+    let peer = downstream.connection.peer_ip();
+    let clock = downstream.context.clock.clone();
     let gate = Gate::new(stream, limits, downstream.activity.clone(), clock);
     let verdict = gate.verdict();
     let home = Home::of(gate);
@@ -110,16 +107,14 @@ pub(super) async fn http1<S>(
 /// Serves HTTP/2 until the client goes, the connection is idle for too long, or the server stops.
 pub(super) async fn http2<S>(
     stream: S,
-    connection: Connection,
+    downstream: Arc<Downstream>,
     limits: Limits,
-    context: Arc<Context>,
     mut stopping: watch::Receiver<bool>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let peer = connection.peer_ip();
-    let clock = context.clock.clone();
-    let downstream = Arc::new(Downstream::new(context, connection));
+    let peer = downstream.connection.peer_ip();
+    let clock = downstream.context.clock.clone();
     let activity = downstream.activity.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let misread = (head_size(&request) > limits.head_size).then(|| too_large(&request));

@@ -397,6 +397,12 @@ fn upstream(error: &ProxyError) -> Told {
         ProxyError::ClientBody(_) => {
             (StatusCode::BAD_REQUEST, "The request broke off", "It was not sent to its end.", "3")
         }
+        ProxyError::Over => (
+            StatusCode::FORBIDDEN,
+            "This request may not go on",
+            "While it was sent, the session ended that it was sent with, or the rules of access changed.",
+            "7",
+        ),
         ProxyError::Rewrite => (
             StatusCode::BAD_REQUEST,
             "This request cannot be understood",
@@ -424,7 +430,7 @@ fn upstream(error: &ProxyError) -> Told {
         facts: Vec::new(),
         error: title.to_ascii_lowercase(),
         grpc,
-        close: matches!(error, ProxyError::ClientIdle | ProxyError::ClientBody(_)),
+        close: matches!(error, ProxyError::ClientIdle | ProxyError::ClientBody(_) | ProxyError::Over),
         show_contact: false,
     }
 }

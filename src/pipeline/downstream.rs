@@ -1,12 +1,14 @@
 //! A connection from a client, for as long as it lasts.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use tokio::task::AbortHandle;
 
 use super::Context;
 use super::client_certificate::Checked;
-use crate::connection::Connection;
+use crate::connection::{Connection, Protocol};
 use crate::http::LastHost;
 use crate::session::Recent;
 
@@ -24,6 +26,8 @@ pub struct Downstream {
     pub checked: Checked,
     /// Its requests.
     pub activity: Arc<Activity>,
+    /// What it is driven by.
+    task: OnceLock<AbortHandle>,
 }
 
 /// The requests of a connection.
@@ -73,6 +77,25 @@ impl Downstream {
             recent: Recent::default(),
             host: LastHost::default(),
             checked: Checked::default(),
+            task: OnceLock::new(),
+        }
+    }
+
+    /// Says what drives it.
+    pub fn is_driven_by(&self, task: AbortHandle) {
+        // It is said once.
+        let _ = self.task.set(task);
+    }
+
+    /// Closes it at once, with whatever is under way on it; one of HTTP/2 only when that is a single request: others may be
+    /// somebody else's.
+    pub(super) fn cut_off(&self) {
+        let is_alone = self.activity.under_way.get() <= 1;
+        if let Some(task) =
+            self.task.get().filter(|_| is_alone || self.connection.protocol == Protocol::Http1)
+        {
+            tracing::info!(peer = %self.connection.peer_ip(), "a connection was cut off: what ended on it is not read");
+            task.abort();
         }
     }
 }

@@ -9,14 +9,14 @@ use ::http::{HeaderMap, Request};
 use super::records::Record;
 use super::sign_in::{self, Means};
 use super::{Downstream, Exit, program};
-use crate::authenticate::RenewError;
+use crate::authenticate::{Bearer, RenewError};
 use crate::authorize::{Decided, Decision, Facts, Permit};
 use crate::clock::Timestamp;
 use crate::connection::Shown;
 use crate::http::{
     Body, Canonical, Right, Seen, X_POMERIUM_AUTHORIZATION, cookies, credential, headers, is_own,
 };
-use crate::identity::Caller;
+use crate::identity::{Caller, Identity};
 use crate::pages::{Denied, Refusal};
 use crate::proxy;
 use crate::session::{Found, Freshness, Known, Session};
@@ -41,8 +41,8 @@ pub(super) struct Passed {
     pub(super) permit: Permit,
     /// The request's cookies, when the connection brought the same ones before.
     pub(super) known: Option<Arc<Known>>,
-    /// The right that the caller came with.
-    pub(super) right: Option<Right>,
+    /// How the caller was told; `None`: they were not, or nobody is called.
+    pub(super) way: Option<Way>,
     /// When that was decided.
     pub(super) now: Instant,
     /// The same, as a time of day.
@@ -61,16 +61,24 @@ pub(super) struct Identified {
 pub(super) enum Way {
     /// A session of ours.
     Session(Arc<Session>),
-    /// A token from elsewhere, which expires then.
-    Token(Timestamp),
+    /// A token from elsewhere.
+    Token(Bearer),
 }
 
 impl Way {
     /// What is opened with it lasts no longer than it does.
-    fn right(self, time: Timestamp, now: Instant) -> Right {
+    pub(super) fn right(&self, time: Timestamp, now: Instant) -> Right {
         match self {
             Self::Session(session) => session.right(time, now),
-            Self::Token(until) => Right::until((now + until.since(time)).into()),
+            Self::Token(bearer) => Right::until((now + bearer.until.since(time)).into()),
+        }
+    }
+
+    /// Who it is now.
+    pub(super) fn identity(&self) -> Arc<Identity> {
+        match self {
+            Self::Session(session) => session.identity(),
+            Self::Token(bearer) => bearer.identity.clone(),
         }
     }
 }
@@ -129,8 +137,7 @@ pub(super) async fn judge(
             let origin = check_origin(matter, &permit, request.headers());
             let (now, time) = tell(origin.is_ok(), permit.decided());
             origin?;
-            let right = session.map(|way| way.right(time, now));
-            Ok(Passed { permit, known, right, now, time })
+            Ok(Passed { permit, known, way: session, now, time })
         }
         Decision::SignIn(decided) => {
             tell(false, &decided);

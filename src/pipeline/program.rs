@@ -27,8 +27,8 @@ pub(super) async fn identify(
     }
     match snapshot.authenticate.bearer(&token, rule).await {
         Ok(bearer) => Ok(Some(Identified {
-            caller: Caller::Identified(bearer.identity),
-            session: Some(Way::Token(bearer.until)),
+            caller: Caller::Identified(bearer.identity.clone()),
+            session: Some(Way::Token(bearer)),
             known: None,
         })),
         Err(BearerError::Invalid(reason)) => Err(Refusal::Token(reason).into()),

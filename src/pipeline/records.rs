@@ -1,5 +1,6 @@
 //! The two records of a request.
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -54,8 +55,30 @@ pub(super) struct Record {
 struct Access {
     record: Record,
     passage: Passage,
-    snapshot: Arc<Snapshot>,
+    names: Arc<Names>,
     status: u16,
+}
+
+/// The names of a configuration's routes. Each worker has its own, which costs it less to share; and an answer that lasts
+/// holds these, and not the whole configuration.
+struct Names {
+    snapshot: u64,
+    names: Arc<[Arc<str>]>,
+}
+
+impl Names {
+    fn of(snapshot: &Snapshot) -> Arc<Self> {
+        thread_local! {
+            static LAST: RefCell<Option<Arc<Names>>> = const { RefCell::new(None) };
+        }
+        LAST.with_borrow_mut(|last| {
+            if let Some(known) = last.as_ref().filter(|known| known.snapshot == snapshot.number) {
+                return known.clone();
+            }
+            let names = Self { snapshot: snapshot.number, names: snapshot.route_names.clone() };
+            last.insert(Arc::new(names)).clone()
+        })
+    }
 }
 
 impl RequestIds {
@@ -280,9 +303,9 @@ impl Record {
     }
 
     /// Writes the access record once the answer has been sent, however that ends.
-    pub(super) fn finish(self, response: &mut Response<Body>, passage: Passage, snapshot: Arc<Snapshot>) {
-        let status = response.status().as_u16();
-        response.body_mut().watch(Box::new(Access { record: self, passage, snapshot, status }));
+    pub(super) fn finish(self, response: &mut Response<Body>, passage: Passage, snapshot: &Snapshot) {
+        let (status, names) = (response.status().as_u16(), Names::of(snapshot));
+        response.body_mut().watch(Box::new(Access { record: self, passage, names, status }));
     }
 
     /// The method, as far as it could be read.
@@ -313,7 +336,7 @@ impl Record {
 
 impl Watcher for Access {
     fn ended(mut self: Box<Self>, end: End, sent: u64) {
-        let Self { record, passage, snapshot, status } = &mut *self;
+        let Self { record, passage, names, status } = &mut *self;
         let downstream = &*passage.downstream;
         let now = downstream.context.clock.instant();
         passage.ended = Some(now);
@@ -332,8 +355,8 @@ impl Watcher for Access {
             if let Some(agent) = &record.words.agent {
                 line.bytes(key!("user-agent"), record.words.piece(agent));
             }
-            if let Some(route) = record.route.and_then(|number| snapshot.routes.targets().get(number)) {
-                line.text(key!("route"), &route.name);
+            if let Some(name) = record.route.and_then(|number| names.names.get(number)) {
+                line.text(key!("route"), name);
             }
             match end {
                 End::Complete => {}

@@ -16,7 +16,8 @@ use serde_json::Value;
 
 use super::records::Record;
 use super::sign_in::{LARGEST_FORM, SLOWEST_FORM};
-use super::{Context, Downstream, Exit, Going, client_certificate, remote, strip};
+use super::standing::Basis;
+use super::{Context, Downstream, Exit, Going, client_certificate, strip};
 use crate::authorize::Permit;
 use crate::clock::Timestamp;
 use crate::ext_auth::envoy::{self, Asked, Decided};
@@ -43,7 +44,7 @@ pub(super) struct About<'a> {
 pub(super) async fn answer(
     snapshot: &Arc<Snapshot>,
     service: &AuthorizeService,
-    downstream: &Downstream,
+    downstream: &Arc<Downstream>,
     about: About<'_>,
     slot: &mut Option<Request<Body>>,
     record: &mut Record,
@@ -62,13 +63,15 @@ pub(super) async fn answer(
         Method::POST if is_own => read_form(request).await.unwrap_or_default(),
         _ => Bytes::new(),
     };
-    let mut decided = question.ask(question.about(request, posted)).await?;
+    let mut message = question.about(request, posted);
+    let mut decided = question.ask(message.clone()).await?;
     if let Decided::Answered(answer) = &decided
         && answer.status() == StatusCode::UNAUTHORIZED
         && let Some(form) = form(snapshot, canonical, request).await
     {
         // The form is kept through the sign-in by the service.
-        decided = question.ask(question.about(request, form)).await?;
+        message = question.about(request, form);
+        decided = question.ask(message.clone()).await?;
     }
     let (allowed, told) = match decided {
         Decided::Answered(answer) => return Ok(answer),
@@ -97,11 +100,11 @@ pub(super) async fn answer(
         None => Vec::new(),
     };
     let now = downstream.context.clock.instant();
-    let session = told.get("session").and_then(Value::as_str);
-    let right = session.map(|name| remote::right(name, now + snapshot.sessions.lifetime()));
+    let session = told.get("session").and_then(Value::as_str).map(Into::into);
+    let basis = Basis::Elsewhere { message, session };
     let permit = Permit::of_service(caller(told, record));
     let statement = statement.as_slice();
-    let going = Going { canonical, route, cluster, permit, statement, upgrade, right, now };
+    let going = Going { canonical, route, cluster, permit, statement, upgrade, basis, now };
     going.forward(snapshot, downstream, slot, record).await
 }
 

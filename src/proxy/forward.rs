@@ -79,6 +79,9 @@ impl Cluster {
             *reply.status_mut() = StatusCode::NO_CONTENT;
             return Ok(reply);
         }
+        if let Some(right) = &errand.right {
+            request.body_mut().set_right(right.clone());
+        }
         let client = errand.upgrade.as_ref().map(|_| hyper::upgrade::on(&mut *request));
         self.prepare(errand, request)?;
         let limit =

@@ -92,6 +92,11 @@ impl Sessions {
         Some(About { identity: session.identity(), hosts, used: self.used_at(&session) })
     }
 
+    /// A session that is open in this process.
+    pub fn opened(&self, id: Id) -> Option<Arc<Session>> {
+        self.kept.open.pin().get(&id).cloned()
+    }
+
     fn used_at(&self, session: &Session) -> Option<Timestamp> {
         let used = || Timestamp::from_unix_millis(session.used.load(Ordering::Relaxed));
         (self.settings.idle.is_some() && !session.is_account).then(used)

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::browser::Browser;
 use crate::logout::{claims, sign, tell};
-use crate::rig::{BINARY, Rig, Setup};
+use crate::rig::{BINARY, ROUTES, Rig, Setup};
 use crate::sessions::{lasting_upstream, open_websocket};
 
 /// The close frame: 1008, policy violation.
@@ -20,10 +20,12 @@ const LIFETIME: u64 = 12;
 
 /// Opens a thousand, ends the session by `end`, which says from when on it is to be over; and prints how long it took.
 fn a_thousand(kind: &str, settings: &str, end: impl FnOnce(&Rig, &mut Browser, Instant) -> Instant) {
-    let rig = Rig::prepared(Setup { settings: settings.into(), ..Setup::default() }, |provider| {
+    let routes = if kind.contains("group") { for_group("dev") } else { String::new() };
+    let setup = Setup { settings: settings.into(), routes, ..Setup::default() };
+    let rig = Rig::prepared(setup, |provider| {
         provider.set(|state| {
             state.claims["sid"] = json!("s-1");
-            if kind.contains("renew") {
+            if kind.contains("renew") || kind.contains("removed") {
                 state.lifetime = LIFETIME;
             }
         });
@@ -32,6 +34,7 @@ fn a_thousand(kind: &str, settings: &str, end: impl FnOnce(&Rig, &mut Browser, I
     let mut jane = rig.signed_in();
     rig.provider.set(|state| {
         state.claims["sid"] = json!("s-2");
+        state.claims["groups"] = json!(["dev", "admins"]);
         state.lifetime = 3600;
     });
     let other = rig.signed_in();
@@ -57,6 +60,30 @@ fn a_thousand(kind: &str, settings: &str, end: impl FnOnce(&Rig, &mut Browser, I
         let error = kept.read(&mut [0; 64]).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "{kind}: another one's is not touched");
     }
+}
+
+/// The routes, for which one has to be in a group.
+fn for_group(group: &str) -> String {
+    let policy = format!("policy: [{{allow: {{or: [{{groups: {group}}}]}}}}]");
+    ROUTES.replace("allow_any_authenticated_user: true", &policy)
+}
+
+#[test]
+fn a_change_of_the_policy_closes_a_thousand_websockets() {
+    a_thousand("another group in the policy, from the write of the file", "", |rig, _, _| {
+        let text = rig.configuration(&Setup { routes: for_group("admins"), ..Setup::default() });
+        let now = Instant::now();
+        std::fs::write(rig.state().join("config.yaml"), text).unwrap();
+        now
+    });
+}
+
+#[test]
+fn a_group_that_was_removed_closes_a_thousand_websockets() {
+    a_thousand("the group was removed at the provider, after the tokens expired", "", |rig, _, began| {
+        rig.provider.set(|state| state.claims["groups"] = json!(["sales"]));
+        began + Duration::from_secs(LIFETIME)
+    });
 }
 
 #[test]

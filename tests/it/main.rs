@@ -43,6 +43,7 @@ mod services;
 mod sessions;
 mod sign_in;
 mod sign_out;
+mod standing;
 mod tls;
 mod tokens;
 mod upgrades;

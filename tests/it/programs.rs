@@ -250,7 +250,7 @@ fn a_stream_over_http2_is_reset_when_its_session_ends() {
     assert_eq!(String::from_utf8_lossy(&second.stdout), "world2");
 }
 
-const ISSUER_ROUTES: &str = "
+pub const ISSUER_ROUTES: &str = "
   - from: http://app.localhost
     to: http://UPSTREAM
     pass_identity_headers: true
@@ -268,7 +268,7 @@ const ISSUER_ROUTES: &str = "
 ";
 
 /// A server that takes tokens of an issuer nobody signs in with; `more`: further keys.
-fn issuer_rig(more: &str) -> (Rig, Provider) {
+pub fn issuer_rig(more: &str) -> (Rig, Provider) {
     let issuer = Provider::start();
     let settings = format!(
         "identity_providers: {{robots: {{issuer: '{}', audiences: [api]}}, asked: {{issuer: 'http://localhost/asked', \
@@ -279,14 +279,14 @@ fn issuer_rig(more: &str) -> (Rig, Provider) {
     (Rig::with(Setup { settings, routes: ISSUER_ROUTES.into(), ..Setup::default() }), issuer)
 }
 
-fn robot(issuer: &Provider) -> Map<String, Value> {
+pub fn robot(issuer: &Provider) -> Map<String, Value> {
     let claims = json!({
         "iss": issuer.issuer(), "aud": ["api", "x"], "sub": "robot-1", "iat": now(), "exp": now() + 300
     });
     claims.as_object().unwrap().clone()
 }
 
-fn sign(issuer: &Provider, claims: &Map<String, Value>) -> String {
+pub fn sign(issuer: &Provider, claims: &Map<String, Value>) -> String {
     issuer.state.lock().unwrap().signer.sign(claims).unwrap()
 }
 

@@ -401,3 +401,78 @@ fn what_lasts_in_the_process_that_forwards_ends_with_its_session() {
     let got = rig::read_to_close(&mut his);
     assert!(got.contains("world"), "another one's is not touched: {got}");
 }
+
+#[test]
+fn what_lasts_in_the_process_that_forwards_ends_when_the_decision_would_be_another() {
+    let routes = |more: &str| {
+        rig::ROUTES.replacen(
+            "to: http://UPSTREAM\n    pass_identity_headers: true\n    allow_any_authenticated_user: true",
+            &format!("to: http://UPSTREAM\n    pass_identity_headers: true\n    {more}"),
+            1,
+        )
+    };
+    let group = |name: &str| routes(&format!("policy: [{{allow: {{or: [{{groups: {name}}}]}}}}]"));
+    let split = Split::with_routes("", "", &group("dev"));
+    let mut jane = split.signed_in();
+    let mut ann = split.browser();
+    split.provider.set(|state| {
+        state.claims["sub"] = serde_json::json!("ann-1");
+        state.claims["groups"] = serde_json::json!(["dev", "admins", "sales"]);
+        state.lifetime = 6;
+    });
+    assert_eq!(ann.open("http://app.localhost/").status, 200);
+    assert_eq!(jane.open("http://other.localhost/").status, 200);
+    split.upstream.greets_later(Duration::from_secs(30));
+    let open = |host: &str, path: &str, fields: &str| {
+        let mut stream = split.forwards.connect();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n").unwrap();
+        let mut seen = String::new();
+        while !seen.contains("hello") {
+            let mut part = [0; 1024];
+            let count = stream.read(&mut part).unwrap();
+            assert!(count > 0, "{seen}");
+            seen.push_str(&String::from_utf8_lossy(&part[..count]));
+        }
+        stream
+    };
+    let mut hers = open("app.localhost", "/x", &jane.session("app.localhost"));
+    let mut elsewhere = open("other.localhost", "/x", &jane.session("other.localhost"));
+    let mut anns = open("app.localhost", "/x", &ann.session("app.localhost"));
+    let mut public = open("app.localhost", "/public/x", "");
+    let mut nobodys = open("open.localhost", "/x", "");
+    let change = |routes: &str| {
+        let setup = Setup { routes: routes.into(), ..split.decides_with.clone() };
+        let text = configuration(&setup, &split.provider, &split.upstream, split.directory.path());
+        std::fs::write(split.directory.path().join("config.yaml"), text).unwrap();
+        Instant::now()
+    };
+    let is_closed_in_time = |stream: &mut std::net::TcpStream, began: Instant, what: &str| {
+        let got = rig::read_to_close(stream);
+        let took = began.elapsed();
+        println!("{what}: {took:?}");
+        assert!(!got.contains("world") && took < Duration::from_secs(5), "{what}: {took:?} {got}");
+    };
+    // It comes back soon, and everything has been asked about once by then.
+    std::thread::sleep(Duration::from_secs(2));
+    let began = change(&group("admins"));
+    is_closed_in_time(&mut hers, began, "another policy");
+    let closed = group("admins").replacen("from: http://open", "from: http://opened", 1);
+    let began = change(&closed);
+    is_closed_in_time(&mut nobodys, began, "no route any more, where it is decided");
+    split.provider.set(|state| {
+        state.claims["groups"] = serde_json::json!(["dev"]);
+        state.lifetime = 3600;
+    });
+    // When her tokens expire, they are renewed for whom something lasts.
+    let got = rig::read_to_close(&mut anns);
+    assert!(!got.contains("world"), "a group that was removed: {got}");
+    for stream in [&mut elsewhere, &mut public] {
+        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let error = stream.read(&mut [0; 64]).unwrap_err();
+        assert!(
+            matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut),
+            "{error}"
+        );
+    }
+}

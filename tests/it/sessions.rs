@@ -288,7 +288,7 @@ fn workers_share_sessions_renewals_and_sign_outs() {
 }
 
 /// A connection on which something lasts.
-fn lasting(rig: &Rig, request: &str, until: &str) -> std::net::TcpStream {
+pub fn lasting(rig: &Rig, request: &str, until: &str) -> std::net::TcpStream {
     use std::io::Read as _;
     use std::io::Write as _;
     let mut stream = rig.server.connect();

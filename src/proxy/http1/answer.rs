@@ -197,6 +197,11 @@ impl Stream for Answer {
         }
     }
 
+    fn is_at_hand(&self) -> bool {
+        let arrived = self.connection.as_ref().map_or(0, |connection| connection.read.len());
+        matches!(self.part, Part::Length(left) if left <= arrived as u64)
+    }
+
     fn size_hint(&self) -> SizeHint {
         match self.part {
             Part::Length(left) => SizeHint::with_exact(left),
