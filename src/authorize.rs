@@ -201,12 +201,7 @@ impl Policy {
             matches!(criterion, criterion::Criterion::HttpMethod(_) | criterion::Criterion::CorsPreflight)
         });
         let reads_headers = criteria().any(|criterion| {
-            matches!(
-                criterion,
-                criterion::Criterion::HttpHeader(..)
-                    | criterion::Criterion::Accept
-                    | criterion::Criterion::CorsPreflight
-            )
+            matches!(criterion, criterion::Criterion::HttpHeader(..) | criterion::Criterion::CorsPreflight)
         });
         let reads_time = criteria().any(criterion::Criterion::is_about_time);
         self.reads_method = reads_method;

@@ -48,8 +48,8 @@ use records::Record;
 pub use records::RequestIds;
 pub use remote::watch as watch_ends;
 use sign_in::Means;
-use standing::Basis;
 pub use standing::watch as watch_standing;
+use standing::{About, Basis};
 
 /// What a worker serves requests with.
 pub struct Context {
@@ -230,7 +230,7 @@ async fn answer(
         Some(form) => Some(form.state(&snapshot.signer, permit.caller(), &canonical.host, time)?),
         None => None,
     };
-    let basis = Basis::here(request, route, way, record.client(), upgrade.is_some());
+    let basis = Basis::here(request, route, way, upgrade.is_some());
     let going = Going {
         canonical: &canonical,
         route,
@@ -305,10 +305,10 @@ impl Going<'_> {
         cluster.edit_request(fields);
         let is_personal = upgrade.is_none() && matches!(permit.caller(), Caller::Identified(_));
         let alive = upgrade.is_some().then(|| downstream.context.alive.upgrade()).flatten();
-        let stand = |basis: Basis| basis.stand(snapshot, downstream, canonical, route, now);
+        let about = About { canonical, route, record, now };
         // What may last on this side, and else what does on the other.
         let (right, basis) = match upgrade.is_some() || request.body().may_last() {
-            true => (Some(stand(basis)), None),
+            true => (Some(basis.stand(snapshot, downstream, about)), None),
             false => (None, Some(basis)),
         };
         let errand = Errand {
@@ -326,7 +326,7 @@ impl Going<'_> {
         let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
         let mut response = cluster.forward(permit, &errand, slot, &rules).await?;
         if let Some(basis) = basis.filter(|_| response.body().may_last()) {
-            response.body_mut().set_right(stand(basis));
+            response.body_mut().set_right(basis.stand(snapshot, downstream, about));
         }
         Ok(response)
     }

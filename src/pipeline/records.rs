@@ -218,6 +218,11 @@ impl Record {
         self.began
     }
 
+    /// The method of a request that could be read.
+    pub(super) const fn sent_method(&self) -> &Method {
+        &self.method
+    }
+
     /// The address of whoever asked.
     pub(super) const fn client(&self) -> IpAddr {
         self.client

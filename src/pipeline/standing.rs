@@ -16,6 +16,7 @@ use ::http::{HeaderMap, Method, Request};
 use bytes::Bytes;
 
 use super::judge::Way;
+use super::records::Record;
 use super::{Context, Downstream, client_certificate, in_force, remote};
 use crate::authenticate::BearerRule;
 use crate::authorize::{Decision, Facts};
@@ -36,10 +37,16 @@ thread_local! {
     static LASTING: RefCell<HashMap<u64, Weak<Standing>>> = RefCell::default();
 }
 
-/// What a decision was made about, as far as it is needed to make it again.
+/// What a decision was made by, besides what is known after the request has been sent on.
 pub(super) enum Basis {
     /// It was made here.
-    Here(Box<Asked>),
+    Here {
+        way: Option<Way>,
+        /// Where there is a query.
+        target: Option<PathAndQuery>,
+        /// Where the policy looks at them, and for what is sure to last.
+        fields: Option<Box<HeaderMap>>,
+    },
     /// Another process made it.
     Elsewhere {
         /// The question to it.
@@ -49,15 +56,14 @@ pub(super) enum Basis {
     },
 }
 
-/// A question that was decided here.
-pub(super) struct Asked {
-    way: Option<Way>,
-    client: IpAddr,
-    method: Method,
-    /// Where there is a query.
-    target: Option<PathAndQuery>,
-    /// Where the policy looks at them, and for what is sure to last.
-    fields: Option<HeaderMap>,
+/// What a decision was made about.
+#[derive(Clone, Copy)]
+pub(super) struct About<'a> {
+    pub(super) canonical: &'a Canonical,
+    pub(super) route: &'a Route,
+    pub(super) record: &'a Record,
+    /// When it was made.
+    pub(super) now: Instant,
 }
 
 /// A decision that stands for as long as what it was made about lasts.
@@ -65,6 +71,8 @@ pub(super) struct Standing {
     number: u64,
     downstream: Arc<Downstream>,
     basis: Basis,
+    method: Method,
+    client: IpAddr,
     canonical: Canonical,
     /// How its path was read.
     rules: PathRules,
@@ -112,25 +120,17 @@ impl Drop for Standing {
 impl Basis {
     /// What a request is decided by here; `is_tunnel`: it is sure to last. What opens a session of ours has been removed
     /// from it.
-    pub(super) fn here(
-        request: &Request<Body>,
-        route: &Route,
-        way: Option<Way>,
-        client: IpAddr,
-        is_tunnel: bool,
-    ) -> Self {
-        Self::Here(Box::new(Asked {
+    pub(super) fn here(request: &Request<Body>, route: &Route, way: Option<Way>, is_tunnel: bool) -> Self {
+        Self::Here {
             way,
-            client,
-            method: request.method().clone(),
             target: request.uri().path_and_query().filter(|target| target.query().is_some()).cloned(),
-            fields: (is_tunnel || route.policy.reads_headers()).then(|| request.headers().clone()),
-        }))
+            fields: (is_tunnel || route.policy.reads_headers()).then(|| Box::new(request.headers().clone())),
+        }
     }
 
     fn right(&self, snapshot: &Snapshot, downstream: &Downstream, now: Instant) -> Option<Right> {
         match self {
-            Self::Here(asked) => Some(asked.way.as_ref()?.right(downstream.context.clock.at(now), now)),
+            Self::Here { way, .. } => Some(way.as_ref()?.right(downstream.context.clock.at(now), now)),
             Self::Elsewhere { session, .. } => {
                 Some(remote::right(session.as_ref()?, now + snapshot.sessions.lifetime()))
             }
@@ -139,29 +139,25 @@ impl Basis {
 
     fn identity(&self) -> Option<Arc<Identity>> {
         match self {
-            Self::Here(asked) => asked.way.as_ref().map(Way::identity),
+            Self::Here { way, .. } => way.as_ref().map(Way::identity),
             Self::Elsewhere { .. } => None,
         }
     }
 
     /// The right to what may last.
-    pub(super) fn stand(
-        self,
-        snapshot: &Snapshot,
-        downstream: &Arc<Downstream>,
-        canonical: &Canonical,
-        route: &Route,
-        now: Instant,
-    ) -> Right {
+    pub(super) fn stand(self, snapshot: &Snapshot, downstream: &Arc<Downstream>, about: About<'_>) -> Right {
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        let About { canonical, route, record, now } = about;
         let right = self.right(snapshot, downstream, now);
-        let for_now = matches!(self, Self::Here(_)) && passes_for_now(route, downstream);
+        let for_now = matches!(self, Self::Here { .. }) && passes_for_now(route, downstream);
         let under = Under { snapshot: snapshot.number, identity: self.identity(), for_now };
-        let is_token = matches!(&self, Self::Here(asked) if matches!(asked.way, Some(Way::Token(_))));
+        let is_token = matches!(&self, Self::Here { way: Some(Way::Token(_)), .. });
         let standing: Arc<dyn Source> = Arc::new(Standing {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             downstream: downstream.clone(),
             basis: self,
+            method: record.sent_method().clone(),
+            client: record.client(),
             canonical: canonical.clone(),
             rules: snapshot.path_rules,
             believed: is_token.then(|| (route.bearer.clone(), snapshot.authenticate.belief())),
@@ -192,7 +188,7 @@ impl Standing {
     /// What another process has to be asked, and for which session.
     pub(super) fn question(&self) -> Option<(&Bytes, Option<&str>)> {
         match &self.basis {
-            Basis::Here(_) => None,
+            Basis::Here { .. } => None,
             Basis::Elsewhere { message, session } => Some((message, session.as_deref())),
         }
     }
@@ -233,8 +229,8 @@ impl Standing {
         route.cluster.as_ref()?;
         let shown = client_certificate::shown(snapshot, downstream, &canonical.host, now).ok()?;
         client_certificate::check_way(route, &downstream.connection).ok()?;
-        let Basis::Here(asked) = &self.basis else { return Some(false) };
-        let identity = match &asked.way {
+        let Basis::Here { way, target, fields } = &self.basis else { return Some(false) };
+        let identity = match way {
             None => None,
             Some(Way::Session(session)) => Some(snapshot.sessions.identity_of(session)?),
             Some(Way::Token(bearer)) => {
@@ -250,17 +246,17 @@ impl Standing {
             None => Caller::Anonymous,
         };
         let none = HeaderMap::new();
-        let headers = match &asked.fields {
-            Some(fields) => fields,
+        let headers = match fields {
+            Some(fields) => &**fields,
             None if route.policy.reads_headers() => return None,
             None => &none,
         };
         let facts = Facts {
             caller: &caller,
-            method: &asked.method,
+            method: &self.method,
             path: &canonical.path.canonical,
-            query: asked.target.as_ref().and_then(PathAndQuery::query).unwrap_or_default(),
-            client: asked.client,
+            query: target.as_ref().and_then(PathAndQuery::query).unwrap_or_default(),
+            client: self.client,
             headers,
             certificate: shown.as_ref(),
             time: now,
@@ -280,7 +276,7 @@ impl Standing {
             path = self.canonical.path.canonical,
             user = identity.as_ref().map_or("", |identity| &identity.subject),
             session = session.or_else(|| self.question()?.1).unwrap_or_default(),
-            ip = %self.downstream.connection.peer_ip(),
+            ip = %self.client,
             "what lasted was ended: it would not be let in any more"
         );
         self.over.store(true, Ordering::SeqCst);

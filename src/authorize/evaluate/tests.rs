@@ -367,3 +367,23 @@ fn a_decision_allocates_nothing() {
         assert_eq!(used.count_total, 0, "{expected}: {used:?}");
     }
 }
+
+#[test]
+fn a_policy_knows_what_it_looks_at() {
+    for (criterion, headers, time) in [
+        (json!({ "accept": true }), false, false),
+        (json!({ "groups": "dev" }), false, false),
+        (json!({ "http_path": "/x" }), false, false),
+        (json!({ "http_header/x-mark": "one" }), true, false),
+        (json!({ "cors_preflight": true }), true, false),
+        (json!({ "date": { "before": "2030-01-01T00:00:00Z" } }), false, true),
+        (json!({ "time_of_day": { "timezone": "UTC", "before": "17:00" } }), false, true),
+        (json!({ "day_of_week": "mon-fri" }), false, true),
+        (json!({ "session_age": { "within": "8h" } }), false, true),
+        (json!({ "auth_time": { "within": "8h" } }), false, true),
+    ] {
+        let policy = Policy::compile(&allow_or(criterion.clone()), true);
+        let policy = policy.unwrap_or_else(|errors| panic!("{criterion}: {errors:?}"));
+        assert_eq!((policy.reads_headers(), policy.reads_time()), (headers, time), "{criterion}");
+    }
+}
