@@ -216,7 +216,17 @@ impl Body {
         if let Some(limits) = &mut extras.limits {
             limits.timer = None;
         } else if http_body::Body::is_end_stream(self) {
-            self.finish(End::Complete);
+            return self.finish(End::Complete);
+        }
+        self.lasts();
+    }
+
+    /// It is not over with one piece, or has to be waited for: from now on the end of its right is too. Whoever takes it
+    /// slowly never makes it wait, and is not told otherwise.
+    fn lasts(&mut self) {
+        let Some(extras) = &mut self.extras else { return };
+        if let (Some(right), None) = (&extras.right, &extras.over) {
+            extras.over = Some(right.over());
         }
     }
 }
@@ -293,10 +303,9 @@ impl http_body::Body for Body {
                 Poll::Ready(None)
             }
             Poll::Pending => {
+                this.lasts();
                 let Some(extras) = &mut this.extras else { return Poll::Pending };
-                if let Some(right) = &extras.right
-                    && extras.over.get_or_insert_with(|| right.over()).as_mut().poll(cx).is_ready()
-                {
+                if extras.over.as_mut().is_some_and(|over| over.as_mut().poll(cx).is_ready()) {
                     return this.break_off(BodyError::Over);
                 }
                 let Some(limits) = &mut extras.limits else { return Poll::Pending };
@@ -342,5 +351,54 @@ impl std::fmt::Debug for Body {
             Source::Full(_) => "Body(full)",
             Source::Incoming(_) | Source::Stream(_) => "Body(stream)",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::http::Ending;
+
+    /// Never waited for, and never at its end.
+    struct Ready;
+
+    impl Stream for Ready {
+        fn poll_frame(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::default()
+        }
+    }
+
+    #[derive(Default)]
+    struct Held(AtomicBool, Ending);
+
+    impl super::super::Source for Held {
+        fn is_over(&self) -> bool {
+            self.0.load(Ordering::SeqCst)
+        }
+
+        fn ending(&self) -> &Ending {
+            &self.1
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_never_waited_for_lasts_from_its_second_piece_on_and_ends_with_its_right() {
+        let held = Arc::new(Held::default());
+        let mut body = Body::stream(Box::new(Ready));
+        body.set_right(Right::of(held.clone()));
+        assert!(body.may_last() && !held.1.is_waited_for());
+        body.frame().await.unwrap().unwrap();
+        assert!(held.1.is_waited_for());
+        held.0.store(true, Ordering::SeqCst);
+        assert!(matches!(body.frame().await, Some(Err(BodyError::Over))));
+        assert!(body.frame().await.is_none());
     }
 }
