@@ -447,3 +447,58 @@ impl ClientCertVerifier for Asking {
         self.0.algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,
+        KeyIdMethod, KeyPair, KeyUsagePurpose, SerialNumber, date_time_ymd,
+    };
+
+    use super::*;
+
+    #[test]
+    fn what_is_asked_is_the_same_only_when_nothing_about_it_differs() {
+        let authority = || {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+        };
+        let list = |by: &CertifiedIssuer<'_, KeyPair>, number: u64| {
+            let params = CertificateRevocationListParams {
+                this_update: date_time_ymd(2026, 1, 1),
+                next_update: date_time_ymd(2090, 1, 1),
+                crl_number: SerialNumber::from(number),
+                issuing_distribution_point: None,
+                revoked_certs: Vec::new(),
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            params.signed_by(by).unwrap().pem().unwrap()
+        };
+        let (one, two) = (authority(), authority());
+        let (pems, lists) = ([one.pem(), two.pem()], [list(&one, 1), list(&one, 2)]);
+        let named = |kind, pattern: &str| vec![NameTest::new(kind, pattern).unwrap()];
+        let parts = |authority: usize| ClientAuthParts {
+            authorities: pems[authority].as_bytes(),
+            revoked: Some(lists[0].as_bytes()),
+            names: named(NameKind::Dns, "a"),
+            depth: 1,
+            rejects: true,
+        };
+        let usual = || ClientAuth::new(parts(0)).unwrap();
+        assert!(usual() == usual());
+        for (what, other) in [
+            ("the authority", parts(1)),
+            ("the list", ClientAuthParts { revoked: Some(lists[1].as_bytes()), ..parts(0) }),
+            ("no list", ClientAuthParts { revoked: None, ..parts(0) }),
+            ("the name", ClientAuthParts { names: named(NameKind::Dns, "b"), ..parts(0) }),
+            ("its kind", ClientAuthParts { names: named(NameKind::Email, "a"), ..parts(0) }),
+            ("no name", ClientAuthParts { names: Vec::new(), ..parts(0) }),
+            ("the depth", ClientAuthParts { depth: 2, ..parts(0) }),
+            ("whether it rejects", ClientAuthParts { rejects: false, ..parts(0) }),
+        ] {
+            assert!(usual() != ClientAuth::new(other).unwrap(), "{what}");
+        }
+    }
+}

@@ -73,6 +73,7 @@ fn what_another_configuration_would_not_let_in_is_ended_and_the_rest_goes_on() {
             false,
         ),
         ("policy: [{allow: {and: [{groups: admins}, {http_query/who: ann}]}}]", false),
+        ("policy: [{allow: {or: [{groups: admins}]}, deny: {or: [{http_header/x-mark: one}]}}]", true),
         ("policy: [{allow: {or: [{http_path: /elsewhere}]}}]", true),
         ("policy: [{allow: {or: [{source_ip: 10.0.0.0/8}]}}]", true),
         ("policy: [{allow: {or: [{domain: example.com}]}}]\n    decide_only: true", true),
