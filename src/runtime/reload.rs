@@ -27,6 +27,8 @@ const SHARE: u32 = 50;
 const SETTLE: Duration = Duration::from_millis(250);
 /// and after so long in any case.
 const RESTLESS: Duration = Duration::from_secs(2);
+/// What is in them is compared this often, whatever they look like.
+const COMPARE: Duration = Duration::from_secs(60);
 /// What was read while a file changed is not used, unless that happens so often.
 const TORN: u32 = 3;
 
@@ -147,6 +149,7 @@ impl Reloader {
     pub(super) async fn run(mut self, mut hangups: Signal) {
         self.warn_of_mounts();
         let (mut pause, mut known) = (LOOK, self.source.as_ref().map(|(_, files)| files.as_read()));
+        let mut next = self.parts.clock.instant() + COMPARE;
         loop {
             let asked = tokio::select! {
                 () = tokio::time::sleep(pause) => false,
@@ -161,12 +164,16 @@ impl Reloader {
             };
             let began = self.parts.clock.instant();
             let now = look(files).await;
-            let took = self.parts.clock.instant().saturating_duration_since(began);
-            pause = LOOK.max(took * SHARE);
-            if !asked && known.as_ref() == Some(&now) {
+            pause = LOOK.max(self.since(began) * SHARE);
+            let compare = began >= next;
+            if !asked && !compare && known.as_ref() == Some(&now) {
                 continue;
             }
-            if !asked && self.hold_the_same().await {
+            let same = !asked && self.hold_the_same(compare).await;
+            if compare {
+                next = self.parts.clock.instant() + COMPARE.max(self.since(began) * SHARE);
+            }
+            if same {
                 known = self.source.as_ref().map(|(_, files)| files.as_read());
                 continue;
             }
@@ -176,11 +183,15 @@ impl Reloader {
         }
     }
 
+    fn since(&self, began: Instant) -> Duration {
+        self.parts.clock.instant().saturating_duration_since(began)
+    }
+
     /// Waits until the files stay as they are.
     async fn settle(&self, mut last: Look) {
         let Some((_, files)) = &self.source else { return };
         let began = self.parts.clock.instant();
-        while self.parts.clock.instant().saturating_duration_since(began) < RESTLESS {
+        while self.since(began) < RESTLESS {
             tokio::time::sleep(SETTLE).await;
             let now = look(files).await;
             if now == last {
@@ -191,10 +202,10 @@ impl Reloader {
     }
 
     /// Whether the files hold what they held before, however they look.
-    async fn hold_the_same(&mut self) -> bool {
+    async fn hold_the_same(&mut self, all: bool) -> bool {
         let Some((_, files)) = &self.source else { return true };
         let mut files = files.clone();
-        let compared = aside(move || (files.hold_the_same(), files)).await;
+        let compared = aside(move || (files.hold_the_same(all), files)).await;
         match compared {
             Ok((true, files)) => {
                 self.source = self.source.take().map(|(sources, _)| (sources, files));
@@ -269,7 +280,7 @@ impl Reloader {
         }
         self.reloads.succeeded(self.parts.clock.now(), next_start);
         let generation = self.reloads.last().generation;
-        let took = self.parts.clock.instant().saturating_duration_since(began);
+        let took = self.since(began);
         tracing::info!(generation, routes, ?took, "another configuration is in force");
         Ok(())
     }

@@ -1,6 +1,6 @@
 """Three processes on a shared store under load, while everything that can fail does: counts of requests by outcome.
 
-  tests/endurance/run redis|postgres [seconds of each phase]
+  tests/endurance/run redis|valkey|postgres [seconds of each phase]
 
 The primary of the store is killed (and its replica takes over), a process is killed and started again, the provider hangs
 for a minute, tokens expire all the time. Fails when anybody is wrongly let in, when a session is lost that was acknowledged
@@ -11,7 +11,7 @@ it was spent, nobody heard what for, and the provider takes the next attempt for
 import asyncio, collections, http.cookies, json, os, random, signal, statistics, subprocess, sys, tempfile, time
 from urllib.parse import urlsplit
 
-from stores import Postgres, Redis, free_port, listens, until
+from stores import Postgres, Redis, Valkey, free_port, listens, until
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BINARY = os.environ.get("PORTCULLIS", os.path.join(HERE, "../../target/release/portcullis"))
@@ -80,7 +80,7 @@ class Person:
 class Run:
     def __init__(self, kind, phase):
         self.kind, self.phase = kind, phase
-        self.store = {"redis": Redis, "postgres": Postgres}[kind]()
+        self.store = {"redis": Redis, "valkey": Valkey, "postgres": Postgres}[kind]()
         self.directory = tempfile.mkdtemp()
         self.counts, self.wrong, self.phases = collections.Counter(), [], {}
         self.alive, self.gone = [], []

@@ -22,6 +22,8 @@ def listens(port):
 
 
 class Redis:
+    program = "redis-server"
+
     def __init__(self):
         self.directory = tempfile.mkdtemp()
         self.ports = [free_port(), free_port(), free_port()]
@@ -44,7 +46,7 @@ class Redis:
         os.mkdir(place)
         path = os.path.join(place, "redis.conf")
         open(path, "w").write(f"bind 127.0.0.1\ndir {place}\nsave \"\"\n" + text)
-        child = subprocess.Popen(["redis-server", path, *more], stdout=subprocess.DEVNULL)
+        child = subprocess.Popen([self.program, path, *more], stdout=subprocess.DEVNULL)
         until(lambda: listens(port))
         return child
 
@@ -68,6 +70,10 @@ class Redis:
             child.kill()
             child.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Valkey(Redis):
+    program = "valkey-server"
 
 
 class Postgres:

@@ -1,4 +1,4 @@
-//! Several processes that share a store: real Redis, real PostgreSQL.
+//! Several processes that share a store: real Redis, real Valkey, real PostgreSQL.
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -16,6 +16,7 @@ const SECRET: &str = "shared_secret: mPcUJzvJqnuzEGVTs0a2wF4Ds0GEMbpoQYFBdhfWGAU
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Redis,
+    Valkey,
     Postgres,
 }
 
@@ -61,8 +62,9 @@ impl Shared {
     fn spawn(kind: Kind, port: u16, directory: &std::path::Path) -> Child {
         let port = port.to_string();
         let mut command = match kind {
-            Kind::Redis => {
-                let mut redis = Command::new("redis-server");
+            Kind::Redis | Kind::Valkey => {
+                let program = if kind == Kind::Redis { "redis-server" } else { "valkey-server" };
+                let mut redis = Command::new(program);
                 redis.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "yes"]);
                 redis.args(["--appendfsync", "always", "--dir"]).arg(directory);
                 redis
@@ -81,13 +83,13 @@ impl Shared {
     fn wait(&self) {
         within(Duration::from_secs(10), || {
             std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
-                && (self.kind == Kind::Redis || self.psql("select 1").trim() == "1")
+                && (self.kind != Kind::Postgres || self.psql("select 1").trim() == "1")
         });
     }
 
     fn connection(&self) -> String {
         match self.kind {
-            Kind::Redis => format!("redis://127.0.0.1:{}/0", self.port),
+            Kind::Redis | Kind::Valkey => format!("redis://127.0.0.1:{}/0", self.port),
             Kind::Postgres => format!("postgres://portcullis@127.0.0.1:{}/postgres", self.port),
         }
     }
@@ -152,7 +154,7 @@ impl Replicas {
         let setup = Setup {
             settings: format!(
                 "{SECRET}\ndatabroker_storage_type: {}\ndatabroker_storage_connection_string: {}",
-                format!("{kind:?}").to_lowercase(),
+                if kind == Kind::Postgres { "postgres" } else { "redis" },
                 store.connection()
             ),
             ..Setup::default()
@@ -374,6 +376,9 @@ macro_rules! with_each_store {
     ($($test:ident)*) => {
         mod redis {
             $(#[test] fn $test() { super::$test(super::Kind::Redis) })*
+        }
+        mod valkey {
+            $(#[test] fn $test() { super::$test(super::Kind::Valkey) })*
         }
         mod postgres {
             $(#[test] fn $test() { super::$test(super::Kind::Postgres) })*
