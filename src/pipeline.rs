@@ -42,7 +42,7 @@ mod sign_in;
 mod standing;
 
 use downstream::Passage;
-pub use downstream::{Activity, Downstream};
+pub use downstream::{Activity, Downstream, Streams};
 use judge::{Matter, Passed, judge};
 use records::Record;
 pub use records::RequestIds;

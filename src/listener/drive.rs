@@ -9,7 +9,7 @@ use std::time::Duration;
 use ::http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::task::unconstrained;
@@ -18,7 +18,7 @@ use super::gate::Gate;
 use super::loan::Home;
 use super::{Limits, stopped};
 use crate::http::{BadRequest, Misread};
-use crate::pipeline::{self, Downstream};
+use crate::pipeline::{self, Downstream, Streams};
 
 /// Requests that may run beside each other on one HTTP/2 connection.
 const STREAMS: u32 = 100;
@@ -121,7 +121,7 @@ pub(super) async fn http2<S>(
         // hyper hands it on several times before it runs.
         Box::pin(pipeline::serve(downstream.clone(), request, misread))
     });
-    let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let mut http = hyper::server::conn::http2::Builder::new(Streams);
     http.timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_local_error_reset_streams(RESETS)

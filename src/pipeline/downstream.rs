@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use hyper::rt::Executor;
 use tokio::task::AbortHandle;
 
 use super::Context;
 use super::client_certificate::Checked;
-use crate::connection::{Connection, Protocol};
+use crate::connection::Connection;
 use crate::http::LastHost;
 use crate::session::Recent;
 
@@ -40,6 +41,36 @@ pub struct Activity {
     begun: Count,
     /// When a request last ended: milliseconds after it was made.
     last: AtomicU64,
+}
+
+/// What ends a task, once it has been started.
+pub(super) type Cut = Arc<OnceLock<AbortHandle>>;
+
+tokio::task_local! {
+    /// What ends the stream that is served.
+    static STREAM: Cut;
+}
+
+/// Starts what a stream of HTTP/2 is served by, on a task of its own; it is reset when that is cut off.
+#[derive(Clone)]
+pub struct Streams;
+
+impl<F> Executor<F> for Streams
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, stream: F) {
+        let cut = Cut::default();
+        let task = tokio::spawn(STREAM.scope(cut.clone(), stream));
+        // It is said once.
+        let _ = cut.set(task.abort_handle());
+    }
+}
+
+/// What ends the stream of HTTP/2 that is served now, when it is one.
+pub(super) fn cut_of_stream() -> Option<Cut> {
+    STREAM.try_with(Cut::clone).ok()
 }
 
 /// A number that one thread alone counts: a connection stays on its worker.
@@ -87,16 +118,9 @@ impl Downstream {
         let _ = self.task.set(task);
     }
 
-    /// Closes it at once, with whatever is under way on it; one of HTTP/2 only when that is a single request: others may be
-    /// somebody else's.
-    pub(super) fn cut_off(&self) {
-        let is_alone = self.activity.under_way.get() <= 1;
-        if let Some(task) =
-            self.task.get().filter(|_| is_alone || self.connection.protocol == Protocol::Http1)
-        {
-            tracing::info!(peer = %self.connection.peer_ip(), "a connection was cut off: what ended on it is not read");
-            task.abort();
-        }
+    /// What drives it.
+    pub(super) fn task(&self) -> Option<&AbortHandle> {
+        self.task.get()
     }
 }
 

@@ -15,6 +15,7 @@ use ::http::uri::PathAndQuery;
 use ::http::{HeaderMap, Method, Request};
 use bytes::Bytes;
 
+use super::downstream::{Cut, cut_of_stream};
 use super::judge::Way;
 use super::records::Record;
 use super::{Context, Downstream, client_certificate, in_force, remote};
@@ -29,7 +30,7 @@ use crate::snapshot::{Route, Snapshot};
 const ROUND: Duration = Duration::from_secs(1);
 /// So much is decided on before others have a turn.
 const AT_ONCE: usize = 64;
-/// What is still there so many rounds after its end is not read by the client: its connection is cut off.
+/// What is still there so many rounds after its end is not read by the client: it is cut off.
 const STALLED: u8 = 2;
 
 thread_local! {
@@ -70,6 +71,8 @@ pub(super) struct About<'a> {
 pub(super) struct Standing {
     number: u64,
     downstream: Arc<Downstream>,
+    /// For HTTP/2: what ends its stream.
+    cut: Option<Cut>,
     basis: Basis,
     method: Method,
     client: IpAddr,
@@ -155,6 +158,7 @@ impl Basis {
         let standing: Arc<dyn Source> = Arc::new(Standing {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             downstream: downstream.clone(),
+            cut: cut_of_stream(),
             basis: self,
             method: record.sent_method().clone(),
             client: record.client(),
@@ -197,7 +201,7 @@ impl Standing {
     fn look(&self, snapshot: &Arc<Snapshot>, now: Instant) {
         if self.is_over() || self.right.as_ref().is_some_and(|right| right.is_over_at(now.into())) {
             if self.overdue.fetch_add(1, Ordering::Relaxed) + 1 >= STALLED {
-                self.downstream.cut_off();
+                self.cut_off();
             }
             return;
         }
@@ -264,6 +268,19 @@ impl Standing {
         match route.policy.decide_readings(&facts, &canonical.path.others) {
             Decision::Allow(_) => Some(passes_for_now(route, downstream)),
             _ => None,
+        }
+    }
+
+    /// Its client does not read that it has ended.
+    fn cut_off(&self) {
+        let task = match &self.cut {
+            Some(stream) => stream.get(),
+            None => self.downstream.task(),
+        };
+        if let Some(task) = task {
+            let peer = self.downstream.connection.peer_ip();
+            tracing::info!(%peer, host = &*self.canonical.host, "what ended is not read, and was cut off");
+            task.abort();
         }
     }
 

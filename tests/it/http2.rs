@@ -5,11 +5,13 @@ use std::net::TcpStream;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{CertifiedKey, KeyPair};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::rig::{HTTPS, Rig, Setup, self_signed, write_certificate};
+use crate::rig::{HTTPS, Rig, Setup, self_signed};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -17,6 +19,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GO_AWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
 const END_STREAM: u8 = 1;
@@ -30,10 +33,10 @@ fn rig() -> Rig {
 }
 
 fn rig_with(settings: &str) -> Rig {
-    let directory = tempfile::tempdir().unwrap();
-    let (cert, key) = write_certificate(directory.path(), "open", &CERTIFICATE);
+    let [cert, key] =
+        [CERTIFICATE.cert.pem(), CERTIFICATE.signing_key.serialize_pem()].map(|pem| STANDARD.encode(pem));
     Rig::with(Setup {
-        settings: format!("{HTTPS}\ncertificate_file: {cert}\ncertificate_key_file: {key}\n{settings}"),
+        settings: format!("{HTTPS}\ncertificate: {cert}\ncertificate_key: {key}\n{settings}"),
         routes: "
   - from: https://open.localhost
     to: http://UPSTREAM
@@ -230,6 +233,55 @@ fn an_idle_connection_is_closed() {
     assert!(silent.frames(Duration::from_secs(30), |_, _| false).is_none());
 }
 
+/// A stream whose client does not read is reset when its session ends, and nothing else on the connection is touched.
+#[test]
+fn a_stream_that_is_not_read_is_reset_when_its_session_ends_and_the_others_go_on() {
+    let rig = rig();
+    let token = rig.account("one", &[]);
+    rig.upstream.script(|stream, head| {
+        let mut stream = stream.try_clone().unwrap();
+        let is_endless = !head.contains("/public/");
+        std::thread::spawn(move || {
+            let mut sent = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\nhello");
+            while sent.is_ok() && is_endless {
+                sent = stream.write_all(&[b'x'; 16384]);
+            }
+            // The other one says nothing more.
+            std::thread::sleep(Duration::from_secs(30));
+        });
+        true
+    });
+    let mut client = Client::connect(&rig);
+    // The connection may bring more than one stream may.
+    assert!(client.write(WINDOW_UPDATE, 0, 0, &10_000_000_u32.to_be_bytes()));
+    let bearer = format!("Bearer {token}");
+    let authorized = [&get("/")[..], &[("authorization", &*bearer)]].concat();
+    assert!(client.write(HEADERS, END_HEADERS | END_STREAM, 1, &head(&authorized)));
+    assert!(client.write(HEADERS, END_HEADERS | END_STREAM, 3, &head(&get("/public/"))));
+    client.next = 5;
+    let mut came = [0, 0];
+    while let Some((kind, stream, payload)) = client.frame(Duration::from_secs(2)) {
+        assert_ne!(kind, RST_STREAM);
+        if kind == DATA {
+            came[if stream == 1 { 0 } else { 1 }] += payload.len();
+        }
+    }
+    assert_eq!(came, [65_535, 5], "one window is full, and the other one's answer has begun");
+    let mut revoke = std::process::Command::new(crate::rig::BINARY);
+    revoke.args(["tokens", "revoke", "one", "-c"]).arg(rig.state().join("config.yaml")).env_clear();
+    let began = Instant::now();
+    assert!(revoke.status().unwrap().success());
+    loop {
+        let (kind, stream, _) = client.frame(Duration::from_secs(5)).expect("the connection goes on");
+        assert!(kind != GO_AWAY && (kind, stream) != (RST_STREAM, 3), "{kind} {stream}");
+        if (kind, stream) == (RST_STREAM, 1) {
+            break;
+        }
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(client.get("/public/again"), Outcome::Answered(200), "and takes further requests");
+}
+
 /// A client that opens more streams than it was allowed to is refused the surplus.
 #[test]
 fn more_streams_than_allowed_are_refused() {
@@ -335,20 +387,26 @@ impl Client {
 
     /// Reads frames until one is the one that is looked for. `None`: the connection ended before.
     fn frames(&mut self, limit: Duration, mut wanted: impl FnMut(u8, &[u8]) -> bool) -> Option<()> {
-        self.stream.sock.set_read_timeout(Some(limit)).unwrap();
         loop {
-            let mut front = [0; 9];
-            self.stream.read_exact(&mut front).ok()?;
-            let length = u32::from_be_bytes([0, front[0], front[1], front[2]]) as usize;
-            let mut payload = vec![0; length];
-            self.stream.read_exact(&mut payload).ok()?;
-            if front[3] == SETTINGS && front[4] == 0 {
-                self.write(SETTINGS, 1, 0, &[]);
-            }
-            if wanted(front[3], &payload) {
+            let (kind, _, payload) = self.frame(limit)?;
+            if wanted(kind, &payload) {
                 return Some(());
             }
         }
+    }
+
+    /// The next frame, with its stream. `None`: the connection ended before.
+    fn frame(&mut self, limit: Duration) -> Option<(u8, u32, Vec<u8>)> {
+        self.stream.sock.set_read_timeout(Some(limit)).unwrap();
+        let mut front = [0; 9];
+        self.stream.read_exact(&mut front).ok()?;
+        let length = u32::from_be_bytes([0, front[0], front[1], front[2]]) as usize;
+        let mut payload = vec![0; length];
+        self.stream.read_exact(&mut payload).ok()?;
+        if front[3] == SETTINGS && front[4] == 0 {
+            self.write(SETTINGS, 1, 0, &[]);
+        }
+        Some((front[3], u32::from_be_bytes([front[5], front[6], front[7], front[8]]), payload))
     }
 }
 
