@@ -251,26 +251,24 @@ impl Reloader {
             return Err("configuration: services: cannot change while the server runs; restart it".into());
         }
         let next_start = self.fixed.keep(&mut settings);
-        if let Some(keys) = KeyRing::of(settings.secrets.iter().copied()) {
-            self.parts.keys = keys;
-        } else if let Some(keys) = kept {
-            self.parts.keys = keys;
+        let mut parts = self.parts.clone();
+        if let Some(keys) = KeyRing::of(settings.secrets.iter().copied()).or(kept) {
+            parts.keys = keys;
         }
-        let signer = signer(&settings, &self.parts.keys).map_err(|error| error.to_string())?;
-        if signer != *self.parts.signer {
-            self.parts.signer = Arc::new(signer);
+        let signer = signer(&settings, &parts.keys).map_err(|error| error.to_string())?;
+        if signer != *parts.signer {
+            parts.signer = Arc::new(signer);
         }
-        let (parts, before) = (self.parts.clone(), self.snapshot.load_full());
-        let (log_level, known) = (settings.log_level.clone(), before.clone());
-        let built = aside(move || Snapshot::build(settings, parts, Some(&known))).await;
+        let (log_level, own, before) = (settings.log_level.clone(), parts.clone(), self.snapshot.load_full());
+        let built = aside(move || Snapshot::build(settings, own, Some(&before))).await;
         let built = built?.map_err(|error| error.to_string())?;
+        self.parts = parts;
         let routes = built.routes.targets().len();
         // Sessions are read by it before anything is decided by it.
         built.sessions.take_over();
         let built = Arc::new(built);
         self.followers = Followers::of(&built);
         self.retired.push(self.snapshot.swap(built));
-        drop(before);
         telemetry::set_level(&log_level);
         for warning in warnings {
             tracing::warn!("{warning}");
