@@ -73,6 +73,8 @@ pub enum End {
     Dropped,
     /// The sender failed, or a limit was reached.
     Failed,
+    /// The right to it ended.
+    Over,
 }
 
 /// How long a stream may take.
@@ -196,7 +198,7 @@ impl Body {
     /// There is no more.
     fn break_off(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.source = Source::Empty;
-        self.finish(End::Failed);
+        self.finish(if matches!(error, BodyError::Over) { End::Over } else { End::Failed });
         Poll::Ready(Some(Err(error)))
     }
 

@@ -367,6 +367,7 @@ impl Watcher for Access {
                 End::Complete => {}
                 End::Dropped => drop(line.text(key!("ended"), "the client went away")),
                 End::Failed => drop(line.text(key!("ended"), "the upstream broke off")),
+                End::Over => drop(line.text(key!("ended"), "it was not let go on")),
             }
             if let Some(note) = &record.note {
                 line.text(key!("error"), note);

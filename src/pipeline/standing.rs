@@ -316,6 +316,7 @@ pub async fn watch(context: Arc<Context>) {
     loop {
         tokio::time::sleep(ROUND).await;
         let snapshot = in_force(&context.snapshot);
+        LASTING.with_borrow_mut(|lasting| lasting.retain(|_, standing| standing.strong_count() > 0));
         for some in lasting().chunks(AT_ONCE) {
             let now = context.clock.instant();
             some.iter().filter_map(Weak::upgrade).for_each(|standing| standing.look(&snapshot, now));

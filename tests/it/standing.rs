@@ -112,6 +112,10 @@ fn what_another_configuration_would_not_let_in_is_ended_and_the_rest_goes_on() {
         assert_open(&mut public, change);
         let log = rig.server.raw_log();
         assert!(log.contains("it would not be let in any more") && !log.contains("who="), "{log}");
+        let records = rig.server.records();
+        let said =
+            records.iter().any(|one| one["path"] == "/events" && one["ended"] == "it was not let go on");
+        assert!(said, "{change}: {log}");
     }
 }
 
