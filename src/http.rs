@@ -23,7 +23,7 @@ pub use body::{Body, BodyError, End, Limits, Stream, Watcher};
 pub use chunks::{Chunks, Piece};
 pub use client::{Client, is_cross_site, is_form, is_same_site_form};
 pub use credentials::{ACCOUNT, Credential, X_POMERIUM_AUTHORIZATION, credential, is_own};
-pub use ending::{Ending, Over, Right, Source};
+pub use ending::{Ending, Over, Right, Source, Switch};
 pub use forwarded::Forwarded;
 pub use path::{EscapedSlashes, PathRules, Readings, decode_leniently};
 pub use request::{BadRequest, Canonical, LastHost, Misread, Scheme, canonicalise, parameter, split_host};

@@ -29,7 +29,7 @@ use crate::telemetry::{Format, Sink};
 mod reload;
 mod state;
 
-use reload::{Fixed, Followers, Reloader};
+use reload::{Fixed, Reloader};
 use state::Opened;
 
 /// How long a stopping server waits for renewals, whose tokens would be lost.
@@ -188,7 +188,7 @@ async fn serve(
         Err(_) => tracing::error!("the session store does not answer yet"),
     }
     let background = start_background(&snapshot, &store, &clock);
-    let followers = Followers::of(&snapshot.load());
+    let followers = reload::follow(&snapshot.load());
     let reloader = Reloader {
         source,
         fixed,
@@ -251,9 +251,7 @@ async fn serve(
         tracing::warn!(%error, "the session store was not told which sessions are in use");
     }
     over.store(true, Ordering::Release);
-    for task in background {
-        task.abort();
-    }
+    drop(background);
     tokio::task::spawn_blocking(move || {
         for thread in threads {
             // A worker that panicked has said so already.
@@ -328,10 +326,11 @@ fn start_background(
     snapshot: &Arc<ArcSwap<Snapshot>>,
     store: &Arc<dyn Store>,
     clock: &Clock,
-) -> Vec<tokio::task::JoinHandle<()>> {
+) -> tokio::task::JoinSet<()> {
     let current = snapshot.load_full();
     let (snapshot, store, clock) = (snapshot.clone(), store.clone(), clock.clone());
-    let sweep = tokio::spawn(async move {
+    let mut background = tokio::task::JoinSet::new();
+    background.spawn(async move {
         loop {
             tokio::time::sleep(SWEEP).await;
             let current = snapshot.load_full();
@@ -342,8 +341,8 @@ fn start_background(
             }
         }
     });
-    let listening = tokio::spawn(current.sessions.clone().listen());
-    vec![sweep, listening]
+    background.spawn(current.sessions.clone().listen());
+    background
 }
 
 /// `TERM` or `INT`.

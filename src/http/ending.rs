@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -27,6 +27,40 @@ pub trait Source: Send + Sync {
 
     /// Something lasts that long, from now on.
     fn lasts(self: Arc<Self>) {}
+}
+
+/// Is turned once, and wakes those who wait for it; what they wait by is made when somebody does.
+#[derive(Debug, Default)]
+pub struct Switch {
+    over: AtomicBool,
+    ending: OnceLock<Box<Ending>>,
+}
+
+impl Switch {
+    /// Whether it was turned.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    /// What those wait by who wait for it.
+    pub fn ending(&self) -> &Ending {
+        self.ending.get_or_init(Box::default)
+    }
+
+    /// Whether anybody waits.
+    pub fn is_waited_for(&self) -> bool {
+        self.ending.get().is_some_and(|ending| ending.is_waited_for())
+    }
+
+    /// Turns it.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        // Whoever begins to wait now either is seen here, or sees the end there.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if let Some(ending) = self.ending.get() {
+            ending.tell();
+        }
+    }
 }
 
 /// Something lasts, for as long as this does.
@@ -157,8 +191,6 @@ impl Lasting {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
     use super::*;
 
     #[derive(Default)]

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use super::relay::OwnCall;
 use super::standing::{self, Standing};
 use crate::crypto;
 use crate::ext_auth::{envoy, grpc};
-use crate::http::{Body, Ending, Right, Source};
+use crate::http::{Body, Ending, Right, Source, Switch};
 use crate::session::DEAF;
 use crate::snapshot::{AuthorizeService, Snapshot};
 use crate::store::Id;
@@ -43,8 +43,7 @@ thread_local! {
 /// A session that another process keeps.
 #[derive(Default)]
 struct Remote {
-    over: AtomicBool,
-    ending: Ending,
+    over: Switch,
     /// What stands for whose it is, as it was last told.
     identity: AtomicU64,
 }
@@ -92,18 +91,17 @@ impl Elsewhere {
 
 impl Source for Remote {
     fn is_over(&self) -> bool {
-        self.over.load(Ordering::SeqCst)
+        self.over.is_over()
     }
 
     fn ending(&self) -> &Ending {
-        &self.ending
+        self.over.ending()
     }
 }
 
 impl Remote {
     fn end(&self) {
-        self.over.store(true, Ordering::SeqCst);
-        self.ending.tell();
+        self.over.end();
     }
 }
 

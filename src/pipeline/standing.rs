@@ -7,8 +7,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use ::http::uri::PathAndQuery;
@@ -22,7 +22,7 @@ use super::{Context, Downstream, client_certificate, in_force, remote};
 use crate::authenticate::BearerRule;
 use crate::authorize::{Decision, Facts};
 use crate::clock::Timestamp;
-use crate::http::{Body, Canonical, Ending, PathRules, Right, Source};
+use crate::http::{Body, Canonical, Ending, PathRules, Right, Source, Switch};
 use crate::identity::{Caller, Identity};
 use crate::snapshot::{Route, Snapshot};
 
@@ -84,8 +84,7 @@ pub(super) struct Standing {
     /// The right that the caller came with.
     right: Option<Right>,
     under: Mutex<Under>,
-    over: AtomicBool,
-    ending: OnceLock<Box<Ending>>,
+    over: Switch,
     /// For how many rounds it has been over.
     overdue: AtomicU8,
 }
@@ -101,11 +100,11 @@ struct Under {
 
 impl Source for Standing {
     fn is_over(&self) -> bool {
-        self.over.load(Ordering::SeqCst)
+        self.over.is_over()
     }
 
     fn ending(&self) -> &Ending {
-        self.ending.get_or_init(Box::default)
+        self.over.ending()
     }
 
     fn lasts(self: Arc<Self>) {
@@ -167,8 +166,7 @@ impl Basis {
             believed: is_token.then(|| (route.bearer.clone(), snapshot.authenticate.belief())),
             right: right.clone(),
             under: Mutex::new(under),
-            over: AtomicBool::new(false),
-            ending: OnceLock::new(),
+            over: Switch::default(),
             overdue: AtomicU8::new(0),
         });
         match right {
@@ -296,12 +294,7 @@ impl Standing {
             ip = %self.client,
             "what lasted was ended: it would not be let in any more"
         );
-        self.over.store(true, Ordering::SeqCst);
-        // Whoever begins to wait now either is seen here, or sees the end there.
-        std::sync::atomic::fence(Ordering::SeqCst);
-        if let Some(ending) = self.ending.get() {
-            ending.tell();
-        }
+        self.over.end();
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{JoinSet, spawn_blocking};
 
 use super::{RuntimeError, state};
 use crate::config::{self, CallSettings, Files, Loaded, Look, Services, Settings, Sources, Storage};
@@ -46,9 +46,6 @@ pub(super) struct Fixed {
     has_secret: bool,
 }
 
-/// What follows the configuration in force.
-pub(super) struct Followers(Vec<JoinHandle<()>>);
-
 /// Brings changed configurations into force.
 pub(super) struct Reloader {
     /// Where the configuration comes from, and its files; `None`: there is nothing to read again.
@@ -60,7 +57,8 @@ pub(super) struct Reloader {
     pub(super) parts: Parts,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) reloads: Reloads,
-    pub(super) followers: Followers,
+    /// What follows the configuration in force; it ends with this.
+    pub(super) followers: JoinSet<()>,
     /// Configurations that were in force, and are still held by what began under them.
     pub(super) retired: Vec<Arc<Snapshot>>,
     /// How often in a row files changed while they were read.
@@ -104,24 +102,16 @@ impl Fixed {
     }
 }
 
-impl Followers {
-    /// Starts what follows a configuration.
-    pub(super) fn of(snapshot: &Snapshot) -> Self {
-        let (sessions, authenticate) = (&snapshot.sessions, &snapshot.authenticate);
-        let discovery =
-            snapshot.services.authorize.then(|| tokio::spawn(authenticate.clone().keep_discovered()));
-        let using = tokio::spawn(sessions.clone().watch_use());
-        let lasting = tokio::spawn(authenticate.clone().renew_what_lasts());
-        Self(discovery.into_iter().chain([using, lasting]).collect())
+/// Starts what follows a configuration.
+pub(super) fn follow(snapshot: &Snapshot) -> JoinSet<()> {
+    let (sessions, authenticate) = (&snapshot.sessions, &snapshot.authenticate);
+    let mut followers = JoinSet::new();
+    if snapshot.services.authorize {
+        followers.spawn(authenticate.clone().keep_discovered());
     }
-}
-
-impl Drop for Followers {
-    fn drop(&mut self) {
-        for task in &self.0 {
-            task.abort();
-        }
-    }
+    followers.spawn(sessions.clone().watch_use());
+    followers.spawn(authenticate.clone().renew_what_lasts());
+    followers
 }
 
 /// The key that signs assertions.
@@ -148,8 +138,7 @@ impl Reloader {
     /// Brings changes into force, for as long as it is polled.
     pub(super) async fn run(mut self, mut hangups: Signal) {
         self.warn_of_mounts();
-        let (mut pause, mut known) = (LOOK, self.source.as_ref().map(|(_, files)| files.as_read()));
-        let mut next = self.parts.clock.instant() + COMPARE;
+        let (mut pause, mut next) = (LOOK, self.parts.clock.instant() + COMPARE);
         loop {
             let asked = tokio::select! {
                 () = tokio::time::sleep(pause) => false,
@@ -166,7 +155,7 @@ impl Reloader {
             let now = look(files).await;
             pause = LOOK.max(self.since(began) * SHARE);
             let compare = began >= next;
-            if !asked && !compare && known.as_ref() == Some(&now) {
+            if !asked && !compare && now == files.as_read() {
                 continue;
             }
             let same = !asked && self.hold_the_same(compare).await;
@@ -174,12 +163,10 @@ impl Reloader {
                 next = self.parts.clock.instant() + COMPARE.max(self.since(began) * SHARE);
             }
             if same {
-                known = self.source.as_ref().map(|(_, files)| files.as_read());
                 continue;
             }
             self.settle(now).await;
             self.reload().await;
-            known = self.source.as_ref().map(|(_, files)| files.as_read());
         }
     }
 
@@ -267,7 +254,7 @@ impl Reloader {
         // Sessions are read by it before anything is decided by it.
         built.sessions.take_over();
         let built = Arc::new(built);
-        self.followers = Followers::of(&built);
+        self.followers = follow(&built);
         self.retired.push(self.snapshot.swap(built));
         telemetry::set_level(&log_level);
         for warning in warnings {
@@ -276,8 +263,7 @@ impl Reloader {
         for key in &next_start {
             tracing::warn!(key, "what this key says now is in force from the next start on");
         }
-        self.reloads.succeeded(self.parts.clock.now(), next_start);
-        let generation = self.reloads.last().generation;
+        let generation = self.reloads.succeeded(self.parts.clock.now(), next_start);
         let took = self.since(began);
         tracing::info!(generation, routes, ?took, "another configuration is in force");
         Ok(())

@@ -1,7 +1,7 @@
 //! A session and a handle that were opened, as they are kept in memory.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -10,7 +10,7 @@ use super::Found;
 use super::content::Content;
 use crate::clock::Timestamp;
 use crate::crypto::{self, SealKey};
-use crate::http::{self, Ending, Right};
+use crate::http::{self, Ending, Right, Switch};
 use crate::identity::Identity;
 use crate::store::{Id, SessionRecord};
 
@@ -43,9 +43,8 @@ pub struct Session {
     pub(super) is_account: bool,
     /// What was bought and could not be stored yet.
     unsaved: Mutex<Option<Box<Content>>>,
-    ended: AtomicBool,
-    /// Tells what lasts; made when something does.
-    ending: OnceLock<Box<Ending>>,
+    /// Turned by sign-out, by the provider, or by whatever else ends it.
+    ended: Switch,
     /// Held while it is being renewed, so that one renewal serves all who wait.
     pub renewing: tokio::sync::Mutex<()>,
     /// Set while somebody is on the way to renew it in the background.
@@ -65,11 +64,11 @@ pub enum Freshness {
 
 impl http::Source for Session {
     fn is_over(&self) -> bool {
-        self.ended.load(Ordering::SeqCst)
+        self.ended.is_over()
     }
 
     fn ending(&self) -> &Ending {
-        self.ending.get_or_init(Box::default)
+        self.ended.ending()
     }
 }
 
@@ -94,8 +93,7 @@ impl Session {
             told: AtomicU64::new(used.as_unix_millis()),
             is_account: record.label.is_some(),
             unsaved: Mutex::new(None),
-            ended: AtomicBool::new(false),
-            ending: OnceLock::new(),
+            ended: Switch::default(),
             renewing: tokio::sync::Mutex::new(()),
             renewal_asked: AtomicBool::new(false),
         }
@@ -108,12 +106,12 @@ impl Session {
 
     /// Whether it has been ended, by sign-out or by the provider.
     pub fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
+        self.ended.is_over()
     }
 
     /// Whether something lasts that was opened with it.
     pub fn is_in_use(&self) -> bool {
-        self.ending.get().is_some_and(|ending| ending.is_waited_for())
+        self.ended.is_waited_for()
     }
 
     /// What was opened with it lasts no longer than it does.
@@ -122,12 +120,7 @@ impl Session {
     }
 
     pub(super) fn end(&self) {
-        self.ended.store(true, Ordering::SeqCst);
-        // Whoever begins to wait now either is seen here, or sees the end there.
-        std::sync::atomic::fence(Ordering::SeqCst);
-        if let Some(ending) = self.ending.get() {
-            ending.tell();
-        }
+        self.ended.end();
     }
 
     /// Whether its claims are recent enough.

@@ -31,11 +31,12 @@ impl Reloads {
         Self(Arc::new(Mutex::new(first)))
     }
 
-    /// Another configuration is in force, but for these keys.
-    pub fn succeeded(&self, now: Timestamp, next_start: Vec<&'static str>) {
+    /// Another configuration is in force, but for these keys: its number.
+    pub fn succeeded(&self, now: Timestamp, next_start: Vec<&'static str>) -> u64 {
         let mut last = self.lock();
         let generation = last.generation + 1;
         *last = Reload { generation, since: now, tried: now, problems: Vec::new(), next_start };
+        generation
     }
 
     /// The configuration could not be replaced.
