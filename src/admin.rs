@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::atomic::Ordering;
 
 use ::http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -10,6 +9,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use crate::http::Body;
 use crate::snapshot::Running;
@@ -25,6 +25,8 @@ pub use control::serve as control;
 /// When the socket cannot be watched.
 pub async fn serve(listener: std::net::TcpListener, state: Running) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
+    // They end with this.
+    let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -35,7 +37,8 @@ pub async fn serve(listener: std::net::TcpListener, state: Running) -> io::Resul
             let response = answer(request.uri().path(), &state);
             async move { Ok::<_, Infallible>(response) }
         });
-        tokio::spawn(async move {
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .serve_connection(TokioIo::new(stream), service);
@@ -47,8 +50,8 @@ pub async fn serve(listener: std::net::TcpListener, state: Running) -> io::Resul
 }
 
 fn answer(path: &str, state: &Running) -> Response<Body> {
-    let ready = state.ready.load(Ordering::Acquire);
-    let is_ready = || {
+    let ready = state.readiness.is_ready();
+    let is_ready = |ready| {
         if ready {
             (StatusCode::OK, "OK".to_owned())
         } else {
@@ -58,7 +61,8 @@ fn answer(path: &str, state: &Running) -> Response<Body> {
     let (status, body) = match path {
         "/healthz" => (StatusCode::OK, "OK".to_owned()),
         // An identity provider that is down does not make this server less ready: sessions go on.
-        "/readyz" | "/startupz" => is_ready(),
+        "/readyz" => is_ready(state.readiness.ask()),
+        "/startupz" => is_ready(ready),
         "/status" => {
             let snapshot = state.snapshot.load();
             let last = state.reloads.last();

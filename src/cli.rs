@@ -28,13 +28,13 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    run: FileArgument,
+    run: run::RunArguments,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve.
-    Run(FileArgument),
+    Run(run::RunArguments),
     /// Read and validate a configuration without touching the network; print its routes and the URLs to register.
     Check(check::Arguments),
     /// Ask what policies decide: explain one request, or test many.

@@ -42,16 +42,28 @@ pub struct Listener {
     listener: TcpListener,
     context: Arc<Context>,
     port: Port,
-    /// Turns `true` when the server stops.
-    stopping: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
     /// Held by every connection; when all are gone, the drain is done.
     alive: tokio::sync::mpsc::Sender<()>,
 }
 
-/// Returns when the server stops.
-async fn stopped(stopping: &mut watch::Receiver<bool>) {
+/// How far a server is from its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// It accepts connections.
+    Serving,
+    /// It does still, but each is used once more at the most, so that clients come to those that stay.
+    Leaving,
+    /// It accepts none, for another process is about to: what is under way goes on.
+    HandingOver,
+    /// It accepts none any more: what is under way goes on.
+    Stopping,
+}
+
+/// Returns when the server is as far as that.
+async fn reached(mut phases: watch::Receiver<Phase>, phase: Phase) {
     // An error means that whoever could stop it is gone, which is the end too.
-    let _ = stopping.wait_for(|stopping| *stopping).await;
+    let _ = phases.wait_for(|now| *now >= phase).await;
 }
 
 impl Limits {
@@ -76,7 +88,11 @@ pub fn bind(address: &str, workers: usize) -> io::Result<Vec<StdListener>> {
     Err(last)
 }
 
-fn candidates(address: &str) -> io::Result<Vec<SocketAddr>> {
+/// The addresses that one may mean, in the order in which they are tried.
+///
+/// # Errors
+/// When it means none.
+pub fn candidates(address: &str) -> io::Result<Vec<SocketAddr>> {
     match address.strip_prefix(':') {
         Some(port) => {
             let both = [format!("[::]:{port}"), format!("0.0.0.0:{port}")];
@@ -128,27 +144,50 @@ impl Listener {
         listener: StdListener,
         context: Arc<Context>,
         port: Port,
-        stopping: watch::Receiver<bool>,
+        phases: watch::Receiver<Phase>,
         alive: tokio::sync::mpsc::Sender<()>,
     ) -> io::Result<Self> {
         let listener = TcpListener::from_std(listener)?;
-        Ok(Self { listener, context, port, stopping, alive })
+        Ok(Self { listener, context, port, phases, alive })
     }
 
     /// Accepts until the server stops.
     pub async fn run(mut self) {
+        let (mut is_open, mut was_handed_over) = (true, false);
         loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
-                () = stopped(&mut self.stopping) => break,
-            };
-            match accepted {
-                Ok((stream, peer)) => self.take(stream, peer),
-                Err(error) => {
-                    // Out of file descriptors, or the client has gone already.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::select! {
+                accepted = self.listener.accept(), if is_open => match accepted {
+                    Ok((stream, peer)) => self.take(stream, peer),
+                    Err(error) => {
+                        // Out of file descriptors, or the client has gone already.
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                },
+                changed = self.phases.changed() => {
+                    let phase = *self.phases.borrow_and_update();
+                    if changed.is_err() || phase == Phase::Stopping {
+                        break;
+                    }
+                    was_handed_over = phase == Phase::HandingOver;
+                    is_open = !was_handed_over;
                 }
+            }
+        }
+        if !was_handed_over {
+            self.take_waiting();
+        }
+    }
+
+    /// Takes those that the system has accepted already: they would be reset.
+    fn take_waiting(&self) {
+        use std::os::fd::AsFd as _;
+        let Ok(listener) = self.listener.as_fd().try_clone_to_owned().map(StdListener::from) else { return };
+        while let Ok((stream, peer)) = listener.accept() {
+            if stream.set_nonblocking(true).is_ok()
+                && let Ok(stream) = TcpStream::from_std(stream)
+            {
+                self.take(stream, peer);
             }
         }
     }
@@ -162,7 +201,7 @@ impl Listener {
             let acceptor = if self.port == Port::Calls { &accepting.calls } else { &accepting.public };
             (acceptor.clone(), Limits::new(accepting.idle))
         };
-        let (context, stopping, alive) = (self.context.clone(), self.stopping.clone(), self.alive.clone());
+        let (context, phases, alive) = (self.context.clone(), self.phases.clone(), self.alive.clone());
         let mut connection = Connection::new(peer, local);
         connection.port = self.port;
         // One task a kind of connection, so that each is as large as it has to be, for as long as it lasts.
@@ -170,14 +209,14 @@ impl Listener {
             if self.port == Port::Calls {
                 connection.protocol = Protocol::Http2;
             }
-            return drive(stream, Downstream::new(context, connection), limits, stopping, alive);
+            return drive(stream, Downstream::new(context, connection), limits, phases, alive);
         };
         tokio::spawn(async move {
             match acceptor.accept(stream).await {
                 Ok((stream, tls, protocol)) => {
                     connection.tls = Some(tls);
                     connection.protocol = protocol;
-                    drive(Box::new(stream), Downstream::new(context, connection), limits, stopping, alive);
+                    drive(Box::new(stream), Downstream::new(context, connection), limits, phases, alive);
                 }
                 Err(error) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
             }
@@ -190,7 +229,7 @@ fn drive<S>(
     stream: S,
     downstream: Downstream,
     limits: Limits,
-    stopping: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
     alive: tokio::sync::mpsc::Sender<()>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -199,11 +238,11 @@ fn drive<S>(
     let served = downstream.clone();
     let task = match downstream.connection.protocol {
         Protocol::Http1 => tokio::spawn(async move {
-            drive::http1(stream, served, limits, stopping).await;
+            drive::http1(stream, served, limits, phases).await;
             drop(alive);
         }),
         Protocol::Http2 => tokio::spawn(async move {
-            Box::pin(drive::http2(stream, served, limits, stopping)).await;
+            Box::pin(drive::http2(stream, served, limits, phases)).await;
             drop(alive);
         }),
     };

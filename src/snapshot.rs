@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::http::HeaderName;
@@ -12,7 +12,7 @@ use crate::assertion::{ClaimHeader, Form, IssuerFormat};
 use crate::authenticate::{Authenticate, BearerRule, Wish};
 use crate::authorize::Policy;
 use crate::clock::Clock;
-use crate::config::{Services, Settings};
+use crate::config::{Drain, Services, Settings};
 use crate::connection::ClientAuthId;
 use crate::crypto::{KeyRing, Signer};
 use crate::http::forwarded::ForwardedRules;
@@ -24,8 +24,10 @@ use crate::session::Sessions;
 use crate::store::Store;
 use crate::tls::{Acceptor, ClientAuths};
 
+mod readiness;
 mod reloads;
 
+pub use readiness::Readiness;
 pub use reloads::{Reload, Reloads};
 
 /// A configuration in force.
@@ -66,8 +68,8 @@ pub struct Snapshot {
     pub error_contact: Option<String>,
     /// How requests are accepted.
     pub accepting: Accepting,
-    /// `drain_timeout`.
-    pub drain_timeout: Duration,
+    /// How it stops.
+    pub drain: Drain,
     /// What clusters without TLS settings of their own share.
     shared_tls: Arc<SharedTls>,
     /// What upstreams are told, in all the ways that there are.
@@ -145,8 +147,8 @@ pub struct Route {
 /// What there is to say about a server that runs.
 #[derive(Clone)]
 pub struct Running {
-    /// Whether requests are accepted.
-    pub ready: Arc<AtomicBool>,
+    /// Whether requests should come here.
+    pub readiness: Arc<Readiness>,
     /// The configuration in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// What became of changes to it.
@@ -274,7 +276,7 @@ impl Snapshot {
             authenticate_port: url.port(),
             error_contact: settings.error_contact,
             accepting,
-            drain_timeout: settings.drain_timeout,
+            drain: settings.drain,
             shared_tls: clusters.shared(),
             forms,
         })

@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
 
 use crate::clock::Timestamp;
 use crate::crypto;
@@ -102,7 +103,7 @@ pub struct HandleRecord {
 pub enum Keep {
     /// A hand-off, for somebody who has signed in. It survives what sessions survive.
     HandOff,
-    /// A request that waits for somebody to sign in. It ends with the process.
+    /// A request that waits for somebody to sign in. It may end with a process that does not end by itself.
     Waiting,
 }
 
@@ -194,12 +195,28 @@ pub trait Store: Send + Sync {
 
     /// The right to do something with a session that only one process may do, for a while; `None` when another one has it.
     fn lease(&self, session: Id, _: Duration) -> Pending<'_, Option<Lease>> {
-        Box::pin(async move { Ok(Some(Lease { session, owner: session })) })
+        Box::pin(async move { Ok(Some(Lease::alone(session))) })
     }
 
     /// Gives it back.
     fn release(&self, _: Lease) -> Pending<'_, ()> {
         Box::pin(async { Ok(()) })
+    }
+
+    /// Lets another process have what only one may use. Everything fails then, until it is taken back.
+    fn let_go(&self) -> Pending<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// The inverse, when the other one did not want it after all.
+    fn take_back(&self) -> Pending<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// The sessions that are ended from now on, for a process that had the store before; `None` when every process hears
+    /// of them by [`news`](Self::news), or none has a use for them.
+    fn endings(&self) -> Option<broadcast::Receiver<Id>> {
+        None
     }
 }
 
@@ -226,6 +243,13 @@ pub enum Event {
 pub struct Lease {
     session: Id,
     owner: Id,
+}
+
+impl Lease {
+    /// Where there is only one process.
+    const fn alone(session: Id) -> Self {
+        Self { session, owner: session }
+    }
 }
 
 impl Id {

@@ -17,7 +17,7 @@ pub(super) fn main(arguments: &Arguments) -> ExitCode {
     let served = crate::demo::start(arguments.port).and_then(|demo| {
         println!("{}", demo.welcome);
         runtime::start_log(demo.settings.log_format, "warn");
-        runtime::run(demo.settings, None, super::ANSWERS).map_err(|error| error.to_string())
+        runtime::run(demo.settings, None, super::ANSWERS, false).map_err(|error| error.to_string())
     });
     match served {
         Ok(()) => ExitCode::SUCCESS,

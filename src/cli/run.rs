@@ -6,8 +6,19 @@ use super::{FAILED, FileArgument, WRONG};
 use crate::config::{self, Sources};
 use crate::runtime;
 
-pub(super) fn main(arguments: &FileArgument) -> ExitCode {
-    let sources = Sources::from_process(arguments.config.clone());
+/// `portcullis run`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct RunArguments {
+    #[command(flatten)]
+    file: FileArgument,
+    /// Take over from the process that runs with the same state_dir: its sockets are handed on, no connection is refused,
+    /// and it finishes what is under way. Where none runs, this is an ordinary start.
+    #[arg(long)]
+    takeover: bool,
+}
+
+pub(super) fn main(arguments: &RunArguments) -> ExitCode {
+    let sources = Sources::from_process(arguments.file.config.clone());
     let (outcome, files) = config::read(&sources);
     let loaded = match outcome {
         Ok(loaded) => loaded,
@@ -30,7 +41,7 @@ pub(super) fn main(arguments: &FileArgument) -> ExitCode {
             "register these URLs at the identity provider"
         );
     }
-    match runtime::run(loaded.settings, Some((sources, files)), super::ANSWERS) {
+    match runtime::run(loaded.settings, Some((sources, files)), super::ANSWERS, arguments.takeover) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot go on");

@@ -148,8 +148,11 @@ keys! {
         log_format: Text = "json";
         /// Where `/healthz`, `/readyz`, `/startupz` and `/status` are answered.
         health_check_addr: Text = "127.0.0.1:28080";
-        /// How long a stopping server waits for what is under way.
+        /// How long a stopping server waits for what is under way, in all.
         drain_timeout: Span = "30s";
+        /// How long it goes on accepting connections first, after `/readyz` has said that it stops, so that balancers hear of
+        /// it before they are refused; each connection is used once more at the most. Not after `INT`, which a person sends.
+        drain_delay: Span = "(5s when /readyz was asked for within the last 30 s, else 0s)";
 
         /// Where sessions and keys are kept; made when it is missing.
         state_dir: Text = "($STATE_DIRECTORY, else $XDG_STATE_HOME/portcullis, else /var/lib/portcullis)";

@@ -45,6 +45,15 @@ pub use secrets::{Origins, Secrets};
 pub use services::Services;
 pub use storage::{Connection, Storage};
 
+/// How a server stops.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// `drain_timeout`: how long that may take in all.
+    pub limit: Duration,
+    /// `drain_delay`: how long it goes on accepting first; `None`: that depends on whether anybody asks for readiness.
+    pub delay: Option<Duration>,
+}
+
 /// Everything that the program does, as one value.
 #[derive(Debug)]
 pub struct Settings {
@@ -56,8 +65,8 @@ pub struct Settings {
     pub listen: ListenSettings,
     /// Where health is answered.
     pub health_address: String,
-    /// How long a stopping server waits.
-    pub drain_timeout: Duration,
+    /// How it stops.
+    pub drain: Drain,
     /// `log_level`.
     pub log_level: String,
     /// `log_format`.
@@ -240,7 +249,7 @@ impl Resolver<'_> {
             authorize_service,
             listen,
             health_address: text(file.health_check_addr.as_ref()),
-            drain_timeout: file.drain_timeout.map_or(Duration::ZERO, |Span(time)| time),
+            drain: self.drain(),
             log_level,
             log_format: log_format.unwrap_or_default(),
             state_dir,

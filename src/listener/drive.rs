@@ -3,7 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use ::http::{Request, StatusCode};
@@ -16,7 +16,7 @@ use tokio::task::unconstrained;
 
 use super::gate::Gate;
 use super::loan::Home;
-use super::{Limits, stopped};
+use super::{Limits, Phase, reached};
 use crate::http::{BadRequest, Misread};
 use crate::pipeline::{self, Downstream, Streams};
 
@@ -25,13 +25,18 @@ const STREAMS: u32 = 100;
 /// Resets of ours that a client may provoke before it is cut off (rapid reset, CVE-2023-44487).
 const RESETS: usize = 256;
 
+/// A connection that has only just come may still say what it came for, for so long, when the server stops.
+const FIRST_WORD: Duration = Duration::from_secs(2);
+/// Whether it has is looked for this often.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// What becomes of an HTTP/1 connection.
 enum Next {
     Ended(hyper::Result<()>),
     /// It waits, and may wait for long.
     Idle,
-    /// The server stops.
-    Stop,
+    /// The server is about to stop.
+    Leave,
 }
 
 /// Serves HTTP/1 until the client goes, the connection is idle for too long, or the server stops.
@@ -39,7 +44,7 @@ pub(super) async fn http1<S>(
     stream: S,
     downstream: Arc<Downstream>,
     limits: Limits,
-    mut stopping: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -48,9 +53,9 @@ pub(super) async fn http1<S>(
     let gate = Gate::new(stream, limits, downstream.activity.clone(), clock);
     let verdict = gate.verdict();
     let home = Home::of(gate);
-    let news = stopping.clone();
     // Unconstrained: out of budget, it would be asked in vain, and it is asked only once.
-    let (mut stop, mut asked) = (pin!(unconstrained(stopped(&mut stopping))), false);
+    let mut change = pin!(unconstrained(reached(phases.clone(), Phase::Leaving)));
+    let (mut asked, mut is_leaving) = (false, false);
     let mut http = hyper::server::conn::http1::Builder::new();
     http
         // The gate times heads, and the waiting for them.
@@ -66,6 +71,8 @@ pub(super) async fn http1<S>(
                 Box::pin(pipeline::serve(downstream.clone(), request, misread))
             })
         };
+        // Otherwise hyper closes what has not said anything yet.
+        http.keep_alive(!is_leaving);
         // In a box of its own, so that nothing of it is left while the connection waits.
         let mut served = Box::pin(http.serve_connection(TokioIo::new(home.lend()), service).with_upgrades());
         let next = poll_fn(|cx| {
@@ -76,24 +83,47 @@ pub(super) async fn http1<S>(
                 return Poll::Ready(Next::Idle);
             }
             // Asked once it wakes this task, whose waker stays the same; until then a look is enough.
-            if !asked || news.has_changed().unwrap_or(true) {
+            if !is_leaving && (!asked || phases.has_changed().unwrap_or(true)) {
                 asked = true;
-                return stop.as_mut().poll(cx).map(|()| Next::Stop);
+                ready!(change.as_mut().poll(cx));
+                is_leaving = true;
+                change.set(unconstrained(reached(phases.clone(), Phase::HandingOver)));
+                verdict.hurry();
+                return Poll::Ready(match served.as_mut().poll(cx) {
+                    Poll::Ready(ended) => Next::Ended(ended),
+                    Poll::Pending if verdict.is_idle() => Next::Idle,
+                    Poll::Pending => Next::Leave,
+                });
             }
             Poll::Pending
         });
         match next.await {
             Next::Ended(ended) => return log_end(&peer, ended),
             Next::Idle => drop(served),
-            Next::Stop => {
+            Next::Leave => {
                 served.as_mut().graceful_shutdown();
                 return log_end(&peer, served.await);
             }
         }
         let Some(mut gate) = home.take() else { return };
-        let more = tokio::select! {
-            more = gate.wait() => matches!(more, Ok(true)),
-            () = stop.as_mut() => false,
+        let more = loop {
+            tokio::select! {
+                // What has come already is answered.
+                biased;
+                more = gate.wait() => break matches!(more, Ok(true)),
+                () = change.as_mut() => {
+                    if is_leaving {
+                        let is_awaited = downstream.activity.begun() == 0 || gate.is_within_a_head();
+                        let first = is_awaited.then(|| tokio::time::timeout(FIRST_WORD, gate.wait()));
+                        break match first {
+                            Some(first) => matches!(first.await, Ok(Ok(true))),
+                            None => false,
+                        };
+                    }
+                    is_leaving = true;
+                    change.set(unconstrained(reached(phases.clone(), Phase::HandingOver)));
+                }
+            }
         };
         if !more {
             // Whatever comes of it, the connection is over.
@@ -109,7 +139,7 @@ pub(super) async fn http2<S>(
     stream: S,
     downstream: Arc<Downstream>,
     limits: Limits,
-    mut stopping: watch::Receiver<bool>,
+    phases: watch::Receiver<Phase>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -129,18 +159,25 @@ pub(super) async fn http2<S>(
         .max_header_list_size(u32::try_from(2 * limits.head_size).unwrap_or(u32::MAX))
         .keep_alive_interval(Duration::from_secs(60));
     let mut served = pin!(http.serve_connection(TokioIo::new(stream), service));
-    let mut closing = false;
+    let mut leave = pin!(reached(phases, Phase::Leaving));
+    let (mut closing, mut left_at) = (false, None);
     loop {
+        // Told to go before it has said anything, it would come again, as long as it is led here.
+        if let Some(since) = left_at
+            && !closing
+            && (activity.begun() > 0 || clock.instant().saturating_duration_since(since) >= FIRST_WORD)
+        {
+            served.as_mut().graceful_shutdown();
+            closing = true;
+        }
         // The first request has to come as soon as a head has; later ones may be waited for.
         let patience = if activity.begun() > 0 { limits.idle } else { limits.idle.min(limits.head) };
         let wait =
             patience.saturating_sub(activity.idle_for(clock.instant())).max(Duration::from_millis(100));
+        let wait = if left_at.is_some() { wait.min(LOOK) } else { wait };
         tokio::select! {
             ended = served.as_mut() => return log_end(&peer, ended),
-            () = stopped(&mut stopping), if !closing => {
-                served.as_mut().graceful_shutdown();
-                closing = true;
-            }
+            () = leave.as_mut(), if left_at.is_none() => left_at = Some(clock.instant()),
             () = tokio::time::sleep(wait), if !closing => {
                 if activity.idle_for(clock.instant()) >= patience {
                     if activity.begun() == 0 {

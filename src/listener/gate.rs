@@ -77,6 +77,8 @@ pub(super) struct Verdict {
     bad: OnceLock<(u64, Misread)>,
     /// Nothing is under way, and has not been for a while.
     idle: AtomicBool,
+    /// It is said at once when nothing is under way.
+    hurry: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -109,6 +111,11 @@ impl Verdict {
     /// Whether the connection can be taken from hyper without losing anything.
     pub(super) fn is_idle(&self) -> bool {
         self.idle.load(Ordering::Relaxed)
+    }
+
+    /// From now on, this is so as soon as nothing is under way.
+    pub(super) fn hurry(&self) {
+        self.hurry.store(true, Ordering::Relaxed);
     }
 
     /// What is wrong with the request of this number, counted from 1.
@@ -229,6 +236,33 @@ impl<S> Gate<S> {
 }
 
 impl<S: AsyncRead + Unpin> Gate<S> {
+    fn poll_bytes(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        loop {
+            if !self.ready.is_empty() {
+                let length = self.ready.len().min(buffer.remaining());
+                buffer.put_slice(self.ready.get(..length).unwrap_or_default());
+                self.ready.drain(..length);
+                return Poll::Ready(Ok(()));
+            }
+            if matches!(self.state, State::Refused) {
+                // The end of the stream is not told: hyper would not answer any more.
+                return match self.discard(cx) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                    _ => Poll::Pending,
+                };
+            }
+            if self.held.is_empty() {
+                ready!(self.read_through(cx, buffer))?;
+                if buffer.filled().len() > before || (self.held.is_empty() && self.ready.is_empty()) {
+                    return Poll::Ready(Ok(()));
+                }
+            } else if !ready!(self.read_on(cx))? {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
     /// Reads into hyper's own buffer, as long as whole heads arrive.
     fn read_through(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
@@ -268,7 +302,7 @@ impl<S: AsyncRead + Unpin> Gate<S> {
             if waited >= idle {
                 return Poll::Ready(());
             }
-            if waited >= PARK && !self.verdict.is_idle() && !self.unflushed {
+            if waited >= PARK && !self.verdict.is_idle() && self.can_be_taken() {
                 self.verdict.idle.store(true, Ordering::Relaxed);
                 self.patience = None;
                 return Poll::Pending;
@@ -278,6 +312,14 @@ impl<S: AsyncRead + Unpin> Gate<S> {
         }
     }
 
+    /// Whether nothing is lost when hyper is asked no more.
+    fn can_be_taken(&self) -> bool {
+        matches!(self.state, State::Between)
+            && !self.unflushed
+            && self.ready.is_empty()
+            && self.activity.is_idle()
+    }
+
     /// Waits, without hyper, for the first bytes of the next request; `false` when there will be none.
     pub(super) async fn wait(&mut self) -> io::Result<bool> {
         self.verdict.idle.store(true, Ordering::Relaxed);
@@ -285,6 +327,11 @@ impl<S: AsyncRead + Unpin> Gate<S> {
         self.patience = None;
         self.verdict.idle.store(false, Ordering::Relaxed);
         woken
+    }
+
+    /// Whether a part of a head has come.
+    pub(super) fn is_within_a_head(&self) -> bool {
+        !self.held.is_empty()
     }
 
     fn poll_woken(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
@@ -360,31 +407,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gate<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let before = buffer.filled().len();
-        loop {
-            if !this.ready.is_empty() {
-                let length = this.ready.len().min(buffer.remaining());
-                buffer.put_slice(this.ready.get(..length).unwrap_or_default());
-                this.ready.drain(..length);
-                return Poll::Ready(Ok(()));
-            }
-            if matches!(this.state, State::Refused) {
-                // The end of the stream is not told: hyper would not answer any more.
-                return match this.discard(cx) {
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                    _ => Poll::Pending,
-                };
-            }
-            if this.held.is_empty() {
-                ready!(this.read_through(cx, buffer))?;
-                if buffer.filled().len() > before || (this.held.is_empty() && this.ready.is_empty()) {
-                    return Poll::Ready(Ok(()));
-                }
-            } else if !ready!(this.read_on(cx))? {
-                return Poll::Ready(Ok(()));
-            }
+        let polled = self.as_mut().get_mut().poll_bytes(cx, buffer);
+        if polled.is_pending() && self.verdict.hurry.load(Ordering::Relaxed) && self.can_be_taken() {
+            self.verdict.idle.store(true, Ordering::Relaxed);
         }
+        polled
     }
 }
 

@@ -135,6 +135,11 @@ impl Activity {
         self.begun.get()
     }
 
+    /// Whether there is no request.
+    pub fn is_idle(&self) -> bool {
+        self.under_way.get() == 0
+    }
+
     /// For how long there has been no request.
     pub fn idle_for(&self, now: Instant) -> Duration {
         if self.under_way.get() > 0 {

@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use super::{RuntimeError, state};
+use super::{RuntimeError, notify, state};
 use crate::config::{self, CallSettings, Files, Loaded, Look, Services, Settings, Sources, Storage};
 use crate::crypto::{KeyRing, Purpose, Signer};
 use crate::snapshot::{Parts, Reloads, Snapshot};
@@ -166,7 +166,9 @@ impl Reloader {
                 continue;
             }
             self.settle(now).await;
+            notify::reloading();
             self.reload().await;
+            notify::ready("serving");
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::RuntimeError;
 use crate::clock::Clock;
-use crate::config::{CONTROL_SOCKET, Connection, Files, KEPT_SECRET, Settings, Storage};
+use crate::config::{Connection, Files, KEPT_SECRET, Settings, Storage};
 use crate::crypto::{self, KeyRing};
 use crate::store::{FileStore, MemoryStore, PostgresStore, RedisStore, Store};
 
@@ -138,15 +138,15 @@ fn unusable(path: &Path, error: &dyn std::fmt::Display) -> RuntimeError {
     RuntimeError::State { what: path.display().to_string(), error: error.to_string() }
 }
 
-/// The control socket in `state_dir`, which only the owner may use; `None` when it cannot be had, which is said.
-pub(super) async fn open_control(directory: &Path) -> Option<(Arc<UnixListener>, PathBuf)> {
-    let path = directory.join(CONTROL_SOCKET);
-    let without = |why: &str| {
-        tracing::warn!(
-            socket = %path.display(), why,
-            "there is no control socket: `portcullis sessions` and `portcullis tokens` cannot reach this process"
-        );
-    };
+/// A socket in `state_dir` that only the owner may use; `None` when it cannot be had, which is said, with what that means.
+pub(super) async fn open_socket(
+    directory: &Path,
+    name: &str,
+    meaning: &str,
+) -> Option<(Arc<UnixListener>, PathBuf)> {
+    let path = directory.join(name);
+    let without =
+        |why: &str| tracing::warn!(socket = %path.display(), why, "there is no such socket: {meaning}");
     if UnixStream::connect(&path).await.is_ok() {
         without("another process answers there");
         return None;

@@ -82,6 +82,19 @@ impl Sessions {
         Ok(())
     }
 
+    /// Ends what the process that uses the store now has ended.
+    pub fn was_ended(&self, id: Id) {
+        self.bury(id);
+    }
+
+    /// Ends everything that is open here: what becomes of it elsewhere cannot be heard any more.
+    pub fn end_all_here(&self) {
+        let open: Vec<Id> = self.kept.open.pin().keys().copied().collect();
+        for id in open {
+            self.bury(id);
+        }
+    }
+
     /// Ends what another process has ended.
     fn bury(&self, id: Id) {
         let lifetime = Duration::from_millis(self.kept.lifetime.load(Ordering::Relaxed));

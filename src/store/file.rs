@@ -3,8 +3,11 @@
 //! redb writes whole transactions and syncs them to the disk before it answers. It blocks, so one thread of
 //! its own does it, fed through a bounded queue; what waits in the queue together is committed together.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use redb::{
     Database, MultimapTableDefinition, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
@@ -12,11 +15,11 @@ use redb::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::form::{decode, encode, failed};
 use super::waiting::Waiting;
-use super::{HandleRecord, Id, Keep, Page, Pending, SessionRecord, Store, StoreError, Tag};
+use super::{HandleRecord, Id, Keep, Lease, Page, Pending, SessionRecord, Store, StoreError, Tag};
 use crate::clock::Timestamp;
 
 const SESSIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("sessions-2");
@@ -39,18 +42,33 @@ const BATCH: usize = 64;
 const CACHE: usize = 8 * 1024 * 1024;
 /// So many sessions are on a page.
 const PAGE: usize = 500;
+/// So many endings may wait to be told to another process.
+const ENDINGS: usize = 4096;
 
 /// Sessions in a file.
 pub struct FileStore {
     queue: mpsc::Sender<Operation>,
     thread: Option<JoinHandle<()>>,
-    waiting: Waiting,
+    waiting: Arc<Waiting>,
+    /// Whether another process may use the file now.
+    is_away: AtomicBool,
+    ended: broadcast::Sender<Id>,
 }
 
 /// What the thread is asked for, with the way back.
 enum Operation {
     Read(Box<dyn FnOnce(&ReadTransaction) + Send>),
     Write(Change),
+    /// To close the file, or to open it again.
+    Hold(bool, oneshot::Sender<Result<(), StoreError>>),
+}
+
+/// The thread's side.
+struct Worker {
+    path: PathBuf,
+    /// `None`: the file is closed.
+    database: Option<Database>,
+    waiting: Arc<Waiting>,
 }
 
 /// Changes something within a transaction, and says how that ended once it is known whether the commit succeeded.
@@ -65,23 +83,16 @@ impl FileStore {
     /// # Errors
     /// When it cannot be opened or written, is no store, or is in use.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Database::builder().set_cache_size(CACHE).create(path).map_err(failed)?;
-        restrict(path)?;
-        let tables = database.begin_write().map_err(failed)?;
-        tables.open_table(SESSIONS).map_err(failed)?;
-        tables.open_table(HANDLES).map_err(failed)?;
-        tables.open_table(USED).map_err(failed)?;
-        tables.open_table(KEPT).map_err(failed)?;
-        tables.open_table(SAID).map_err(failed)?;
-        tables.open_multimap_table(HANDLES_OF).map_err(failed)?;
-        tables.open_multimap_table(TAGGED).map_err(failed)?;
-        tables.commit().map_err(failed)?;
+        let waiting = Arc::new(Waiting::default());
+        let mut worker =
+            Worker { path: path.to_owned(), database: Some(open(path)?), waiting: waiting.clone() };
         let (queue, mut operations) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || work(&database, &mut operations))
+            .spawn(move || worker.work(&mut operations))
             .map_err(failed)?;
-        Ok(Self { queue, thread: Some(thread), waiting: Waiting::default() })
+        let (ended, is_away) = (broadcast::channel(ENDINGS).0, AtomicBool::new(false));
+        Ok(Self { queue, thread: Some(thread), waiting, is_away, ended })
     }
 
     /// Answers from what was committed last.
@@ -114,8 +125,30 @@ impl FileStore {
         answered: oneshot::Receiver<Result<T, StoreError>>,
     ) -> Pending<'_, T> {
         Box::pin(async move {
+            self.check_here()?;
             self.queue.send(operation).await.map_err(failed)?;
             answered.await.map_err(failed)?
+        })
+    }
+
+    fn check_here(&self) -> Result<(), StoreError> {
+        if self.is_away.load(Ordering::Acquire) {
+            return Err(StoreError::Unavailable("another process uses the file now".into()));
+        }
+        Ok(())
+    }
+
+    /// Closes the file, or opens it again.
+    fn hold(&self, held: bool) -> Pending<'_, ()> {
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            if !held {
+                self.is_away.store(true, Ordering::Release);
+            }
+            self.queue.send(Operation::Hold(held, answer)).await.map_err(failed)?;
+            answered.await.map_err(failed)??;
+            self.is_away.store(!held, Ordering::Release);
+            Ok(())
         })
     }
 }
@@ -184,7 +217,13 @@ impl Store for FileStore {
     }
 
     fn end(&self, session: Id) -> Pending<'_, bool> {
-        self.write(move |transaction| end(transaction, session))
+        let done = self.write(move |transaction| end(transaction, session));
+        Box::pin(async move {
+            let was_there = done.await?;
+            // Nobody may want to know.
+            let _ = self.ended.send(session);
+            Ok(was_there)
+        })
     }
 
     fn keep(&self, key: Id, value: Vec<u8>, expires: Timestamp, kind: Keep) -> Pending<'_, ()> {
@@ -284,28 +323,96 @@ impl Store for FileStore {
         let swept = self.write(move |transaction| sweep(transaction, now));
         Box::pin(async move { Ok(waiting + swept.await?) })
     }
+
+    fn lease(&self, session: Id, _: Duration) -> Pending<'_, Option<Lease>> {
+        // What another process may be doing already must not be begun here.
+        Box::pin(async move { self.check_here().map(|()| Some(Lease::alone(session))) })
+    }
+
+    fn let_go(&self) -> Pending<'_, ()> {
+        self.hold(false)
+    }
+
+    fn take_back(&self) -> Pending<'_, ()> {
+        self.hold(true)
+    }
+
+    fn endings(&self) -> Option<broadcast::Receiver<Id>> {
+        Some(self.ended.subscribe())
+    }
 }
 
-fn work(database: &Database, operations: &mut mpsc::Receiver<Operation>) {
-    let mut batch = Vec::with_capacity(BATCH);
-    while operations.blocking_recv_many(&mut batch, BATCH) > 0 {
-        let (mut reads, mut writes) = (Vec::new(), Vec::new());
-        for operation in batch.drain(..) {
-            match operation {
-                Operation::Read(read) => reads.push(read),
-                Operation::Write(write) => writes.push(write),
+impl Worker {
+    fn work(&mut self, operations: &mut mpsc::Receiver<Operation>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while operations.blocking_recv_many(&mut batch, BATCH) > 0 {
+            let (mut reads, mut writes, mut holds) = (Vec::new(), Vec::new(), Vec::new());
+            for operation in batch.drain(..) {
+                match operation {
+                    Operation::Read(read) => reads.push(read),
+                    Operation::Write(write) => writes.push(write),
+                    Operation::Hold(held, answer) => holds.push((held, answer)),
+                }
+            }
+            if let Some(database) = &self.database {
+                write(database, writes);
+                if !reads.is_empty() {
+                    match database.begin_read() {
+                        Ok(transaction) => reads.into_iter().for_each(|read| read(&transaction)),
+                        // Whoever waits for an answer hears that there will be none.
+                        Err(error) => tracing::error!(%error, "the session file cannot be read"),
+                    }
+                }
+            }
+            for (held, answer) in holds {
+                let done = if held { self.reopen() } else { self.close() };
+                // Whoever asked may be gone.
+                let _ = answer.send(done);
             }
         }
-        write(database, writes);
-        if reads.is_empty() {
-            continue;
-        }
-        match database.begin_read() {
-            Ok(transaction) => reads.into_iter().for_each(|read| read(&transaction)),
-            // Whoever waits for an answer hears that there will be none.
-            Err(error) => tracing::error!(%error, "the session file cannot be read"),
+        if let Err(error) = self.close() {
+            tracing::warn!(%error, "sign-ins that had begun have to begin again");
         }
     }
+
+    /// Closes the file; what waits in memory is put into it, for whoever opens it next.
+    fn close(&mut self) -> Result<(), StoreError> {
+        let Some(database) = self.database.take() else { return Ok(()) };
+        let things = self.waiting.take_all();
+        if things.is_empty() {
+            return Ok(());
+        }
+        let transaction = database.begin_write().map_err(failed)?;
+        {
+            let mut kept = transaction.open_table(KEPT).map_err(failed)?;
+            for (key, expires, value) in things {
+                kept.insert(&key.0[..], (expires.as_unix_millis(), &value[..])).map_err(failed)?;
+            }
+        }
+        transaction.commit().map_err(failed)
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        if self.database.is_none() {
+            self.database = Some(open(&self.path)?);
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> Result<Database, StoreError> {
+    let database = Database::builder().set_cache_size(CACHE).create(path).map_err(failed)?;
+    restrict(path)?;
+    let tables = database.begin_write().map_err(failed)?;
+    tables.open_table(SESSIONS).map_err(failed)?;
+    tables.open_table(HANDLES).map_err(failed)?;
+    tables.open_table(USED).map_err(failed)?;
+    tables.open_table(KEPT).map_err(failed)?;
+    tables.open_table(SAID).map_err(failed)?;
+    tables.open_multimap_table(HANDLES_OF).map_err(failed)?;
+    tables.open_multimap_table(TAGGED).map_err(failed)?;
+    tables.commit().map_err(failed)?;
+    Ok(database)
 }
 
 /// Does all writes in one transaction, and answers only when it is on the disk.

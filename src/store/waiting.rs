@@ -44,6 +44,13 @@ impl Waiting {
         (expires > now).then_some(value)
     }
 
+    /// Everything, for another place.
+    pub(super) fn take_all(&self) -> Vec<(Id, Timestamp, Vec<u8>)> {
+        let mut state = self.state();
+        state.bytes = 0;
+        state.things.drain().map(|(key, (expires, value))| (key, expires, value)).collect()
+    }
+
     pub(super) fn sweep(&self, now: Timestamp) -> usize {
         let mut state = self.state();
         let before = state.things.len();

@@ -435,3 +435,31 @@ fn head(fields: &[(&str, &str)]) -> Vec<u8> {
     }
     out
 }
+
+/// The server is about to stop: whoever is there finishes, and is told to come no more; whoever has just come is answered.
+#[test]
+fn a_server_that_stops_says_goodbye_and_finishes_what_is_under_way() {
+    let rig = rig_with("drain_delay: 1s");
+    rig.upstream.script(|stream, _| {
+        std::thread::sleep(Duration::from_millis(600));
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_ok()
+    });
+    let (mut busy, mut new) = (Client::connect(&rig), Client::connect(&rig));
+    busy.write(HEADERS, END_HEADERS | END_STREAM, 1, &head(&get("/public/")));
+    std::thread::sleep(Duration::from_millis(200));
+    rig.server.signal("TERM");
+    std::thread::sleep(Duration::from_millis(200));
+    new.write(HEADERS, END_HEADERS | END_STREAM, 1, &head(&get("/public/")));
+    assert!(
+        new.frames(Duration::from_secs(5), |kind, _| kind == DATA).is_some(),
+        "it has come, and is answered"
+    );
+    let (mut goodbyes, mut answered) = (0, false);
+    busy.frames(Duration::from_secs(5), |kind, _| {
+        goodbyes += usize::from(kind == GO_AWAY);
+        answered |= kind == DATA;
+        false
+    });
+    assert!(answered && goodbyes > 0, "{answered} {goodbyes}");
+    assert!(new.frames(Duration::from_secs(5), |_, _| false).is_none(), "and then closed");
+}

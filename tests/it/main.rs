@@ -44,6 +44,8 @@ mod sessions;
 mod sign_in;
 mod sign_out;
 mod standing;
+mod stopping;
+mod takeover;
 mod tls;
 mod tokens;
 mod upgrades;

@@ -218,17 +218,42 @@ pub fn configuration(
 
 impl Server {
     pub fn start(configuration: &str, directory: &std::path::Path, environment: &[(String, String)]) -> Self {
+        Self::start_by(Command::new(BINARY), configuration, directory, environment)
+    }
+
+    /// Another process in the place of this one, when that one lets it.
+    pub fn successor(&self, configuration: &str, directory: &std::path::Path) -> Self {
+        Self::spawn(Self::takeover(configuration, directory))
+    }
+
+    /// The command that starts it.
+    pub fn takeover(configuration: &str, directory: &std::path::Path) -> Command {
+        let mut command = Self::command(Command::new(BINARY), configuration, directory);
+        command.arg("--takeover");
+        command
+    }
+
+    /// Started by something else, to which the command is appended.
+    pub fn start_by(
+        starter: Command,
+        configuration: &str,
+        directory: &std::path::Path,
+        environment: &[(String, String)],
+    ) -> Self {
+        let mut command = Self::command(starter, configuration, directory);
+        command.envs(environment.iter().cloned());
+        Self::spawn(command)
+    }
+
+    fn command(mut starter: Command, configuration: &str, directory: &std::path::Path) -> Command {
         let path = directory.join("config.yaml");
         std::fs::write(&path, configuration).unwrap();
-        let mut child = Command::new(BINARY)
-            .args(["run", "-c"])
-            .arg(&path)
-            .env_clear()
-            .envs(environment.iter().cloned())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        starter.env_clear().args(["run", "-c"]).arg(&path);
+        starter
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let sink = log.clone();

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{CallSettings, ListenSettings, Resolver, Services, flag, is_listen_address, key, span, text};
+use super::{
+    CallSettings, Drain, ListenSettings, Resolver, Services, flag, is_listen_address, key, span, text,
+};
 use crate::authorize::Step;
 use crate::config::routes::{self, RouteSettings};
 use crate::config::values::{Count, Text};
@@ -67,6 +69,16 @@ impl Resolver<'_> {
             calls,
             idle: span(file.timeout_idle).unwrap_or(Duration::from_secs(300)),
         })
+    }
+
+    /// `drain_timeout` and `drain_delay`.
+    pub(super) fn drain(&mut self) -> Drain {
+        let (limit, delay) = (span(self.file.drain_timeout), span(self.file.drain_delay));
+        let drain = Drain { limit: limit.unwrap_or_default(), delay };
+        if delay.is_some_and(|delay| delay > drain.limit) {
+            self.error("drain_delay", "it is a part of drain_timeout, which is shorter");
+        }
+        drain
     }
 
     /// `grpc_address`. Those who ask there have to know the certificate, so none is made up.

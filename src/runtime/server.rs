@@ -1,0 +1,459 @@
+//! One server, from its start to its end.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use super::beside::Beside;
+use super::handover::{Before, Next, Released};
+use super::reload::{Fixed, Reloader};
+use super::sockets::{Socket, Sockets};
+use super::state::Opened;
+use super::worker::Worker;
+use super::{Answers, RuntimeError, notify, reload, state};
+use crate::clock::Clock;
+use crate::config::{Files, Settings, Sources};
+use crate::connection::Port;
+use crate::listener::Phase;
+use crate::pipeline::{Context, RequestIds};
+use crate::snapshot::{Parts, Readiness, Reloads, Running, Snapshot};
+use crate::store::Store;
+use crate::telemetry::Sink;
+
+/// How long a stopping server waits for renewals, whose tokens would be lost.
+const SETTLE: Duration = Duration::from_secs(10);
+/// How long a start waits for a store that is shared.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+/// What has expired is removed this often.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Who asked for readiness within this time leads requests here by it,
+const LED_BY: Duration = Duration::from_secs(30);
+/// and has so long to hear that the server stops.
+const DELAY: Duration = Duration::from_secs(5);
+/// What is being decided is waited for, before another process takes over.
+const DECIDING: Duration = Duration::from_millis(500);
+
+/// A server that serves.
+struct Server {
+    answers: Answers,
+    running: Running,
+    store: Arc<dyn Store>,
+    state_dir: PathBuf,
+    phases: watch::Sender<Phase>,
+    /// The listening sockets: of requests, and of health.
+    sockets: [Arc<[Socket]>; 2],
+    beside: Option<Beside>,
+    /// What holds as long as something is under way; workers and listeners hold some too.
+    alive: mpsc::WeakSender<()>,
+    idle_holders: usize,
+}
+
+/// The signals that end a process.
+struct Stops {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// Why a server stops.
+enum End {
+    Signal(&'static str),
+    HandedOver(Next),
+}
+
+pub(super) async fn serve(
+    settings: Settings,
+    mut source: Option<(Sources, Files)>,
+    answers: Answers,
+    takeover: bool,
+) -> Result<(), RuntimeError> {
+    let clock = Clock::system();
+    // Before anything else: until they are asked for, they end the process.
+    let hangups = reload::hangups()?;
+    let mut stops = Stops::listen()?;
+    let systemd = Sockets::of_systemd()?;
+    let state_dir = settings.state_dir.clone();
+    let before = if takeover { ask_before(&state_dir).await? } else { None };
+    let (before, mut sockets) = match before {
+        Some((before, sockets)) => (Some(before), systemd.or(Sockets::of_process(sockets))),
+        None => (None, systemd),
+    };
+    let workers = settings.listen.workers;
+    let mut public = sockets.take("address", &settings.listen.address, workers)?;
+    let calls = match &settings.listen.calls {
+        Some(calls) => sockets.take("grpc_address", &calls.address, workers)?,
+        None => Vec::new(),
+    };
+    let health = sockets.take("health_check_addr", &settings.health_address, 1)?;
+    let local = |sockets: &[Socket]| sockets.first().and_then(|socket| socket.listener.local_addr().ok());
+    let (bound, bound_for_calls) = (local(&public), local(&calls));
+    public.extend(calls);
+    let released = match before {
+        Some(before) => Some(release(before).await?),
+        None => None,
+    };
+
+    let Opened { store, keys, kind, kept_secrets } = state::open(&settings)?;
+    let endings = store.endings();
+    if let (Some(path), Some((_, files))) = (&kept_secrets, &mut source) {
+        // Watched like what the configuration names.
+        state::read_kept_secrets(path, files)?;
+    }
+    let signer = reload::signer(&settings, &keys)?;
+    let (format, fixed) = (settings.log_format, Fixed::of(&settings));
+    let control = tokio::runtime::Handle::current();
+    let parts = Parts { store: store.clone(), keys, signer: Arc::new(signer), clock: clock.clone(), control };
+    let snapshot = Snapshot::build(settings, parts.clone(), None)
+        .map_err(|error| RuntimeError::Other(error.to_string()))?;
+    let encrypted = snapshot.accepting.public.is_some();
+    let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+
+    let over = Arc::new(AtomicBool::new(false));
+    let (phases, phase) = watch::channel(Phase::Serving);
+    let (alive, mut all_gone) = mpsc::channel::<()>(1);
+    let sink =
+        Sink::start().map_err(|error| RuntimeError::Other(format!("the log cannot start: {error}")))?;
+    let idle_holders = workers + public.len();
+    let mut threads = Vec::with_capacity(workers);
+    for worker in 0..workers {
+        let context = Context {
+            worker,
+            snapshot: snapshot.clone(),
+            journal: sink.journal(format),
+            clock: clock.clone(),
+            ids: RequestIds::new(),
+            alive: alive.downgrade(),
+        };
+        let listeners = listeners_of(worker, workers, &public)?;
+        let start =
+            Worker { listeners, context, phases: phase.clone(), alive: alive.clone(), over: over.clone() };
+        threads.push(start.spawn()?);
+    }
+    let alive = {
+        let weak = alive.downgrade();
+        drop(alive);
+        weak
+    };
+
+    let sessions = snapshot.load_full().sessions.clone();
+    match tokio::time::timeout(FIRST_WORD, sessions.begin_to_listen()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the session store cannot be used yet"),
+        Err(_) => tracing::error!("the session store does not answer yet"),
+    }
+    let background = start_background(&snapshot, &store, &clock);
+    let followers = reload::follow(&snapshot.load());
+    let running = Running {
+        readiness: Arc::new(Readiness::new(clock.clone())),
+        snapshot: snapshot.clone(),
+        reloads: Reloads::start(clock.now()),
+    };
+    let reloader = Reloader {
+        source,
+        fixed,
+        kept_secrets,
+        parts,
+        snapshot: snapshot.clone(),
+        reloads: running.reloads.clone(),
+        followers,
+        retired: Vec::new(),
+        torn: 0,
+    };
+    let reloading = tokio::spawn(reloader.run(hangups));
+    let beside = Beside::open(answers, &running, &health, &state_dir).await;
+    let mut server = Server {
+        answers,
+        running,
+        store,
+        state_dir,
+        phases,
+        sockets: [public.into(), health.into()],
+        beside: Some(beside),
+        alive,
+        idle_holders,
+    };
+    // The last word: whoever waits for it finds everything there.
+    if let Some(address) = bound_for_calls {
+        tracing::info!(address = %address, "listening for gRPC");
+    }
+    if let Some(address) = bound {
+        let scheme = if encrypted { "https" } else { "http" };
+        tracing::info!(address = %address, scheme, workers, storage = kind, "listening");
+    }
+    server.running.readiness.set(true);
+    if let Some(released) = released {
+        released.serving(endings);
+        tracing::info!("took over from the process before this one");
+    }
+    notify::ready("serving");
+    let watchdog = tokio::spawn(notify::live());
+
+    let end = server.serve_until(&mut stops).await;
+    // What the configuration says now is what holds to the end.
+    reloading.abort();
+    server.drain(end, &mut stops, &mut all_gone).await;
+    over.store(true, Ordering::Release);
+    drop(background);
+    watchdog.abort();
+    join(threads).await;
+    sink.finish();
+    Ok(())
+}
+
+/// The sockets that a worker listens at.
+fn listeners_of(
+    worker: usize,
+    workers: usize,
+    sockets: &[Socket],
+) -> Result<Vec<(Port, std::net::TcpListener)>, RuntimeError> {
+    let mut listeners = Vec::new();
+    for key in ["address", "grpc_address"] {
+        let port = if key == "grpc_address" { Port::Calls } else { Port::Public };
+        let of_key = sockets.iter().filter(|socket| socket.key == key);
+        for socket in of_key.skip(worker).step_by(workers) {
+            let again = socket.again();
+            let again = again.map_err(|error| RuntimeError::Other(format!("{key}: {error}")))?;
+            listeners.push((port, again.listener));
+        }
+    }
+    Ok(listeners)
+}
+
+async fn ask_before(state_dir: &std::path::Path) -> Result<Option<(Before, Vec<Socket>)>, RuntimeError> {
+    let directory = state_dir.to_owned();
+    let asked = blocking(move || Before::ask(&directory)).await.map_err(|error| RuntimeError::State {
+        what: format!("the process that runs with state_dir {} does not hand over", state_dir.display()),
+        error: error.to_string(),
+    })?;
+    if asked.is_none() {
+        tracing::info!(state_dir = %state_dir.display(), "nobody runs with this state_dir: nothing to take over");
+    }
+    Ok(asked)
+}
+
+async fn release(before: Before) -> Result<Released, RuntimeError> {
+    tracing::info!("the process before this one finishes what it is deciding");
+    let released = blocking(|| before.release()).await;
+    released
+        .map_err(|error| RuntimeError::Other(format!("the process before this one does not let go: {error}")))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+async fn join(threads: Vec<JoinHandle<()>>) {
+    let joined = spawn_blocking(move || {
+        for thread in threads {
+            // A worker that panicked has said so already.
+            let _ = thread.join();
+        }
+    });
+    joined.await.unwrap_or_default();
+}
+
+impl Stops {
+    fn listen() -> Result<Self, RuntimeError> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| RuntimeError::Other(format!("signals cannot be received: {error}")))
+        };
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// The next one.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "TERM",
+            _ = self.interrupt.recv() => "INT",
+        }
+    }
+}
+
+impl Server {
+    /// Serves until it is told to stop, or another process has taken over.
+    async fn serve_until(&mut self, stops: &mut Stops) -> End {
+        loop {
+            let heir = async {
+                match &self.beside {
+                    Some(beside) => beside.heir().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let heir = tokio::select! {
+                signal = stops.next() => return End::Signal(signal),
+                heir = heir => heir,
+            };
+            tracing::info!("another process asks to take over");
+            let outcome = tokio::select! {
+                signal = stops.next() => return End::Signal(signal),
+                outcome = self.hand_over(heir) => outcome,
+            };
+            match outcome {
+                Ok(next) => return End::HandedOver(next),
+                Err(error) => {
+                    tracing::warn!(%error, "the other process did not take over: this one goes on");
+                    self.go_on().await;
+                }
+            }
+        }
+    }
+
+    async fn hand_over(&mut self, heir: tokio::net::UnixStream) -> io::Result<Next> {
+        let heir = heir.into_std()?;
+        let sockets = self.sockets.clone();
+        let next = blocking(move || {
+            let all: io::Result<Vec<_>> =
+                sockets.iter().flat_map(|some| some.iter()).map(Socket::again).collect();
+            Next::give(heir, &all?)
+        });
+        let next = next.await?;
+        self.phases.send_replace(Phase::Leaving);
+        let drain = self.running.snapshot.load().drain;
+        tokio::time::sleep(drain.delay.unwrap_or(DELAY).min(drain.limit)).await;
+        self.phases.send_replace(Phase::HandingOver);
+        let _ = tokio::time::timeout(DECIDING, self.idle()).await;
+        self.settle().await;
+        self.store.let_go().await.map_err(io::Error::other)?;
+        if let Some(beside) = self.beside.take() {
+            beside.close();
+        }
+        blocking(|| next.yours()).await
+    }
+
+    /// Serves as before.
+    async fn go_on(&mut self) {
+        if let Err(error) = self.store.take_back().await {
+            tracing::error!(%error, "the session store cannot be used any more: restart this process");
+        }
+        if self.beside.is_none() {
+            let [_, health] = &self.sockets;
+            self.beside = Some(Beside::open(self.answers, &self.running, health, &self.state_dir).await);
+        }
+        self.phases.send_replace(Phase::Serving);
+    }
+
+    /// How many connections there are.
+    fn connections(&self) -> usize {
+        let holders = self.alive.upgrade().map_or(0, |alive| alive.strong_count());
+        holders.saturating_sub(1 + self.idle_holders)
+    }
+
+    /// Returns when there are no connections.
+    async fn idle(&self) {
+        while self.connections() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits for what would be lost.
+    async fn settle(&self) {
+        let snapshot = self.running.snapshot.load_full();
+        snapshot.authenticate.settle(SETTLE).await;
+        if let Err(error) = snapshot.sessions.tell_last_use().await {
+            tracing::warn!(%error, "the session store was not told which sessions are in use");
+        }
+    }
+
+    /// Finishes what is under way, for as long as that may take.
+    async fn drain(mut self, end: End, stops: &mut Stops, all_gone: &mut mpsc::Receiver<()>) {
+        let drain = self.running.snapshot.load().drain;
+        self.running.readiness.set(false);
+        let mut left = drain.limit;
+        let was_handed_over = matches!(end, End::HandedOver(_));
+        match end {
+            End::Signal(signal) => {
+                let delay = match drain.delay {
+                    _ if signal == "INT" => Duration::ZERO,
+                    Some(delay) => delay,
+                    None if self.running.readiness.was_asked_within(LED_BY) => DELAY,
+                    None => Duration::ZERO,
+                };
+                let delay = delay.min(drain.limit);
+                let connections = self.connections();
+                tracing::info!(signal, connections, drain_delay = ?delay, drain_timeout = ?drain.limit, "stopping");
+                notify::stopping("finishing what is under way");
+                self.phases.send_replace(Phase::Leaving);
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => left = left.saturating_sub(delay),
+                    again = stops.next() => {
+                        tracing::warn!(signal = again, "stopped at once");
+                        left = Duration::ZERO;
+                    }
+                }
+            }
+            End::HandedOver(next) => {
+                let connections = self.connections();
+                tracing::info!(connections, drain_timeout = ?drain.limit, "another process has taken over");
+                self.hear_of_ends(next);
+            }
+        }
+        self.sockets = [Arc::new([]), Arc::new([])];
+        self.idle_holders = 0;
+        // Nobody listens any more only when every worker has gone already.
+        let _ = self.phases.send(Phase::Stopping);
+        if !left.is_zero() {
+            tokio::select! {
+                // Closed when the last connection has gone.
+                _ = all_gone.recv() => tracing::info!("stopped; everything under way was finished"),
+                () = tokio::time::sleep(left) => tracing::warn!(
+                    connections = self.connections(),
+                    "stopped; drain_timeout was over before everything had finished"
+                ),
+                again = stops.next() => tracing::warn!(signal = again, "stopped at once"),
+            }
+        }
+        if !was_handed_over {
+            self.settle().await;
+            if let Err(error) = self.store.let_go().await {
+                tracing::warn!(%error, "the session store was not closed in order");
+            }
+        }
+        if let Some(beside) = self.beside.take() {
+            beside.close();
+        }
+    }
+
+    /// What the process that has taken over ends, ends here too.
+    fn hear_of_ends(&self, next: Next) {
+        if self.store.endings().is_none() {
+            return;
+        }
+        let sessions = self.running.snapshot.load_full().sessions.clone();
+        let thread = std::thread::Builder::new().name("handover".into());
+        let heard = sessions.clone();
+        let started = thread.spawn(move || {
+            next.hear(|id| heard.was_ended(id));
+            heard.end_all_here();
+        });
+        if let Err(error) = started {
+            tracing::warn!(%error, "the next process cannot be heard: what is under way ends");
+            sessions.end_all_here();
+        }
+    }
+}
+
+fn start_background(snapshot: &Arc<ArcSwap<Snapshot>>, store: &Arc<dyn Store>, clock: &Clock) -> JoinSet<()> {
+    let current = snapshot.load_full();
+    let (snapshot, store, clock) = (snapshot.clone(), store.clone(), clock.clone());
+    let mut background = JoinSet::new();
+    background.spawn(async move {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            let current = snapshot.load_full();
+            current.sessions.sweep().await;
+            current.authenticate.sweep();
+            if let Err(error) = store.sweep(clock.now()).await {
+                tracing::warn!(%error, "expired sessions could not be removed");
+            }
+        }
+    });
+    background.spawn(current.sessions.clone().listen());
+    background
+}

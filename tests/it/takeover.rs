@@ -1,0 +1,226 @@
+//! `portcullis run --takeover`: another process in the place of one that runs, and nobody notices.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::rig::{Answer, Rig, Server, Setup, read_all};
+use crate::sessions::{lasting_upstream, open_websocket};
+
+/// Sessions in a file, which only one process may use.
+const SETTINGS: &str = "databroker_storage_type: file\ndrain_delay: 300ms";
+
+fn rig() -> Rig {
+    Rig::with(setup())
+}
+
+fn setup() -> Setup {
+    Setup { settings: SETTINGS.into(), ..Setup::default() }
+}
+
+fn succeed(rig: &mut Rig) -> Server {
+    let next = rig.server.successor(&rig.configuration(&setup()), rig.state());
+    std::mem::replace(&mut rig.server, next)
+}
+
+/// Asks on new connections until it is told to stop: what went wrong, and how often it went well.
+fn ask_meanwhile(
+    address: std::net::SocketAddr,
+    stop: Arc<AtomicBool>,
+) -> std::thread::JoinHandle<(Vec<String>, usize)> {
+    std::thread::spawn(move || {
+        let (mut wrong, mut right) = (Vec::new(), 0);
+        while !stop.load(Ordering::Relaxed) {
+            let asked = TcpStream::connect(address).and_then(|mut stream| {
+                stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+                stream.write_all(b"GET /x HTTP/1.1\r\nHost: open.localhost\r\nConnection: close\r\n\r\n")?;
+                let mut text = String::new();
+                stream.read_to_string(&mut text)?;
+                Ok(text)
+            });
+            match asked {
+                Ok(text) if text.starts_with("HTTP/1.1 200") => right += 1,
+                other => wrong.push(format!("{other:?}")),
+            }
+        }
+        (wrong, right)
+    })
+}
+
+#[test]
+fn nobody_notices_that_another_process_serves() {
+    let mut rig = rig();
+    let mut jane = rig.signed_in();
+    let stop = Arc::new(AtomicBool::new(false));
+    let asking: Vec<_> = (0..3).map(|_| ask_meanwhile(rig.server.address, stop.clone())).collect();
+    std::thread::sleep(Duration::from_millis(200));
+    let address = rig.server.address;
+    for _ in 0..3 {
+        let mut before = succeed(&mut rig);
+        assert_eq!(before.wait(Duration::from_secs(10)), Some(0), "{}", before.raw_log());
+        assert!(before.raw_log().contains("another process has taken over"));
+        assert_eq!(rig.server.address, address);
+        assert_eq!((rig.server.health("/readyz"), rig.server.health("/status")), (200, 200));
+        assert_eq!(jane.get("http://app.localhost/").status, 200, "her session goes on");
+    }
+    stop.store(true, Ordering::Relaxed);
+    for one in asking {
+        let (wrong, right) = one.join().unwrap();
+        assert!(wrong.is_empty() && right > 50, "{right} answered, and {wrong:#?}");
+    }
+    // The sockets of the administrator lead to the process that serves.
+    let token = rig.account("robot", &[]);
+    assert!(!token.is_empty());
+}
+
+#[test]
+fn what_is_under_way_is_finished_by_the_process_before_and_ends_with_its_session() {
+    let mut rig = rig();
+    let mut jane = rig.signed_in();
+    let mut other = rig.signed_in();
+    lasting_upstream(&rig);
+    let mut hers = open_websocket(&rig, &jane.session("app.localhost"));
+    let mut others = open_websocket(&rig, &other.session("app.localhost"));
+    let mut before = succeed(&mut rig);
+    std::thread::sleep(Duration::from_millis(300));
+    // Signed out at the process that serves now: the one before hears of it.
+    rig.upstream.answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    assert_eq!(other.get("http://app.localhost/").status, 200);
+    jane.get("http://app.localhost/.pomerium/sign_out");
+    let began = Instant::now();
+    hers.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut rest = Vec::new();
+    let _ = hers.read_to_end(&mut rest);
+    assert_eq!(rest, [0x88, 0x02, 0x03, 0xF0], "after {:?}", began.elapsed());
+    others.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(others.read(&mut [0; 8]).is_err(), "another session's goes on");
+    // Should the process that serves be gone, nothing is heard any more: doubt is an end.
+    rig.server.kill();
+    others.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut rest = Vec::new();
+    let _ = others.read_to_end(&mut rest);
+    assert_eq!(rest, [0x88, 0x02, 0x03, 0xF0]);
+    assert_eq!(before.wait(Duration::from_secs(5)), Some(0));
+}
+
+#[test]
+fn a_sign_in_that_had_begun_is_finished_by_the_next_process() {
+    let mut rig = rig();
+    let mut jane = rig.browser();
+    let callback = jane.until("http://app.localhost/", "/oauth2/callback");
+    let mut before = succeed(&mut rig);
+    assert_eq!(jane.open(&callback).status, 200);
+    assert_eq!(before.wait(Duration::from_secs(10)), Some(0));
+    // The same after a stop in order, and another start.
+    let mut bob = rig.browser();
+    let callback = bob.until("http://app.localhost/", "/oauth2/callback");
+    rig.server.signal("TERM");
+    assert_eq!(rig.server.wait(Duration::from_secs(10)), Some(0));
+    rig.kill_and_restart(&Setup {
+        settings: format!("{SETTINGS}\naddress: {}", rig.server.address),
+        ..Setup::default()
+    });
+    assert_eq!(bob.open(&callback).status, 200);
+}
+
+#[test]
+fn a_process_that_cannot_take_over_changes_nothing() {
+    let mut rig = rig();
+    let mut jane = rig.signed_in();
+    // It asks, and goes away; or says something else; or takes the sockets, has the other let go, and dies.
+    let ask = |words: &[&str], wait: u64| {
+        let mut stream = UnixStream::connect(rig.state().join("takeover.sock")).unwrap();
+        for word in words {
+            stream.write_all(word.as_bytes()).unwrap();
+            std::thread::sleep(Duration::from_millis(wait));
+        }
+    };
+    for (at, (words, wait)) in
+        [(vec![], 0), (vec!["no\n"], 100), (vec!["go\n"], 1500), (vec!["go\n", "no\n"], 1500)]
+            .into_iter()
+            .enumerate()
+    {
+        ask(&words, wait);
+        let until = Instant::now() + Duration::from_secs(10);
+        while rig.server.raw_log().matches("this one goes on").count() <= at {
+            assert!(Instant::now() < until, "{}", rig.server.raw_log());
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(jane.get("http://app.localhost/").status, 200, "{words:?}");
+        assert_eq!(rig.server.get("open.localhost", "/x", "").status, 200, "{words:?}");
+        assert_eq!(rig.server.health("/readyz"), 200, "{words:?}");
+        assert_eq!(
+            rig.browser().open("http://app.localhost/").status,
+            200,
+            "{words:?}: somebody else signs in"
+        );
+        assert!(!rig.account(&format!("robot-{at}"), &[]).is_empty(), "{words:?}");
+    }
+    // A configuration that is wrong is found before anybody is asked.
+    let wrong = format!("no_such_key: 1\n{}", rig.configuration(&setup()));
+    let directory = tempfile::tempdir().unwrap();
+    let done = Server::takeover(&wrong, directory.path()).output().unwrap();
+    assert_eq!(done.status.code(), Some(2));
+    // One that cannot start after all, because something in the state directory is broken.
+    std::fs::write(rig.state().join("secret"), "no").unwrap();
+    let without = rig.configuration(&setup());
+    let without: String =
+        without.lines().filter(|line| !line.contains("secret")).collect::<Vec<_>>().join("\n");
+    let without = without.replace("routes:", "idp_client_secret: the-secret-of-the-tests\nroutes:");
+    let done = Server::takeover(&without, directory.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert_eq!(jane.get("http://app.localhost/").status, 200);
+    // And after all that, one that can.
+    std::fs::remove_file(rig.state().join("secret")).unwrap();
+    let mut before = succeed(&mut rig);
+    assert_eq!(before.wait(Duration::from_secs(10)), Some(0));
+    assert_eq!(jane.get("http://app.localhost/").status, 200);
+}
+
+#[test]
+fn where_nobody_runs_it_is_an_ordinary_start() {
+    let rig = rig();
+    let directory = tempfile::tempdir().unwrap();
+    let configuration = rig.configuration(&Setup {
+        settings: format!("{SETTINGS}\nstate_dir: {}", directory.path().display()),
+        ..Setup::default()
+    });
+    let server = rig.server.successor(&configuration, directory.path());
+    assert_eq!(server.get("open.localhost", "/x", "").status, 200);
+    assert!(server.raw_log().contains("nothing to take over"));
+}
+
+#[test]
+fn a_port_in_use_is_an_error_that_says_what_can_be_done() {
+    let rig = rig();
+    let directory = tempfile::tempdir().unwrap();
+    let settings = format!("address: {}\nstate_dir: {}", rig.server.address, directory.path().display());
+    let text = rig.configuration(&Setup { settings, ..Setup::default() });
+    let mut command = Server::takeover(&text, directory.path());
+    let done = command.output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(said.contains("(address): Address already in use") && said.contains("run --takeover"), "{said}");
+}
+
+#[test]
+fn an_answer_under_way_is_whole_and_its_connection_is_not_used_again() {
+    let mut rig = rig();
+    rig.upstream.script(|stream, _| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nslow").unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        stream.write_all(b"down").is_ok()
+    });
+    let mut stream = rig.server.connect();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.write_all(b"GET /x HTTP/1.1\r\nHost: open.localhost\r\n\r\n").unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let mut before = succeed(&mut rig);
+    let text = read_all(&mut stream);
+    assert!(Answer::parse(&text).status == 200 && text.ends_with("slowdown"), "{text}");
+    assert_eq!(before.wait(Duration::from_secs(10)), Some(0));
+}
