@@ -38,8 +38,8 @@ const SWEEP: Duration = Duration::from_secs(60);
 const LED_BY: Duration = Duration::from_secs(30);
 /// and has so long to hear that the server stops.
 const DELAY: Duration = Duration::from_secs(5);
-/// What is being decided is waited for, before another process takes over.
-const DECIDING: Duration = Duration::from_millis(500);
+/// What is being decided is waited for, before another process gets what only one may use.
+const DECIDING: Duration = Duration::from_millis(100);
 
 /// A server that serves.
 struct Server {
@@ -318,7 +318,10 @@ impl Server {
         let drain = self.running.snapshot.load().drain;
         tokio::time::sleep(drain.delay.unwrap_or(DELAY).min(drain.limit)).await;
         self.phases.send_replace(Phase::HandingOver);
-        let _ = tokio::time::timeout(DECIDING, self.idle()).await;
+        if self.store.endings().is_some() {
+            // What lasts goes on; it was decided on.
+            let _ = tokio::time::timeout(DECIDING, self.idle()).await;
+        }
         self.settle().await;
         self.store.let_go().await.map_err(io::Error::other)?;
         if let Some(beside) = self.beside.take() {
