@@ -77,6 +77,7 @@ fn answer(path: &str, state: &Running) -> Response<Body> {
                 "identity_providers": providers,
                 "callback_urls": authenticate.callback_urls(),
                 "sign_out_url": authenticate.signed_out_url(),
+                "doubts": snapshot.doubts,
                 "configuration": {
                     "generation": last.generation,
                     "in_force_since": last.since.to_string(),

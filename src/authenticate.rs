@@ -35,6 +35,7 @@ mod callback;
 mod client_auth;
 mod discovery;
 mod error;
+mod examine;
 mod github;
 mod handoff;
 mod issuers;
@@ -54,6 +55,7 @@ pub use bearer::{Bearer, BearerError, BearerFormat, BearerRule, BearerSettings, 
 pub use client_auth::ClientAuth;
 pub use discovery::{DiscoveryError, Issuer, IssuerError};
 pub use error::{Blame, Explanation, SignInError};
+pub use examine::{Examined, Finding, examine};
 pub use issuers::TokenIssuerSettings;
 pub use keep::Kept;
 pub use logout::LogoutError;

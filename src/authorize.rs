@@ -23,11 +23,13 @@ mod compile;
 mod criterion;
 mod evaluate;
 mod matcher;
+mod reach;
 mod reason;
 mod trace;
 mod words;
 
 pub use compile::{PolicyError, Shorthand, Step};
+pub use reach::Reach;
 pub use reason::{Reason, Reasons};
 pub use trace::Traced;
 

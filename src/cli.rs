@@ -15,6 +15,7 @@ use crate::snapshot::{Running, Snapshot};
 mod check;
 mod control;
 mod demo;
+mod doctor;
 mod keys;
 mod policy;
 mod run;
@@ -37,6 +38,8 @@ enum Command {
     Run(run::RunArguments),
     /// Read and validate a configuration without touching the network; print its routes and the URLs to register.
     Check(check::Arguments),
+    /// Look for what will go wrong: the configuration, the providers, the store, certificates, upstreams. Nobody's credentials are needed.
+    Doctor(doctor::Doctor),
     /// Ask what policies decide: explain one request, or test many.
     #[command(subcommand)]
     Policy(policy::Command),
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
         None => run::main(&arguments.run),
         Some(Command::Run(arguments)) => run::main(&arguments),
         Some(Command::Check(arguments)) => check::main(&arguments),
+        Some(Command::Doctor(arguments)) => doctor::main(&arguments),
         Some(Command::Policy(command)) => policy::main(&command),
         Some(Command::Keys(command)) => keys::main(&command),
         Some(Command::Sessions(command)) => sessions::main(&command),

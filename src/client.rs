@@ -4,6 +4,7 @@
 //! followed (they would be a way to make us call somebody else); cleartext goes to loopback only. An error
 //! names the hop that failed, because "cannot reach the provider" helps nobody.
 
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -44,6 +45,10 @@ pub struct Limits {
     /// Bytes of the answer's body.
     pub size: usize,
 }
+
+/// How far a call has come.
+#[derive(Default)]
+struct Hop(AtomicU8);
 
 /// How providers are reached.
 #[derive(Clone, Default)]
@@ -111,12 +116,14 @@ pub enum ClientError {
         size: usize,
     },
     /// The call took too long.
-    #[error("{host} did not answer within {time:?}")]
+    #[error("{host} did not answer within {time:?} ({hop})")]
     Time {
         /// The host.
         host: String,
         /// The limit.
         time: Duration,
+        /// What it was waited for: `connect`, `TLS` or `HTTP`.
+        hop: &'static str,
     },
 }
 
@@ -131,6 +138,20 @@ impl PartialEq for Settings {
 impl Default for Limits {
     fn default() -> Self {
         Self { time: Duration::from_secs(10), size: 1024 * 1024 }
+    }
+}
+
+impl Hop {
+    fn next(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn name(&self) -> &'static str {
+        match self.0.load(Ordering::Relaxed) {
+            0 => "connect",
+            1 => "TLS",
+            _ => "HTTP",
+        }
     }
 }
 
@@ -163,13 +184,14 @@ impl Client {
     /// The hop that failed, or the limit that was reached.
     pub async fn call(&self, request: Request<Bytes>) -> Result<Answer, ClientError> {
         let host = request.uri().host().unwrap_or_default().to_owned();
-        match tokio::time::timeout(self.limits.time, Box::pin(self.exchange(request, &host))).await {
+        let hop = Hop::default();
+        match tokio::time::timeout(self.limits.time, Box::pin(self.exchange(request, &host, &hop))).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Time { host, time: self.limits.time }),
+            Err(_) => Err(ClientError::Time { host, time: self.limits.time, hop: hop.name() }),
         }
     }
 
-    async fn exchange(&self, request: Request<Bytes>, host: &str) -> Result<Answer, ClientError> {
+    async fn exchange(&self, request: Request<Bytes>, host: &str, hop: &Hop) -> Result<Answer, ClientError> {
         let uri = request.uri();
         let encrypted = match uri.scheme_str() {
             Some("https") => true,
@@ -184,14 +206,17 @@ impl Client {
             Some(proxy) if !is_loopback(host) => self.tunnel(proxy, host, port).await?,
             _ => self.names.dial(host, port).await?,
         };
+        hop.next();
         if encrypted {
             let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
             let name = ServerName::try_from(name)
                 .map_err(|_| ClientError::Url(format!("{host} is not a name that a certificate can have")))?;
             let tls = self.tls.connect(name, stream).await;
             let tls = tls.map_err(|error| ClientError::Tls { host: host.to_owned(), error })?;
+            hop.next();
             self.send(request, tls, host).await
         } else {
+            hop.next();
             self.send(request, stream, host).await
         }
     }
@@ -267,6 +292,17 @@ impl Client {
 }
 
 impl ClientError {
+    /// How far the call came: `name`, `connect`, `TLS` or `HTTP`.
+    pub const fn hop(&self) -> &'static str {
+        match self {
+            Self::Dial(DialError::Name { .. }) => "name",
+            Self::Dial(DialError::Connect { .. }) => "connect",
+            Self::Tls { .. } => "TLS",
+            Self::Time { hop, .. } => hop,
+            _ => "HTTP",
+        }
+    }
+
     /// Whether trying again later may help, as opposed to a mistake in the configuration.
     pub const fn is_temporary(&self) -> bool {
         !matches!(self, Self::Url(_))

@@ -48,6 +48,13 @@ pub struct Loaded {
     pub warnings: Vec<Problem>,
 }
 
+impl Loaded {
+    /// Everything that there is to say about it.
+    pub fn remarks(&self) -> impl Iterator<Item = &Problem> {
+        self.warnings.iter().chain(&self.settings.doubts)
+    }
+}
+
 /// Reads a file that holds a list: each item, and the line that it begins in.
 ///
 /// # Errors

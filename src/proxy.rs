@@ -27,6 +27,7 @@ mod forward;
 mod frames;
 mod http1;
 mod pool;
+mod probe;
 mod rewrite;
 mod upgrade;
 
@@ -35,6 +36,7 @@ pub use call::{Call, scheme_of_service};
 pub use cluster::{Cluster, Clusters};
 pub use connect::{SharedTls, UpstreamTlsError};
 pub use forward::{Errand, ResponseRules};
+pub use probe::Unreachable;
 pub use rewrite::Rewrite;
 pub use upgrade::{Upgrade, UpgradeError, check_origin};
 

@@ -133,6 +133,21 @@ impl<T> Table<T> {
             || self.wildcard.iter().any(|(pattern, paths)| pattern.matches(host) && named(paths))
     }
 
+    /// The routes that no request can reach, for one before each of them takes all of its requests: each with that one, in
+    /// the order of the configuration. Regular expressions are compared by their text alone.
+    pub fn unreachable(&self, matches: &[Match]) -> Vec<(usize, usize)> {
+        let covering = |at: usize, one: &Match| {
+            let groups = self.exact.get(one.host.as_str()).into_iter();
+            let wildcards = self.wildcard.iter().filter(|_| one.host.exact().is_none());
+            let wildcards =
+                wildcards.filter(|(pattern, _)| pattern.covers(&one.host)).map(|(_, paths)| paths);
+            let first =
+                groups.chain(wildcards).filter_map(|paths| paths.covering(one.port, &one.path)).min()?;
+            (first < at).then_some((at, first))
+        };
+        matches.iter().enumerate().filter_map(|(at, one)| covering(at, one)).collect()
+    }
+
     /// All targets, in the order of the configuration.
     pub fn targets(&self) -> &[T] {
         &self.targets
@@ -155,6 +170,27 @@ impl Paths {
     fn entries(&self) -> impl Iterator<Item = &Entry> {
         let listed = self.exact.values().chain(self.prefix.values()).flatten();
         listed.chain(self.regex.iter().map(|(_, entry)| entry))
+    }
+
+    /// The first that takes every request at a port for which a route with this path is.
+    fn covering(&self, port: Option<u16>, path: &PathMatch) -> Option<usize> {
+        let of = |entries: Option<&Vec<Entry>>| {
+            entries.into_iter().flatten().find(|entry| entry.accepts(port)).map(|entry| entry.at)
+        };
+        match path {
+            PathMatch::Exact(path) => self.first(port, path),
+            PathMatch::Prefix(path) => {
+                let slashes = memchr::memchr_iter(b'/', path.as_bytes());
+                let parts = slashes.flat_map(|slash| [slash, slash + 1]).chain([path.len()]);
+                parts.filter_map(|end| of(self.prefix.get(path.get(..end)?))).min()
+            }
+            PathMatch::Regex(regex) => {
+                let same = self.regex.iter().filter(|(other, _)| other.as_str() == regex.as_str());
+                let same =
+                    same.map(|(_, entry)| entry).find(|entry| entry.accepts(port)).map(|entry| entry.at);
+                of(self.prefix.get("/")).into_iter().chain(same).min()
+            }
+        }
     }
 
     fn first(&self, port: Option<u16>, path: &str) -> Option<usize> {
@@ -245,6 +281,59 @@ mod tests {
         let (host, port) = crate::http::split_host(authority).unwrap();
         let path = Readings::of(path, PathRules::default()).unwrap();
         table.find(&Canonical::new(Scheme::Https, &host, port, path)).copied()
+    }
+
+    #[test]
+    fn a_route_that_no_request_can_reach_is_found_with_the_one_before_it() {
+        let regex = |pattern| PathMatch::regex(pattern).unwrap();
+        let exact = |path: &str| PathMatch::Exact(path.into());
+        let cases = [
+            (vec![("a.test", prefix("/")), ("a.test", prefix("/admin"))], vec![(1, 0)]),
+            (vec![("a.test", prefix("/admin")), ("a.test", prefix("/"))], vec![]),
+            (vec![("a.test", prefix("/admin")), ("a.test", prefix("/administrator"))], vec![]),
+            (vec![("a.test", prefix("/a")), ("a.test", prefix("/a/"))], vec![(1, 0)]),
+            (vec![("a.test", prefix("/a/")), ("a.test", prefix("/a"))], vec![]),
+            (
+                vec![("a.test", prefix("/a/b")), ("a.test", prefix("/a/b/c")), ("a.test", exact("/a/b/c/d"))],
+                vec![(1, 0), (2, 0)],
+            ),
+            (vec![("a.test", exact("/a")), ("a.test", exact("/a")), ("a.test", prefix("/a"))], vec![(1, 0)]),
+            (
+                vec![("a.test", regex("/x.*")), ("a.test", exact("/xy")), ("a.test", prefix("/x"))],
+                vec![(1, 0)],
+            ),
+            (
+                vec![("a.test", regex("/x.*")), ("a.test", regex("/x.*")), ("a.test", regex("/y"))],
+                vec![(1, 0)],
+            ),
+            (vec![("a.test", prefix("/")), ("a.test", regex("/y"))], vec![(1, 0)]),
+            (vec![("a.test", prefix("/")), ("b.test", prefix("/"))], vec![]),
+            // A route with a port is not the one without.
+            (vec![("a.test:8443", prefix("/")), ("a.test", prefix("/"))], vec![]),
+            (vec![("a.test", prefix("/")), ("a.test:8443", prefix("/"))], vec![(1, 0)]),
+            // A name goes before every pattern, wherever it stands.
+            (vec![("*.test", prefix("/")), ("a.test", prefix("/"))], vec![]),
+            (vec![("*.test", prefix("/")), ("*.a.test", prefix("/x"))], vec![(1, 0)]),
+            (vec![("*.a.test", prefix("/")), ("*.test", prefix("/"))], vec![]),
+            (vec![("*.test", prefix("/")), ("*.test", prefix("/"))], vec![(1, 0)]),
+            (vec![("a*.test", prefix("/")), ("*.test", prefix("/"))], vec![]),
+        ];
+        for (routes, expected) in cases {
+            let read = |from: &str| {
+                let (host, port) =
+                    from.split_once(':').map_or((from, None), |(host, port)| (host, port.parse().ok()));
+                (HostPattern::new(host).unwrap(), port)
+            };
+            let matches: Vec<Match> = routes
+                .iter()
+                .map(|(from, path)| {
+                    let (host, port) = read(from);
+                    Match { host, port, path: path.clone() }
+                })
+                .collect();
+            let table = Table::new(matches.iter().cloned().map(|one| (one, ())));
+            assert_eq!(table.unreachable(&matches), expected, "{routes:?}");
+        }
     }
 
     fn prefix(prefix: &str) -> PathMatch {

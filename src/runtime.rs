@@ -18,6 +18,7 @@ use crate::snapshot::{Running, Snapshot};
 use crate::telemetry::Format;
 
 mod beside;
+mod examine;
 mod handover;
 mod notify;
 mod reload;
@@ -25,6 +26,8 @@ mod server;
 mod sockets;
 mod state;
 mod worker;
+
+pub use examine::examine_state;
 
 /// Why the server could not start, or go on.
 #[derive(Debug, thiserror::Error)]

@@ -22,7 +22,7 @@ use crate::proxy::{AddedNames, Cluster, Clusters, SharedTls, UpstreamTlsError};
 use crate::route::Table;
 use crate::session::Sessions;
 use crate::store::Store;
-use crate::tls::{Acceptor, ClientAuths};
+use crate::tls::{Acceptor, Certificate, ClientAuths};
 
 mod readiness;
 mod reloads;
@@ -70,6 +70,10 @@ pub struct Snapshot {
     pub accepting: Accepting,
     /// How it stops.
     pub drain: Drain,
+    /// What is allowed, and probably not meant: one line each.
+    pub doubts: Vec<String>,
+    /// The certificates that are shown.
+    pub certificates: Vec<Certificate>,
     /// What clusters without TLS settings of their own share.
     shared_tls: Arc<SharedTls>,
     /// What upstreams are told, in all the ways that there are.
@@ -200,6 +204,7 @@ impl Snapshot {
             calls: acceptor(accepting.and_then(|one| one.calls.as_ref()), calls)?,
             idle: settings.listen.idle,
         };
+        let certificates = settings.listen.tls.map(|tls| tls.certificates).unwrap_or_default();
         let known = before.filter(|before| Arc::ptr_eq(&before.signer, &parts.signer));
         let known = known.map_or_else(Forms::new, |before| before.forms.clone());
         let mut forms = Forms::new();
@@ -277,6 +282,8 @@ impl Snapshot {
             error_contact: settings.error_contact,
             accepting,
             drain: settings.drain,
+            doubts: settings.doubts.iter().map(ToString::to_string).collect(),
+            certificates,
             shared_tls: clusters.shared(),
             forms,
         })

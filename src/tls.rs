@@ -22,11 +22,13 @@ use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 use crate::connection::{ClientAuthId, Protocol, Tls};
 
 mod client_auth;
+mod inspect;
 
 use client_auth::Asking;
 pub use client_auth::{
     ClientAuth, ClientAuthError, ClientAuthParts, ClientAuths, NameKind, NameTest, read_pem,
 };
+pub use inspect::{Age, Validity};
 
 /// A handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(15);

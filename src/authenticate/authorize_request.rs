@@ -100,7 +100,12 @@ impl Provider {
     }
 
     /// Announces the request beforehand (RFC 9126): what is in it cannot be seen or changed in the browser.
-    async fn push(&self, at: &Discovered, endpoint: &Url, url: &Url) -> Result<String, SignInError> {
+    pub(super) async fn push(
+        &self,
+        at: &Discovered,
+        endpoint: &Url,
+        url: &Url,
+    ) -> Result<String, SignInError> {
         let mut refused = None;
         for method in self.methods(at) {
             // In the header it is said who asks; the request says for whom.

@@ -286,7 +286,7 @@ impl Provider {
         if both.contains("client does not exist") {
             return SignInError::InvalidClient {
                 had_secret: !self.settings.client_secrets.is_empty(),
-                text: Some(text),
+                text: Some(if text.is_empty() { cap(code) } else { text }),
             };
         }
         match code {

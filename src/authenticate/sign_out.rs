@@ -146,7 +146,7 @@ impl Authenticate {
 impl Provider {
     /// Cognito's own sign-out: exactly `client_id` and `logout_uri`, nothing else. An ID token in it would end
     /// up in the URL of an error page.
-    fn cognito_sign_out(&self, at: &Discovered, back: &str) -> Url {
+    pub(super) fn cognito_sign_out(&self, at: &Discovered, back: &str) -> Url {
         let mut url = at.end_session_endpoint.clone().unwrap_or_else(|| {
             // Old pools do not publish it; it is beside the authorization endpoint.
             let mut url = at.authorization_endpoint.clone();
@@ -162,7 +162,7 @@ impl Provider {
 
     /// Whether the sign-out URL is registered at the app client. It can be learnt without credentials: Cognito
     /// redirects to the URL itself, or to an error page on which people would be stranded.
-    async fn is_registered(&self, url: &Url, back: &str) -> bool {
+    pub(super) async fn is_registered(&self, url: &Url, back: &str) -> bool {
         let mut known = self.sign_out_registered.lock().await;
         let now = self.clock.now();
         if let Some((registered, until)) = *known

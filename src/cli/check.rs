@@ -30,7 +30,7 @@ pub(super) fn main(arguments: &Arguments) -> ExitCode {
     }
     match config::load(&Sources::from_process(arguments.config.clone())) {
         Ok(loaded) => {
-            for warning in &loaded.warnings {
+            for warning in loaded.remarks() {
                 eprintln!("warning: {warning}");
             }
             if arguments.json {
@@ -97,7 +97,7 @@ fn print_json(loaded: &Loaded) {
     let settings = &loaded.settings;
     let routes: Vec<_> =
         settings.routes.iter().map(|route| json!({ "name": route.name, "from": route.from })).collect();
-    let warnings: Vec<_> = loaded.warnings.iter().map(Problem::to_string).collect();
+    let warnings: Vec<_> = loaded.remarks().map(Problem::to_string).collect();
     let answer = json!({
         "ok": true,
         "routes": routes,

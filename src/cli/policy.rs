@@ -78,7 +78,7 @@ impl Policies {
             }
             ExitCode::from(WRONG)
         })?;
-        for warning in &loaded.warnings {
+        for warning in loaded.remarks() {
             eprintln!("warning: {warning}");
         }
         let settings = loaded.settings;

@@ -31,8 +31,8 @@ pub(super) fn main(arguments: &RunArguments) -> ExitCode {
         }
     };
     runtime::start_log(loaded.settings.log_format, &loaded.settings.log_level);
-    for warning in loaded.warnings {
-        tracing::warn!("{warning}");
+    for remark in loaded.remarks() {
+        tracing::warn!("{remark}");
     }
     if loaded.settings.services.authorize {
         tracing::info!(

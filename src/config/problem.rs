@@ -41,6 +41,7 @@ pub enum Place {
 pub(super) struct Problems {
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
+    doubts: Vec<Problem>,
 }
 
 impl Problems {
@@ -52,11 +53,18 @@ impl Problems {
         self.warnings.push(problem);
     }
 
+    /// What is allowed, and probably not meant.
+    pub(super) fn doubt(&mut self, problem: Problem) {
+        self.doubts.push(problem);
+    }
+
     pub(super) fn finish(mut self, settings: Option<Settings>) -> Result<Loaded, Vec<Problem>> {
         self.errors.sort();
         self.errors.dedup();
         match settings {
-            Some(settings) if self.errors.is_empty() => Ok(Loaded { settings, warnings: self.warnings }),
+            Some(settings) if self.errors.is_empty() => {
+                Ok(Loaded { settings: Settings { doubts: self.doubts, ..settings }, warnings: self.warnings })
+            }
             _ => Err(self.errors),
         }
     }

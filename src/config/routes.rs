@@ -45,6 +45,8 @@ pub struct RouteSettings {
     pub matched: Match,
     /// Who may pass.
     pub policy: Policy,
+    /// `allow_public_unauthenticated_access`.
+    pub(super) is_public: bool,
     /// `report_policy`: a policy that is tried, and not acted on.
     pub report: Option<Policy>,
     /// How people sign in for it: `provider` and `idp_request_params`.
@@ -224,6 +226,7 @@ impl Reader<'_, '_> {
             from: origin,
             matched: Match { host, port, path },
             policy,
+            is_public: flag(self.file.allow_public_unauthenticated_access).unwrap_or_default(),
             report,
             sign_in,
             bearer,

@@ -27,6 +27,7 @@ use crate::telemetry::Format;
 use crate::tls::{self, ClientAuths};
 
 mod bearer;
+mod doubts;
 mod mtls;
 mod provider;
 mod rules;
@@ -67,6 +68,8 @@ pub struct Settings {
     pub health_address: String,
     /// How it stops.
     pub drain: Drain,
+    /// What is allowed, and probably not meant: one line each.
+    pub doubts: Vec<Problem>,
     /// `log_level`.
     pub log_level: String,
     /// `log_format`.
@@ -237,6 +240,10 @@ impl Resolver<'_> {
             self.warn_of_collisions(host.unwrap_or_default(), path, &routes);
         }
 
+        self.doubt_routes(&routes);
+        self.doubt_policies(&routes, &providers);
+        self.doubt_certificates(&routes, &url, &listen);
+
         let origin = |provider: &ProviderSettings| {
             let origin = Origin { fingerprint: provider.fingerprint(), reading: provider.reading.clone() };
             (provider.id.clone(), origin)
@@ -250,6 +257,7 @@ impl Resolver<'_> {
             listen,
             health_address: text(file.health_check_addr.as_ref()),
             drain: self.drain(),
+            doubts: Vec::new(),
             log_level,
             log_format: log_format.unwrap_or_default(),
             state_dir,

@@ -10,12 +10,13 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::http1::{Connection, Socket};
 use super::pool::Sender;
 use super::{ProxyError, Settings, Upstream, UpstreamScheme, UpstreamTls};
-use crate::client::Names;
+use crate::client::{DialError, Names};
 
 /// How the upstreams of one cluster are connected to.
 pub(super) struct Connector {
@@ -70,13 +71,18 @@ impl Connector {
         Ok(Self { names, tls: connectors, server_name: tls.name()? })
     }
 
+    /// A connection without any protocol on it.
+    pub(super) async fn dial(&self, upstream: &Upstream) -> Result<TcpStream, DialError> {
+        self.names.dial(&upstream.host, upstream.port).await
+    }
+
     /// A new connection. `must_be_http1`: it has to become a tunnel, which HTTP/2 does not do here.
     pub(super) async fn connect(
         &self,
         upstream: &Upstream,
         must_be_http1: bool,
     ) -> Result<Sender, ProxyError> {
-        let stream = self.names.dial(&upstream.host, upstream.port).await;
+        let stream = self.dial(upstream).await;
         let stream = stream.map_err(|error| ProxyError::Connect(error.to_string()))?;
         match upstream.scheme {
             UpstreamScheme::Http => Ok(http1(Socket::Plain(stream))),

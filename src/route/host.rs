@@ -37,6 +37,11 @@ impl HostPattern {
         &self.text
     }
 
+    /// Whether every host that another pattern means is meant. Two samples stand for what a star may be.
+    pub fn covers(&self, other: &Self) -> bool {
+        ["a", "z-9"].iter().all(|star| self.matches(&other.text.replace('*', star)))
+    }
+
     /// Whether a host, in lower case, is meant.
     pub fn matches(&self, host: &str) -> bool {
         let mut pieces = self.text.split('*');

@@ -235,7 +235,8 @@ impl Reloader {
 
     /// Brings a configuration into force that could be read.
     async fn replace(&mut self, loaded: Loaded, kept: Option<KeyRing>, began: Instant) -> Result<(), String> {
-        let Loaded { mut settings, warnings } = loaded;
+        let remarks: Vec<String> = loaded.remarks().map(ToString::to_string).collect();
+        let mut settings = loaded.settings;
         if settings.services != self.fixed.services {
             return Err("configuration: services: cannot change while the server runs; restart it".into());
         }
@@ -259,8 +260,8 @@ impl Reloader {
         self.followers = follow(&built);
         self.retired.push(self.snapshot.swap(built));
         telemetry::set_level(&log_level);
-        for warning in warnings {
-            tracing::warn!("{warning}");
+        for remark in remarks {
+            tracing::warn!("{remark}");
         }
         for key in &next_start {
             tracing::warn!(key, "what this key says now is in force from the next start on");

@@ -27,6 +27,7 @@ use crate::pipeline::{Context, RequestIds};
 use crate::snapshot::{Parts, Readiness, Reloads, Running, Snapshot};
 use crate::store::Store;
 use crate::telemetry::Sink;
+use crate::tls::Age;
 
 /// How long a stopping server waits for renewals, whose tokens would be lost.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -34,6 +35,8 @@ const SETTLE: Duration = Duration::from_secs(10);
 const FIRST_WORD: Duration = Duration::from_secs(5);
 /// What has expired is removed this often.
 const SWEEP: Duration = Duration::from_secs(60);
+/// Certificates are looked at this often.
+const CERTIFICATES: Duration = Duration::from_secs(6 * 3600);
 /// Who asked for readiness within this time leads requests here by it,
 const LED_BY: Duration = Duration::from_secs(30);
 /// and has so long to hear that the server stops.
@@ -446,17 +449,36 @@ fn start_background(snapshot: &Arc<ArcSwap<Snapshot>>, store: &Arc<dyn Store>, c
     let current = snapshot.load_full();
     let (snapshot, store, clock) = (snapshot.clone(), store.clone(), clock.clone());
     let mut background = JoinSet::new();
+    let (source, time) = (snapshot.clone(), clock.clone());
     background.spawn(async move {
         loop {
             tokio::time::sleep(SWEEP).await;
-            let current = snapshot.load_full();
+            let current = source.load_full();
             current.sessions.sweep().await;
             current.authenticate.sweep();
-            if let Err(error) = store.sweep(clock.now()).await {
+            if let Err(error) = store.sweep(time.now()).await {
                 tracing::warn!(%error, "expired sessions could not be removed");
             }
         }
     });
     background.spawn(current.sessions.clone().listen());
+    background.spawn(watch_certificates(snapshot, clock));
     background
+}
+
+/// Says when a certificate ends soon, or has ended.
+async fn watch_certificates(snapshot: Arc<ArcSwap<Snapshot>>, clock: Clock) {
+    loop {
+        for certificate in &snapshot.load_full().certificates {
+            let Some(validity) = certificate.validity() else { continue };
+            let (names, until) = (certificate.names().join(", "), validity.until);
+            match validity.age(clock.now()) {
+                Age::Sound => {}
+                Age::Late => tracing::warn!(names, %until, "a certificate ends soon: renew it"),
+                Age::Over => tracing::error!(names, %until, "a certificate has ended: renew it"),
+                Age::Early => tracing::error!(names, from = %validity.from, "a certificate is not valid yet"),
+            }
+        }
+        tokio::time::sleep(CERTIFICATES).await;
+    }
 }

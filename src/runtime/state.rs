@@ -91,6 +91,11 @@ pub(super) fn open(settings: &Settings) -> Result<Opened, RuntimeError> {
 
 fn make_directory(directory: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    write_probe(directory)
+}
+
+/// Whether a directory can be written.
+pub(super) fn write_probe(directory: &Path) -> io::Result<()> {
     let probe = directory.join(".writable");
     std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&probe)?;
     std::fs::remove_file(&probe)

@@ -78,6 +78,16 @@ export async function application() {
   return { port: server.address().port, stop: () => new Promise((done) => { server.closeAllConnections(); server.close(done); }) };
 }
 
+// The provider alone: how it is reached, and how it is stopped.
+export async function provider(switches = {}) {
+  const [issuerPort, domainPort] = [await freePort(), await freePort()];
+  const issuer = `http://idp.localhost:${issuerPort}/eu-west-2_KcLwCelr7`;
+  const op = await start(process.execPath, ['cognito-like-op.mjs'], {
+    ISSUER_PORT: issuerPort, DOMAIN_PORT: domainPort, ISSUER: issuer, DOMAIN: `http://login.localhost:${domainPort}`, ...switches,
+  }, /domain http/);
+  return { issuer, issuerPort, domainPort, stop: () => op.stop() };
+}
+
 // The whole: `provider` are switches of the provider, `settings` further keys of Portcullis.
 export async function stack(options = {}) {
   const app = await application();

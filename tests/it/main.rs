@@ -17,6 +17,7 @@ mod answers;
 mod browser;
 mod check;
 mod client_certificates;
+mod doctor;
 mod doors;
 mod endings;
 mod ext_authz;

@@ -230,7 +230,7 @@ fn a_route_shows_its_client_certificate_to_the_upstream() {
 
 /// A TLS server that answers any request with an answer of so many bytes, head included, and in the same record
 /// with one that nobody asked for.
-fn overtalkative(made: &rcgen::CertifiedKey<rcgen::KeyPair>, length: Arc<AtomicUsize>) -> u16 {
+pub fn overtalkative(made: &rcgen::CertifiedKey<rcgen::KeyPair>, length: Arc<AtomicUsize>) -> u16 {
     let config = server_config(made, Arc::new(rustls::server::NoClientAuth));
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -284,4 +284,23 @@ fn what_tls_holds_back_is_nobodys_answer() {
             }
         }
     }
+}
+
+#[test]
+fn a_certificate_that_ends_is_spoken_of_in_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut parameters =
+        rcgen::CertificateParams::new(vec!["authenticate.localhost".to_owned(), "app.localhost".to_owned()])
+            .unwrap();
+    parameters.not_after = rcgen::date_time_ymd(2024, 1, 1);
+    let signing_key = rcgen::KeyPair::generate().unwrap();
+    let cert = parameters.self_signed(&signing_key).unwrap();
+    let (cert, key) = write_certificate(directory.path(), "over", &rcgen::CertifiedKey { cert, signing_key });
+    let routes = ROUTES.replace("from: http:", "from: https:");
+    let settings = format!(
+        "insecure_server: false\nauthenticate_service_url: https://authenticate.localhost\ncertificate_file: {cert}\ncertificate_key_file: {key}"
+    );
+    let mut rig = Rig::with(Setup { settings, routes, ..Setup::default() });
+    let said = rig.server.wait_for("a certificate has ended: renew it");
+    assert_eq!(said["until"], "2024-01-01T00:00:00Z");
 }

@@ -158,7 +158,7 @@ impl Resolver<'_> {
                      if the application has a callback of its own there"
                 );
                 let problem = self.layers.problem(&route.place, message);
-                self.problems.warn(problem);
+                self.problems.doubt(problem);
             }
         }
     }

@@ -1,0 +1,447 @@
+//! Finding what will keep people from signing in before any of them tries: what a provider publishes is read, and it is
+//! asked what it would ask of a browser. No person's credentials are needed, nothing is changed, and no secret is shown.
+
+use std::time::Duration;
+
+use ::http::Request;
+use ::http::header::{DATE, LOCATION};
+use base64::Engine as _;
+use bytes::Bytes;
+use serde::Deserialize;
+use url::Url;
+
+use super::discovery::{Discovered, DiscoveryError};
+use super::preset::{Farewell, Kind};
+use super::provider::Provider;
+use super::{Settings, SignInError};
+use crate::client::{Answer, ClientError};
+use crate::clock::{Clock, Timestamp};
+use crate::crypto;
+
+mod sentence;
+
+/// A clock that differs by more than this from ours is spoken of; tokens are refused when it is a minute.
+const SKEW: Duration = Duration::from_secs(20);
+/// An answer's body is looked at so far.
+const LOOK: usize = 64 * 1024;
+
+/// What was found about one provider.
+#[derive(Debug, Default)]
+pub struct Examined {
+    /// The provider's `id`.
+    pub id: String,
+    /// Its issuer, as configured.
+    pub issuer: String,
+    /// What it publishes: each endpoint under the name that the document has for it.
+    pub endpoints: Vec<(&'static str, String)>,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that is wrong, with the place to mend it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Whether people will not be able to do what they came for.
+    pub is_grave: bool,
+    /// What it is about: a provider, a route, a certificate, …
+    pub about: String,
+    /// In one sentence what is wrong, and what to do about it where.
+    pub text: String,
+    /// How far a call came: `name`, `connect`, `TLS` or `HTTP`; `None` when it is not about a call.
+    pub hop: Option<&'static str>,
+}
+
+/// What became of a request that a browser would make.
+#[derive(Debug)]
+enum Probed {
+    /// People would be asked to sign in.
+    Good,
+    /// The callback is not registered.
+    Mismatch,
+    /// It was refused.
+    Refused(SignInError),
+    /// It was answered by something else.
+    Unclear(u16),
+    /// It was not answered.
+    Failed(ClientError),
+}
+
+/// An error as endpoints answer it (RFC 6749 §5.2).
+#[derive(Deserialize)]
+struct Refusal {
+    error: String,
+    error_description: Option<String>,
+}
+
+/// Examines each provider.
+pub async fn examine(settings: &Settings, clock: &Clock) -> Vec<Examined> {
+    let mut all = Vec::with_capacity(settings.providers.len());
+    let signed_out = super::signed_out_url(settings);
+    for (one, callback) in settings.providers.iter().zip(super::callback_urls(settings)) {
+        let provider = Provider::after(&[], one, clock);
+        let aliases = settings.callback_aliases.iter().map(Url::to_string);
+        let callbacks: Vec<String> = std::iter::once(callback).chain(aliases).collect();
+        let back = settings.sign_out_at_provider.then_some(signed_out.as_str());
+        let about = match settings.providers.len() {
+            1 => "identity provider".to_owned(),
+            _ => format!("identity provider {}", one.id),
+        };
+        all.push(provider.examine(about, &callbacks, back).await);
+    }
+    all
+}
+
+impl Finding {
+    /// Something that keeps people out.
+    pub fn grave(about: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { is_grave: true, about: about.into(), text: text.into(), hop: None }
+    }
+
+    /// Something that does not, or not yet.
+    pub fn slight(about: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { is_grave: false, ..Self::grave(about, text) }
+    }
+
+    /// Something about a call.
+    #[must_use]
+    pub fn at(self, hop: &'static str) -> Self {
+        Self { hop: Some(hop), ..self }
+    }
+}
+
+impl Provider {
+    async fn examine(&self, about: String, callbacks: &[String], signed_out: Option<&str>) -> Examined {
+        let settings = self.settings();
+        let mut found = Examined {
+            id: settings.id.clone(),
+            issuer: settings.issuer.as_str().into(),
+            ..Examined::default()
+        };
+        let grave = |text: String| Finding::grave(&about, text);
+        if settings.kind != Kind::Github {
+            found.findings.extend(self.clock_differs(&about).await);
+        }
+        let at = match Discovered::fetch(&self.client, &settings.issuer, settings.kind).await {
+            Ok(at) => at,
+            Err(error) => {
+                let finding = grave(sentence::discovery(&error, settings));
+                found.findings.push(match error {
+                    DiscoveryError::Fetch { error, .. } => finding.at(error.hop()),
+                    DiscoveryError::Status { .. } => finding.at("HTTP"),
+                    _ => finding,
+                });
+                return found;
+            }
+        };
+        found.endpoints = endpoints(&at);
+        if at.algorithms.is_empty() && at.jwks_uri.is_some() {
+            found.findings.push(grave(
+                "it signs ID tokens with no algorithm that is accepted here: choose RS256 or ES256 for this client at \
+                 the provider"
+                    .into(),
+            ));
+        }
+        let mut is_known = true;
+        for callback in callbacks {
+            let wrong = self.examine_callback(&at, callback).await;
+            is_known &= !matches!(wrong, Some((_, SignInError::InvalidClient { .. })));
+            found.findings.extend(wrong.map(|(finding, _)| Finding { about: about.clone(), ..finding }));
+        }
+        // Whoever is not known at all need not be told that the secret is wrong.
+        if let (true, Some(callback)) = (is_known, callbacks.first()) {
+            found.findings.extend(
+                self.examine_client(&at, callback).await.map(|one| Finding { about: about.clone(), ..one }),
+            );
+        }
+        if let (true, Some(back)) = (settings.kind.farewell() == Farewell::Cognito, signed_out) {
+            let url = self.cognito_sign_out(&at, back);
+            if !self.is_registered(&url, back).await {
+                found.findings.push(Finding::slight(&about, sentence::sign_out(back)));
+            }
+        }
+        found
+    }
+
+    /// What comes of a sign-in that comes back to this callback.
+    async fn examine_callback(&self, at: &Discovered, callback: &str) -> Option<(Finding, SignInError)> {
+        let scopes: Vec<&str> = self.settings.scopes.iter().map(String::as_str).collect();
+        let settings = self.settings();
+        let other = || SignInError::Internal(String::new());
+        Some(match self.probe(at, callback, &scopes).await {
+            Probed::Good => return None,
+            Probed::Mismatch => {
+                let near = self.near_miss(at, callback, &scopes).await;
+                (Finding::grave("", sentence::mismatch(callback, near.as_deref(), settings)), other())
+            }
+            Probed::Refused(SignInError::InvalidScope { text, .. }) => {
+                let refused = self.refused_scopes(at, callback, &scopes).await;
+                let error = SignInError::InvalidScope { scopes: refused.join(" "), text };
+                (Finding::grave("", sentence::refused(&error, settings)), error)
+            }
+            Probed::Refused(error) => (Finding::grave("", sentence::refused(&error, settings)), error),
+            Probed::Unclear(status) => {
+                let text = format!(
+                    "it answers the request to sign in with {status} and shows no way to sign in: open {} in a browser, and \
+                     compare idp_client_id and the callback URL {callback} at the provider",
+                    at.authorization_endpoint
+                );
+                (Finding::grave("", text).at("HTTP"), other())
+            }
+            Probed::Failed(error) => {
+                let text = sentence::unreachable("where people sign in", &error, settings);
+                (Finding::grave("", text).at(error.hop()), other())
+            }
+        })
+    }
+
+    /// Asks for the first page of a sign-in, as a browser would.
+    async fn probe(&self, at: &Discovered, callback: &str, scopes: &[&str]) -> Probed {
+        let mut url = at.authorization_endpoint.clone();
+        let verifier = crypto::random_name::<32>();
+        let challenge =
+            base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(crypto::sha256(verifier.as_bytes()));
+        {
+            let mut query = url.query_pairs_mut();
+            query
+                .append_pair("response_type", "code")
+                .append_pair("client_id", &self.settings.client_id)
+                .append_pair("redirect_uri", callback)
+                .append_pair("scope", &scopes.join(" "))
+                .append_pair("state", &crypto::random_name::<16>())
+                .append_pair("code_challenge", &challenge)
+                .append_pair("code_challenge_method", "S256");
+            if self.settings.kind.is_oidc() {
+                query.append_pair("nonce", &crypto::random_name::<16>());
+            }
+            query.extend_pairs(&self.settings.request_params);
+        }
+        if let (true, Some(endpoint)) = (at.requires_par, &at.par_endpoint) {
+            match self.push(at, endpoint, &url).await {
+                Ok(pushed) => {
+                    let client = self.settings.client_id.as_str();
+                    url.query_pairs_mut()
+                        .clear()
+                        .extend_pairs([("client_id", client), ("request_uri", pushed.as_str())]);
+                }
+                Err(error) => return Probed::Refused(error),
+            }
+        }
+        let request = match Request::get(url.as_str()).header("accept", "text/html").body(Bytes::new()) {
+            Ok(request) => request,
+            Err(error) => return Probed::Failed(ClientError::Url(error.to_string())),
+        };
+        match self.client.call(request).await {
+            Ok(answer) => self.read_probe(&url, &answer),
+            Err(error) => Probed::Failed(error),
+        }
+    }
+
+    fn read_probe(&self, asked: &Url, answer: &Answer) -> Probed {
+        let location = answer.headers.get(LOCATION).and_then(|to| to.to_str().ok());
+        if let (true, Some(to)) = (answer.status.is_redirection(), location) {
+            let Ok(to) = asked.join(to) else { return Probed::Unclear(answer.status.as_u16()) };
+            let of = |name: &str| to.query_pairs().find(|(one, _)| one == name).map(|(_, value)| value);
+            return match of("error") {
+                None => Probed::Good,
+                Some(error) => self.read_refusal(&error, of("error_description").as_deref()),
+            };
+        }
+        let body = answer.body.get(..answer.body.len().min(LOOK)).unwrap_or_default();
+        if let Ok(said) = serde_json::from_slice::<Refusal>(body)
+            && !answer.status.is_success()
+        {
+            return self.read_refusal(&said.error, said.error_description.as_deref());
+        }
+        if answer.status.is_success() {
+            return Probed::Good;
+        }
+        let text = String::from_utf8_lossy(body).to_ascii_lowercase();
+        if answer.status.is_client_error()
+            && ["redirect_uri", "redirect uri"].iter().any(|one| text.contains(one))
+        {
+            return Probed::Mismatch;
+        }
+        Probed::Unclear(answer.status.as_u16())
+    }
+
+    fn read_refusal(&self, error: &str, description: Option<&str>) -> Probed {
+        let both = format!("{error} {}", description.unwrap_or_default()).to_ascii_lowercase();
+        if both.contains("redirect_mismatch") || both.contains("redirect_uri") {
+            return Probed::Mismatch;
+        }
+        Probed::Refused(self.explain(error, description))
+    }
+
+    /// The callback that is registered instead, when it is one that is easily mistaken for this one.
+    async fn near_miss(&self, at: &Discovered, callback: &str, scopes: &[&str]) -> Option<String> {
+        for other in near(callback) {
+            if matches!(self.probe(at, &other, scopes).await, Probed::Good) {
+                return Some(other);
+            }
+        }
+        None
+    }
+
+    /// Which of the scopes are refused, one by one.
+    async fn refused_scopes(&self, at: &Discovered, callback: &str, scopes: &[&str]) -> Vec<String> {
+        let mut refused = Vec::new();
+        for scope in scopes.iter().filter(|scope| **scope != "openid") {
+            let probed = self.probe(at, callback, &["openid", scope]).await;
+            if matches!(probed, Probed::Refused(SignInError::InvalidScope { .. })) {
+                refused.push((*scope).to_owned());
+            }
+        }
+        // None by itself: all of them together, or `openid`.
+        if refused.is_empty() { scopes.iter().map(|scope| (*scope).to_owned()).collect() } else { refused }
+    }
+
+    /// Whether the provider knows us: it is shown a code that cannot be one.
+    async fn examine_client(&self, at: &Discovered, callback: &str) -> Option<Finding> {
+        let pairs = [
+            ("grant_type", "authorization_code"),
+            ("code", "portcullis-doctor"),
+            ("redirect_uri", callback),
+            ("code_verifier", "portcullis-doctor-portcullis-doctor-portcullis-doctor"),
+        ];
+        let mut refused = None;
+        for method in self.methods(at) {
+            let request = match self.call_as_client(at, &at.token_endpoint, method, pairs) {
+                Ok(request) => request,
+                Err(error) => return Some(Finding::grave("", error.to_string())),
+            };
+            let answer = match self.client.call(request).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    let text = sentence::unreachable("where codes are exchanged", &error, self.settings());
+                    return Some(Finding::grave("", text).at(error.hop()));
+                }
+            };
+            let Ok(said) = serde_json::from_slice::<Refusal>(&answer.body) else {
+                let text = format!(
+                    "{} answered {} and no JSON when it was shown a code: compare token_endpoint in the discovery document",
+                    at.token_endpoint,
+                    answer.status.as_u16()
+                );
+                return Some(Finding::grave("", text).at("HTTP"));
+            };
+            let error = match said.error.as_str() {
+                "invalid_client" | "incorrect_client_credentials" => SignInError::InvalidClient {
+                    had_secret: !self.settings.client_secrets.is_empty(),
+                    text: said.error_description,
+                },
+                "unauthorized_client" => self.explain(&said.error, said.error_description.as_deref()),
+                // The code is what it does not like: it knows us.
+                _ => return None,
+            };
+            refused = Some(error);
+        }
+        refused.map(|error| Finding::grave("", sentence::refused(&error, self.settings())))
+    }
+
+    /// Whether the provider's clock differs from ours, as far as its answer says.
+    async fn clock_differs(&self, about: &str) -> Option<Finding> {
+        let request = Request::get(self.settings.issuer.document()).body(Bytes::new()).ok()?;
+        let before = self.clock.now();
+        let answer = self.client.call(request).await.ok()?;
+        let after = self.clock.now();
+        let theirs = date(answer.headers.get(DATE)?.to_str().ok()?)?;
+        // Theirs is whole seconds.
+        let (ahead, behind) = (theirs.since(after), before.since(theirs + Duration::from_secs(1)));
+        let (differs, way) = if ahead > behind { (ahead, "ahead of") } else { (behind, "behind") };
+        let seconds = differs.as_secs();
+        let text = format!(
+            "its clock is {seconds} s {way} this machine's, and tokens are refused from a minute on: set the clocks by NTP, most \
+             likely this machine's"
+        );
+        (differs >= SKEW).then(|| Finding { is_grave: seconds >= 60, ..Finding::slight(about, text) })
+    }
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 §5.6.7).
+fn date(text: &str) -> Option<Timestamp> {
+    let parsed = jiff::fmt::rfc2822::parse(text).ok()?;
+    Some(Timestamp::from_unix_seconds(u64::try_from(parsed.timestamp().as_second()).ok()?))
+}
+
+fn endpoints(at: &Discovered) -> Vec<(&'static str, String)> {
+    let all = [
+        ("authorization_endpoint", Some(&at.authorization_endpoint)),
+        ("token_endpoint", Some(&at.token_endpoint)),
+        ("userinfo_endpoint", at.userinfo_endpoint.as_ref()),
+        ("jwks_uri", at.jwks_uri.as_ref()),
+        ("end_session_endpoint", at.end_session_endpoint.as_ref()),
+        ("revocation_endpoint", at.revocation_endpoint.as_ref()),
+        ("pushed_authorization_request_endpoint", at.par_endpoint.as_ref()),
+    ];
+    let all = all.into_iter().filter_map(|(name, url)| Some((name, url?.to_string())));
+    std::iter::once(("issuer", at.issuer.clone())).chain(all).collect()
+}
+
+/// Callbacks that are easily mistaken for this one.
+fn near(callback: &str) -> Vec<String> {
+    let Ok(url) = Url::parse(callback) else { return Vec::new() };
+    let with = |change: &dyn Fn(&mut Url)| {
+        let mut other = url.clone();
+        change(&mut other);
+        other.to_string()
+    };
+    let path = |path: &'static str| move |url: &mut Url| url.set_path(path);
+    let slash = match callback.strip_suffix('/') {
+        Some(without) => without.to_owned(),
+        None => format!("{callback}/"),
+    };
+    let scheme = match callback.split_once("://") {
+        Some(("https", rest)) => format!("http://{rest}"),
+        Some((_, rest)) => format!("https://{rest}"),
+        None => slash.clone(),
+    };
+    let host = url.host_str().unwrap_or_default();
+    let port = match url.port() {
+        Some(port) => callback.replacen(&format!(":{port}"), "", 1),
+        None => {
+            let port = url.port_or_known_default().unwrap_or(443);
+            callback.replacen(host, &format!("{host}:{port}"), 1)
+        }
+    };
+    let mut all = vec![slash, scheme, port];
+    if let Some(rest) = host.strip_prefix("www.") {
+        all.push(callback.replacen(host, rest, 1));
+    }
+    for other in ["/oauth2/callback", "/callback", "/oauth2/idpresponse", "/", "/auth/callback"] {
+        all.push(with(&path(other)));
+    }
+    // As it is typed most often, without a path.
+    all.push(with(&path("/")).trim_end_matches('/').to_owned());
+    all.retain(|other| other != callback);
+    all.dedup();
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_easily_mistaken_for_a_callback_is_tried() {
+        let all = near("https://auth.example.com/oauth2/callback");
+        for expected in [
+            "https://auth.example.com/oauth2/callback/",
+            "http://auth.example.com/oauth2/callback",
+            "https://auth.example.com:443/oauth2/callback",
+            "https://auth.example.com/callback",
+            "https://auth.example.com",
+        ] {
+            assert!(all.iter().any(|one| one == expected), "{expected}: {all:?}");
+        }
+        assert!(near("https://a.test:8443/cb/").contains(&"https://a.test/cb/".to_owned()));
+        assert!(near("https://a.test:8443/cb/").contains(&"https://a.test:8443/cb".to_owned()));
+        assert!(!all.iter().any(|one| one == "https://auth.example.com/oauth2/callback"));
+    }
+
+    #[test]
+    fn a_date_of_http_is_read() {
+        let read = date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        assert_eq!(read.as_unix_seconds(), 784_111_777);
+        assert_eq!(date("yesterday"), None);
+    }
+}

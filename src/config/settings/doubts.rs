@@ -1,0 +1,136 @@
+//! What is allowed, and probably not meant: routes that no request reaches, policies that let in nobody or everybody,
+//! certificates that do not fit.
+
+use url::Url;
+
+use super::{ListenSettings, Resolver, key};
+use crate::authenticate::{Kind, ProviderSettings};
+use crate::authorize::{Reach, Step};
+use crate::config::routes::RouteSettings;
+use crate::route::Table;
+
+impl Resolver<'_> {
+    /// Routes that no request can reach.
+    pub(super) fn doubt_routes(&mut self, routes: &[RouteSettings]) {
+        let matches: Vec<_> = routes.iter().map(|route| route.matched.clone()).collect();
+        let table = Table::new(matches.iter().cloned().map(|one| (one, ())));
+        for (at, first) in table.unreachable(&matches) {
+            let (Some(route), Some(first)) = (routes.get(at), routes.get(first)) else { continue };
+            let message = format!(
+                "no request can reach this route, for {} stands before it and takes all of them; put this one first",
+                self.named(first)
+            );
+            self.doubt_at(&route.place, message);
+        }
+    }
+
+    /// Policies that let in nobody or everybody, and those that cannot be met.
+    pub(super) fn doubt_policies(&mut self, routes: &[RouteSettings], providers: &[ProviderSettings]) {
+        for route in routes {
+            let known = |provider: &&ProviderSettings| {
+                route.sign_in.provider.as_ref().is_none_or(|named| *named == provider.id)
+            };
+            match route.policy.reach() {
+                Reach::Nobody => self.doubt_at(
+                    &route.place,
+                    "its policy lets nobody in, whoever signs in; add an allow rule that can hold",
+                ),
+                Reach::Everybody if !route.is_public => self.doubt_at(
+                    &route.place,
+                    "its policy lets everybody in, without signing in; if that is meant, \
+                     allow_public_unauthenticated_access: true says so",
+                ),
+                Reach::Authenticated => {
+                    let open = providers.iter().filter(known).find_map(|one| Some((one, anybody(one)?)));
+                    if let Some((provider, who)) = open {
+                        let message = format!(
+                            "its policy lets everybody in who has {who}, for {} signs in anybody; name people, domains \
+                             or groups",
+                            provider.title
+                        );
+                        self.doubt_at(&route.place, message);
+                    }
+                }
+                _ => {}
+            }
+            if route.policy.reads_email() {
+                let lacks = |one: &&ProviderSettings| {
+                    one.kind.is_oidc() && !one.scopes.iter().any(|scope| scope == "email")
+                };
+                if let Some(provider) = providers.iter().filter(known).find(lacks) {
+                    let message = format!(
+                        "its policy looks at e-mail addresses, and idp_scopes of `{}` has no `email`: the provider may send none",
+                        provider.id
+                    );
+                    self.doubt_at(&route.place, message);
+                }
+            }
+        }
+    }
+
+    /// Hosts that no certificate is for, and chains that are not whole.
+    pub(super) fn doubt_certificates(
+        &mut self,
+        routes: &[RouteSettings],
+        url: &Url,
+        listen: &ListenSettings,
+    ) {
+        let Some(tls) = &listen.tls else { return };
+        for certificate in &tls.certificates {
+            if let Some(issuer) = certificate.missing_intermediate() {
+                let names = certificate.names().join(", ");
+                self.doubt_at(
+                    &[key(CERTIFICATES)],
+                    format!(
+                        "the certificate for {names} comes without the one of its issuer ({issuer}), which many clients need; \
+                         append the intermediate certificates to its file"
+                    ),
+                );
+            }
+        }
+        let is_covered = |host: &str| tls.certificates.iter().any(|one| one.is_for(host));
+        if let Some(host) = url.host_str().filter(|host| !is_covered(host)) {
+            let message = format!("no certificate is for {host}, the host of authenticate_service_url");
+            self.doubt_at(&[key("authenticate_service_url")], message);
+        }
+        for route in routes {
+            let host = route.matched.host.as_str();
+            if !is_covered(host) {
+                let message = format!(
+                    "no certificate is for {host}: browsers will refuse it; add one to `{CERTIFICATES}`"
+                );
+                self.doubt_at(&route.place, message);
+            }
+        }
+    }
+
+    fn doubt_at(&mut self, place: &[Step], message: impl Into<String>) {
+        let problem = self.layers.problem(place, message.into());
+        self.problems.doubt(problem);
+    }
+
+    /// A route, as it is called in a message: by its place, for names may be alike.
+    fn named(&self, route: &RouteSettings) -> String {
+        self.layers.problem(&route.place, String::new()).key
+    }
+}
+
+/// The key of certificates.
+const CERTIFICATES: &str = "certificates";
+
+/// Who can sign in at a provider that signs in anybody.
+fn anybody(provider: &ProviderSettings) -> Option<&'static str> {
+    let issuer = provider.issuer.as_str();
+    match provider.kind {
+        Kind::Google => Some("a Google account"),
+        Kind::Apple => Some("an Apple account"),
+        Kind::Github if issuer == "https://github.com" => Some("a GitHub account"),
+        Kind::Gitlab if issuer == "https://gitlab.com" => Some("a GitLab account"),
+        Kind::Azure
+            if ["/common/", "/consumers/", "/organizations/"].iter().any(|one| issuer.contains(one)) =>
+        {
+            Some("a Microsoft account")
+        }
+        _ => None,
+    }
+}
