@@ -69,7 +69,8 @@ impl Certificate {
             // Browsers warn about it, whatever its names are.
             return true;
         }
-        let host = host.replace('*', "a");
+        // A label that no certificate names.
+        let host = host.replace('*', "any-0");
         let parent = host.split_once('.').map(|(_, parent)| parent);
         self.names
             .iter()
