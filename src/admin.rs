@@ -15,8 +15,10 @@ use crate::http::Body;
 use crate::snapshot::Running;
 
 mod control;
+mod metrics;
 
 pub use control::serve as control;
+pub use metrics::serve as metrics;
 
 /// Answers `/healthz` (the process lives), `/startupz` and `/readyz` (it accepts requests, and is not stopping) and
 /// `/status`.

@@ -69,7 +69,7 @@ const FAILED: u8 = 1;
 const WRONG: u8 = 2;
 
 /// What is answered beside the road, for the runtime.
-const ANSWERS: Answers = Answers { health, control };
+const ANSWERS: Answers = Answers { health, metrics, control };
 
 fn control(
     listener: Arc<tokio::net::UnixListener>,
@@ -83,6 +83,13 @@ fn health(
     state: Running,
 ) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>> {
     Box::pin(crate::admin::serve(listener, state))
+}
+
+fn metrics(
+    listener: std::net::TcpListener,
+    state: Running,
+) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>> {
+    Box::pin(crate::admin::metrics(listener, state))
 }
 
 /// Runs what the command line says.

@@ -19,7 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::clock::Clock;
 use crate::crypto;
+use crate::telemetry::metrics::{PROVIDER_CALLS, PROVIDER_ERRORS};
 
 mod dial;
 
@@ -35,6 +37,8 @@ pub struct Client {
     tls: Arc<LazyTls>,
     proxy: Option<Uri>,
     limits: Limits,
+    /// Whom it calls, for metrics.
+    owner: Arc<str>,
 }
 
 /// How long a call may take and how large an answer may be.
@@ -169,7 +173,14 @@ impl Client {
             tls: Arc::new(LazyLock::new(Box::new(connector))),
             proxy: settings.proxy,
             limits: Limits::default(),
+            owner: "other".into(),
         }
+    }
+
+    /// The same client for the provider with this id.
+    #[must_use]
+    pub fn of(self, id: &str) -> Self {
+        Self { owner: id.into(), ..self }
     }
 
     /// The same client with other limits.
@@ -184,11 +195,20 @@ impl Client {
     /// The hop that failed, or the limit that was reached.
     pub async fn call(&self, request: Request<Bytes>) -> Result<Answer, ClientError> {
         let host = request.uri().host().unwrap_or_default().to_owned();
-        let hop = Hop::default();
-        match tokio::time::timeout(self.limits.time, Box::pin(self.exchange(request, &host, &hop))).await {
+        let (hop, began) = (Hop::default(), Clock::system().instant());
+        let exchange = Box::pin(self.exchange(request, &host, &hop));
+        let answer = match tokio::time::timeout(self.limits.time, exchange).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::Time { host, time: self.limits.time, hop: hop.name() }),
+        };
+        match &answer {
+            Ok(_) => {
+                let took = Clock::system().instant().saturating_duration_since(began);
+                PROVIDER_CALLS.observe(&[&self.owner], took);
+            }
+            Err(error) => PROVIDER_ERRORS.add(&[&self.owner, error.hop()]),
         }
+        answer
     }
 
     async fn exchange(&self, request: Request<Bytes>, host: &str, hop: &Hop) -> Result<Answer, ClientError> {

@@ -34,8 +34,8 @@ pub use reference::reference;
 pub use routes::RouteSettings;
 pub use routes::pem_or_base64;
 pub use settings::{
-    CONTROL_SOCKET, CallSettings, Connection, Drain, KEPT_SECRET, ListenSettings, Origins, Secrets, Services,
-    Settings, Storage,
+    CONTROL_SOCKET, CallSettings, Connection, Drain, KEPT_SECRET, ListenSettings, MetricsSettings, Origins,
+    Secrets, Services, Settings, Storage,
 };
 pub use source::Sources;
 

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::connection::{Connection, Port, Protocol};
 use crate::pipeline::{Context, Downstream};
+use crate::telemetry::metrics::Held;
 
 mod body;
 mod drive;
@@ -214,11 +215,15 @@ impl Listener {
         tokio::spawn(async move {
             match acceptor.accept(stream).await {
                 Ok((stream, tls, protocol)) => {
+                    context.metrics.handshakes.add();
                     connection.tls = Some(tls);
                     connection.protocol = protocol;
                     drive(Box::new(stream), Downstream::new(context, connection), limits, phases, alive);
                 }
-                Err(error) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
+                Err(error) => {
+                    context.metrics.failed_handshakes.add();
+                    tracing::debug!(%error, %peer, "a TLS handshake failed");
+                }
             }
         });
     }
@@ -234,16 +239,17 @@ fn drive<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let held = Held::connection(downstream.context.metrics.clone(), alive);
     let downstream = Arc::new(downstream);
     let served = downstream.clone();
     let task = match downstream.connection.protocol {
         Protocol::Http1 => tokio::spawn(async move {
             drive::http1(stream, served, limits, phases).await;
-            drop(alive);
+            drop(held);
         }),
         Protocol::Http2 => tokio::spawn(async move {
             Box::pin(drive::http2(stream, served, limits, phases)).await;
-            drop(alive);
+            drop(held);
         }),
     };
     downstream.is_driven_by(task.abort_handle());

@@ -27,6 +27,7 @@ use crate::pages::{self, Occasion, Refusal};
 use crate::proxy::{Added, Cluster, Errand, ResponseRules, Upgrade};
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Journal;
+use crate::telemetry::metrics::{Held, Tally, UPSTREAM_FAILURES, WorkerMetrics};
 
 mod client_certificate;
 mod door;
@@ -65,6 +66,10 @@ pub struct Context {
     pub ids: RequestIds,
     /// What a tunnel holds while it lasts, so that a stopping server waits for it.
     pub alive: tokio::sync::mpsc::WeakSender<()>,
+    /// What this worker counts.
+    pub metrics: Arc<WorkerMetrics>,
+    /// Requests without a route.
+    pub elsewhere: Arc<Tally>,
 }
 
 /// A way off the road that is not an upstream's answer.
@@ -137,8 +142,9 @@ fn in_force(source: &Arc<ArcSwap<Snapshot>>) -> Arc<Snapshot> {
 
 /// Turns a way off the road into a reply.
 fn refuse(snapshot: &Snapshot, record: &mut Record, client: Client, exit: &Exit) -> Response<Body> {
-    if let Exit::Refuse(refusal) = exit {
-        record.note(refusal);
+    match exit {
+        Exit::Refuse(refusal) => record.refused(refusal),
+        Exit::SignInFailed { .. } => record.failed(),
     }
     let at = Occasion {
         client,
@@ -304,7 +310,9 @@ impl Going<'_> {
             snapshot.forwarded_rules.chain(fields, &downstream.connection, canonical, route.external);
         cluster.edit_request(fields);
         let is_personal = upgrade.is_none() && matches!(permit.caller(), Caller::Identified(_));
-        let alive = upgrade.is_some().then(|| downstream.context.alive.upgrade()).flatten();
+        let Context { alive, metrics, clock, .. } = &*downstream.context;
+        let alive = upgrade.is_some().then(|| alive.upgrade()).flatten();
+        let alive = alive.map(|alive| Held::tunnel(metrics.clone(), alive));
         let about = About { canonical, route, record, now };
         // What may last on this side, and else what does on the other.
         let (right, basis) = match upgrade.is_some() || request.body().may_last() {
@@ -319,12 +327,14 @@ impl Going<'_> {
             request: canonical,
             rules: snapshot.path_rules,
             upgrade,
-            clock: &downstream.context.clock,
+            clock,
             now,
         };
         let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
         let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
-        let mut response = cluster.forward(permit, &errand, slot, &rules).await?;
+        let forwarded = cluster.forward(permit, &errand, slot, &rules).await;
+        metrics.upstream.observe(clock.instant().saturating_duration_since(now));
+        let mut response = forwarded.inspect_err(|error| UPSTREAM_FAILURES.add(&[error.kind()]))?;
         if let Some(basis) = basis.filter(|_| response.body().may_last()) {
             response.body_mut().set_right(basis.stand(snapshot, downstream, about));
         }

@@ -186,6 +186,20 @@ pub enum ProxyError {
     Broken(String),
 }
 
+impl ProxyError {
+    /// Its kind, in a word.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::ClientIdle | Self::ClientBody(_) | Self::Over => "client",
+            Self::Rewrite => "rewrite",
+            Self::Connect(_) => "connect",
+            Self::Tls(_) => "tls",
+            Self::Timeout(_) => "timeout",
+            Self::Broken(_) => "broken",
+        }
+    }
+}
+
 impl Clone for UpstreamTls {
     fn clone(&self) -> Self {
         Self {

@@ -69,6 +69,8 @@ fn hint(error: &io::Error) -> &'static str {
 pub struct Answers {
     /// On the health port.
     pub health: Health,
+    /// On `metrics_address`.
+    pub metrics: Health,
     /// On the control socket.
     pub control: Control,
 }
@@ -77,7 +79,7 @@ pub struct Answers {
 pub type Control =
     fn(Arc<UnixListener>, Arc<ArcSwap<Snapshot>>) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
-/// Answers on the health port.
+/// Answers on the health port, or on the one of metrics.
 pub type Health = fn(TcpListener, Running) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
 /// Serves until it is told to stop. Returns after the drain. `source`: what the settings were read from, to be read again

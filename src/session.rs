@@ -198,6 +198,11 @@ impl Sessions {
         self.settings.lifetime
     }
 
+    /// How many sessions are open in this process.
+    pub fn open(&self) -> usize {
+        self.kept.open.len()
+    }
+
     /// The store, for things that are kept once.
     pub fn store(&self) -> &dyn Store {
         &*self.kept.store

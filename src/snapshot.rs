@@ -9,7 +9,7 @@ use ::http::HeaderName;
 use arc_swap::ArcSwap;
 
 use crate::assertion::{ClaimHeader, Form, IssuerFormat};
-use crate::authenticate::{Authenticate, BearerRule, Wish};
+use crate::authenticate::{Authenticate, BearerRule, Secret, Wish};
 use crate::authorize::Policy;
 use crate::clock::Clock;
 use crate::config::{Drain, Services, Settings};
@@ -22,6 +22,7 @@ use crate::proxy::{AddedNames, Cluster, Clusters, SharedTls, UpstreamTlsError};
 use crate::route::Table;
 use crate::session::Sessions;
 use crate::store::Store;
+use crate::telemetry::metrics::{Tally, Workers};
 use crate::tls::{Acceptor, Certificate, ClientAuths};
 
 mod readiness;
@@ -36,8 +37,8 @@ pub struct Snapshot {
     pub number: u64,
     /// Where requests belong.
     pub routes: Table<Route>,
-    /// Their names.
-    pub route_names: Arc<[Arc<str>]>,
+    /// Their names, and where their requests are counted.
+    pub counted: Arc<[Counted]>,
     /// The authenticate service.
     pub authenticate: Arc<Authenticate>,
     /// Which services this process runs.
@@ -68,6 +69,8 @@ pub struct Snapshot {
     pub error_contact: Option<String>,
     /// How requests are accepted.
     pub accepting: Accepting,
+    /// Who may read metrics.
+    pub metrics: MetricsAccess,
     /// How it stops.
     pub drain: Drain,
     /// What is allowed, and probably not meant: one line each.
@@ -148,6 +151,15 @@ pub struct Route {
     pub show_error_details: bool,
 }
 
+/// Who may read metrics.
+#[derive(Clone)]
+pub struct MetricsAccess {
+    /// `metrics_basic_auth`.
+    pub auth: Option<Secret>,
+    /// For TLS on `metrics_address`.
+    pub tls: Option<Acceptor>,
+}
+
 /// What there is to say about a server that runs.
 #[derive(Clone)]
 pub struct Running {
@@ -157,6 +169,17 @@ pub struct Running {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// What became of changes to it.
     pub reloads: Reloads,
+    /// What its workers count.
+    pub workers: Workers,
+}
+
+/// A route, as far as its requests are counted.
+#[derive(Clone)]
+pub struct Counted {
+    /// Its name.
+    pub name: Arc<str>,
+    /// How many ended how.
+    pub tally: Arc<Tally>,
 }
 
 /// Another process, which decides for this one.
@@ -182,6 +205,22 @@ pub struct Parts {
     pub control: tokio::runtime::Handle,
 }
 
+/// Where the requests of routes are counted: on, for those that were there before, and for those of one name together.
+fn counted(
+    routes: &[(crate::route::Match, Route)],
+    workers: usize,
+    before: Option<&Snapshot>,
+) -> Arc<[Counted]> {
+    let before = before.iter().flat_map(|before| before.counted.iter());
+    let mut known: HashMap<Arc<str>, Arc<Tally>> =
+        before.map(|one| (one.name.clone(), one.tally.clone())).collect();
+    let mut of = |name: &Arc<str>| {
+        let tally = known.entry(name.clone()).or_insert_with(|| Arc::new(Tally::new(workers)));
+        Counted { name: name.clone(), tally: tally.clone() }
+    };
+    routes.iter().map(|(_, route)| of(&route.name)).collect()
+}
+
 impl Snapshot {
     /// Compiles a configuration. What is the same as `before` is not made anew: clusters keep their connections, providers
     /// what they have published, clients what TLS agreed on.
@@ -204,6 +243,14 @@ impl Snapshot {
             calls: acceptor(accepting.and_then(|one| one.calls.as_ref()), calls)?,
             idle: settings.listen.idle,
         };
+        let metrics_tls = settings.metrics.certificate.map(|certificate| crate::tls::Settings {
+            certificates: vec![certificate],
+            protocols: crate::tls::Protocols::Http1,
+            ..crate::tls::Settings::default()
+        });
+        let known = before.and_then(|before| before.metrics.tls.as_ref());
+        let metrics =
+            MetricsAccess { auth: settings.metrics.auth, tls: acceptor(known, metrics_tls.as_ref())? };
         let certificates = settings.listen.tls.map(|tls| tls.certificates).unwrap_or_default();
         let known = before.filter(|before| Arc::ptr_eq(&before.signer, &parts.signer));
         let known = known.map_or_else(Forms::new, |before| before.forms.clone());
@@ -264,7 +311,7 @@ impl Snapshot {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
-            route_names: routes.iter().map(|(_, route): &(_, Route)| route.name.clone()).collect(),
+            counted: counted(&routes, workers, before),
             routes: Table::new(routes),
             authenticate,
             services: settings.services,
@@ -281,6 +328,7 @@ impl Snapshot {
             authenticate_port: url.port(),
             error_contact: settings.error_contact,
             accepting,
+            metrics,
             drain: settings.drain,
             doubts: settings.doubts.iter().map(ToString::to_string).collect(),
             certificates,
@@ -301,6 +349,11 @@ impl Snapshot {
             }
         }
         clusters
+    }
+
+    /// Connections to upstreams that wait for a request.
+    pub fn waiting_connections(&self) -> usize {
+        self.routes.targets().iter().filter_map(|route| route.cluster.as_ref()).map(|one| one.waiting()).sum()
     }
 
     /// Whether requests for this host are ours at all.

@@ -21,12 +21,14 @@ use crate::crypto;
 mod conformance;
 mod file;
 mod form;
+mod measured;
 mod memory;
 mod postgres;
 mod redis;
 mod waiting;
 
 pub use file::FileStore;
+pub use measured::Measured;
 pub use memory::MemoryStore;
 pub use postgres::PostgresStore;
 pub use redis::RedisStore;

@@ -7,6 +7,7 @@
 
 mod journal;
 mod line;
+pub mod metrics;
 
 pub use journal::{Journal, Sink};
 pub(crate) use line::key;

@@ -11,6 +11,7 @@ use crate::clock::Timestamp;
 use crate::crypto::Purpose;
 use crate::session::{Content, Found, Session};
 use crate::store::{Tag, Tags};
+use crate::telemetry::metrics::SIGN_INS;
 
 /// The parameters of a callback.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -85,6 +86,21 @@ impl Authenticate {
     /// What went wrong, with a way to try again. Nothing is sent to the provider unless the state is one
     /// that this browser was given, is recent, was not used before, and belongs to this callback.
     pub async fn call_back(
+        self: &Arc<Self>,
+        at: (&str, &str),
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Result<Redirect, Failure> {
+        let called = self.read_answer(at, query, headers).await;
+        if let Err(failure) = &called {
+            let asked = self.providers.iter().find(|one| one.settings().callback_path == at.1);
+            let provider = asked.or(self.providers.first()).map_or("", |one| &one.settings().id);
+            SIGN_INS.add(&[provider, failure.error.explain(self.kind()).blame.name()]);
+        }
+        called
+    }
+
+    async fn read_answer(
         self: &Arc<Self>,
         (at, path): (&str, &str),
         query: &str,
@@ -264,6 +280,7 @@ impl Authenticate {
         let tags = self.tags(issuer, &content);
         let (session, cookie) = self.sessions.begin(&content, tags, host).await?;
         tracing::info!(session = ?session.id, provider = %content.provider, "signed in");
+        SIGN_INS.add(&[&content.provider, "done"]);
         Ok((session, Some(cookie)))
     }
 

@@ -82,6 +82,19 @@ pub enum Blame {
     Unavailable,
 }
 
+impl Blame {
+    /// In a word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Person => "person",
+            Self::Operator => "operator",
+            Self::Provider => "provider",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
 /// What to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {

@@ -177,7 +177,7 @@ impl Provider {
     }
 
     fn new(settings: ProviderSettings, clock: Clock) -> Self {
-        let client = Client::new(settings.client.clone());
+        let client = Client::new(settings.client.clone()).of(&settings.id);
         Self {
             settings,
             client,

@@ -14,6 +14,7 @@ use super::verify::LOOK;
 use super::{Authenticate, SignInError};
 use crate::session::{Content, Freshness, Session, Tokens};
 use crate::store::{Lease, StoreError};
+use crate::telemetry::metrics::RENEWALS;
 
 /// After a failed attempt the next one waits so long.
 const PAUSE: Duration = Duration::from_secs(15);
@@ -100,6 +101,11 @@ impl Authenticate {
         }
         let Some(lease) = self.leased(session).await? else { return Ok(()) };
         let renewed = self.renew_alone(session).await;
+        RENEWALS.add(&[match &renewed {
+            Ok(()) => "done",
+            Err(RenewError::Ended) => "ended",
+            Err(_) => "failed",
+        }]);
         if let Err(error) = self.sessions.store().release(lease).await {
             tracing::debug!(%error, "a lease runs out by itself");
         }

@@ -12,6 +12,7 @@ use crate::crypto;
 use crate::http::{BadRequest, cookies, parameter};
 use crate::identity::Strength;
 use crate::session::Found;
+use crate::telemetry::metrics::SIGN_INS;
 
 /// The path of the sign-in endpoint.
 pub(super) const SIGN_IN: &str = "/.pomerium/sign_in";
@@ -241,6 +242,7 @@ impl Authenticate {
             used: false,
         };
         let to = provider.authorize_url(&discovered, &state, &pending).await?;
+        SIGN_INS.add(&[&provider.settings().id, "begun"]);
         tracing::debug!(redirect_uri = %pending.redirect_uri, "sign-in goes to the provider");
         let mut cookies = self.make_room(STATE, headers);
         cookies.push(self.pending_cookie(&state, &pending));

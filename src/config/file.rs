@@ -148,6 +148,20 @@ keys! {
         log_format: Text = "json";
         /// Where `/healthz`, `/readyz`, `/startupz` and `/status` are answered.
         health_check_addr: Text = "127.0.0.1:28080";
+        /// Where `/metrics` is answered for Prometheus, such as `127.0.0.1:9090`; never a public port.
+        metrics_address: Text = "(nowhere)";
+        /// Who may read them: base64 of `user:password`, for HTTP Basic.
+        metrics_basic_auth: Text = "";
+        /// The same, in a file.
+        metrics_basic_auth_file: Text = "";
+        /// The certificate chain for TLS on `metrics_address`: base64 of PEM. Without one, cleartext is spoken.
+        metrics_certificate: Text = "";
+        /// Its key: base64 of PEM.
+        metrics_certificate_key: Text = "";
+        /// The certificate chain in a file, PEM.
+        metrics_certificate_file: Text = "";
+        /// Its key in a file, PEM.
+        metrics_certificate_key_file: Text = "";
         /// How long a stopping server waits for what is under way, in all.
         drain_timeout: Span = "30s";
         /// How long it goes on accepting connections first, after `/readyz` has said that it stops, so that balancers hear of

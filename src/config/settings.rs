@@ -14,7 +14,7 @@ use super::routes::{self, RouteSettings};
 use super::samples;
 use super::source::Sources;
 use super::values::{Flag, List, Span, Text, TextMap};
-use crate::authenticate::{self, ProviderSettings};
+use crate::authenticate::{self, ProviderSettings, Secret};
 use crate::authorize::Step;
 use crate::crypto;
 use crate::http::PathRules;
@@ -24,10 +24,11 @@ use crate::identity::Reading;
 use crate::proxy;
 use crate::session::{self, ACCOUNTS, CookieSettings, Origin, SameSite};
 use crate::telemetry::Format;
-use crate::tls::{self, ClientAuths};
+use crate::tls::{self, Certificate, ClientAuths};
 
 mod bearer;
 mod doubts;
+mod metrics;
 mod mtls;
 mod provider;
 mod rules;
@@ -45,6 +46,17 @@ pub const KEPT_SECRET: &str = "secret";
 pub use secrets::{Origins, Secrets};
 pub use services::Services;
 pub use storage::{Connection, Storage};
+
+/// Where metrics are read, and by whom.
+#[derive(Clone, Debug, Default)]
+pub struct MetricsSettings {
+    /// `metrics_address`; `None`: nowhere.
+    pub address: Option<String>,
+    /// `metrics_basic_auth`: `user:password` in base64.
+    pub auth: Option<Secret>,
+    /// `metrics_certificate`: TLS is spoken there.
+    pub certificate: Option<Certificate>,
+}
 
 /// How a server stops.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +78,8 @@ pub struct Settings {
     pub listen: ListenSettings,
     /// Where health is answered.
     pub health_address: String,
+    /// `metrics_address` and who may read there.
+    pub metrics: MetricsSettings,
     /// How it stops.
     pub drain: Drain,
     /// What is allowed, and probably not meant: one line each.
@@ -256,6 +270,7 @@ impl Resolver<'_> {
             authorize_service,
             listen,
             health_address: text(file.health_check_addr.as_ref()),
+            metrics: self.metrics(),
             drain: self.drain(),
             doubts: Vec::new(),
             log_level,

@@ -164,6 +164,7 @@ impl Activity {
 impl Passage {
     pub(super) fn begin(downstream: Arc<Downstream>) -> Self {
         downstream.activity.begin();
+        downstream.context.metrics.begin();
         Self { downstream, ended: None }
     }
 }
@@ -172,5 +173,6 @@ impl Drop for Passage {
     fn drop(&mut self) {
         let Downstream { activity, context, .. } = &*self.downstream;
         activity.end(self.ended.unwrap_or_else(|| context.clock.instant()));
+        context.metrics.end();
     }
 }

@@ -19,7 +19,8 @@ use crate::http::headers::REQUEST_ID;
 use crate::http::{Body, Canonical, End, Misread, Watcher};
 use crate::identity::Caller;
 use crate::pages::Refusal;
-use crate::snapshot::{Route, Snapshot};
+use crate::snapshot::{Counted, Route, Snapshot};
+use crate::telemetry::metrics::Outcome;
 use crate::telemetry::{Key, Line, key};
 
 /// The authority, the path and the agent as they were sent, and the host: copied once, which is less than to share each.
@@ -49,6 +50,7 @@ pub(super) struct Record {
     /// The route's number.
     route: Option<usize>,
     note: Option<String>,
+    outcome: Outcome,
 }
 
 /// Writes the access record when the answer has been sent.
@@ -63,7 +65,7 @@ struct Access {
 /// holds these, and not the whole configuration.
 struct Names {
     snapshot: u64,
-    names: Arc<[Arc<str>]>,
+    routes: Arc<[Counted]>,
 }
 
 impl Names {
@@ -75,7 +77,7 @@ impl Names {
             if let Some(known) = last.as_ref().filter(|known| known.snapshot == snapshot.number) {
                 return known.clone();
             }
-            let names = Self { snapshot: snapshot.number, names: snapshot.route_names.clone() };
+            let names = Self { snapshot: snapshot.number, routes: snapshot.counted.clone() };
             last.insert(Arc::new(names)).clone()
         })
     }
@@ -173,6 +175,7 @@ impl Record {
             client: snapshot.forwarded_rules.client(connection, headers),
             route: None,
             note: None,
+            outcome: Outcome::default(),
         }
     }
 
@@ -193,6 +196,7 @@ impl Record {
             client: client.unwrap_or(self.client),
             route: None,
             note: None,
+            outcome: Outcome::default(),
             ..*self
         }
     }
@@ -239,6 +243,18 @@ impl Record {
 
     pub(super) const fn routed(&mut self, route: &Route) {
         self.route = Some(route.number);
+        self.outcome = Outcome::Forwarded;
+    }
+
+    /// A sign-in did not succeed.
+    pub(super) const fn failed(&mut self) {
+        self.outcome = Outcome::Failed;
+    }
+
+    /// It is not answered as it was meant.
+    pub(super) fn refused(&mut self, refusal: &Refusal) {
+        self.outcome = outcome_of(refusal);
+        self.note(refusal);
     }
 
     /// What went wrong, for whoever reads the log.
@@ -276,6 +292,7 @@ impl Record {
         let time = self.began + duration;
         let tried = route.report.as_ref().map(|policy| policy.decide_readings(facts, others));
         let tried = tried.as_ref().map(Decision::told);
+        downstream.context.metrics.decision.observe(duration);
         downstream.context.journal.record(time, "authorize-check", |line| {
             line.token(key!("request-id"), self.id.as_bytes()).flag(key!("allow"), allow);
             let about_caller = |line: &mut Line<'_>| caller_fields(line, &route.policy, facts, decided);
@@ -346,7 +363,16 @@ impl Watcher for Access {
         let now = downstream.context.clock.instant();
         passage.ended = Some(now);
         let duration = now.saturating_duration_since(record.started);
-        downstream.context.journal.record(record.began + duration, "http-request", |line| {
+        let context = &*downstream.context;
+        context.metrics.request.observe(duration);
+        let route = record.route.and_then(|number| names.routes.get(number));
+        let outcome = match record.outcome {
+            // Another proxy asked about it.
+            Outcome::Own if route.is_some() => answered_as(*status),
+            outcome => outcome,
+        };
+        route.map_or(&context.elsewhere, |route| &route.tally).count(context.worker, outcome, *status);
+        context.journal.record(record.began + duration, "http-request", |line| {
             line.token(key!("request-id"), record.id.as_bytes());
             line.text(key!("method"), record.method())
                 .bytes(key!("authority"), record.words.piece(&record.words.authority))
@@ -360,8 +386,8 @@ impl Watcher for Access {
             if let Some(agent) = &record.words.agent {
                 line.bytes(key!("user-agent"), record.words.piece(agent));
             }
-            if let Some(name) = record.route.and_then(|number| names.names.get(number)) {
-                line.text(key!("route"), name);
+            if let Some(route) = route {
+                line.text(key!("route"), &route.name);
             }
             match end {
                 End::Complete => {}
@@ -373,6 +399,38 @@ impl Watcher for Access {
                 line.text(key!("error"), note);
             }
         });
+    }
+}
+
+/// What a refusal counts as.
+const fn outcome_of(refusal: &Refusal) -> Outcome {
+    match refusal {
+        Refusal::SignInNeeded { .. } | Refusal::SessionLost(_) => Outcome::SignIn,
+        Refusal::Denied(_) | Refusal::Token(_) | Refusal::ClientCertificate(_) => Outcome::Refused,
+        Refusal::BadRequest(_)
+        | Refusal::Unreadable(..)
+        | Refusal::NotFound
+        | Refusal::NotHere(_)
+        | Refusal::Stranger(_)
+        | Refusal::Method
+        | Refusal::Misdirected
+        | Refusal::Upgrade(_) => Outcome::Rejected,
+        Refusal::TokenUnknown(_)
+        | Refusal::Store(_)
+        | Refusal::Undecided(_)
+        | Refusal::Provider(_)
+        | Refusal::Upstream(_)
+        | Refusal::Internal(_) => Outcome::Failed,
+    }
+}
+
+/// What an answer to another proxy counts as.
+const fn answered_as(status: u16) -> Outcome {
+    match status {
+        200..=299 => Outcome::Forwarded,
+        301 | 302 | 303 | 401 => Outcome::SignIn,
+        500..=599 => Outcome::Failed,
+        _ => Outcome::Refused,
     }
 }
 

@@ -107,6 +107,12 @@ impl Cluster {
         self.endpoints.get(number.checked_rem(self.endpoints.len())?)
     }
 
+    /// How many connections wait for a request.
+    pub fn waiting(&self) -> usize {
+        let pools = self.endpoints.iter().flat_map(|one| std::iter::once(&one.pool).chain(&one.pools));
+        pools.map(|pool| pool.waiting()).sum()
+    }
+
     /// The settings it was made from.
     pub const fn settings(&self) -> &Settings {
         &self.settings

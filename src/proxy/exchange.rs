@@ -18,6 +18,7 @@ use super::http1::{Answered, Exchanged, Outgoing, Tunnel, Unanswered};
 use super::pool::{Retired, Sender, Taken};
 use super::{HostHeader, ProxyError, UpstreamScheme};
 use crate::http::{Body, BodyError, Seen};
+use crate::telemetry::metrics::UPSTREAM_CONNECTS;
 
 /// What an exchange leaves besides its answer.
 #[derive(Default)]
@@ -115,7 +116,11 @@ impl Cluster {
                 }
             }
             let connecting = self.connector.connect(&endpoint.upstream, must_be_http1);
-            let taken = match within(until, connecting).await? {
+            let connected = within(until, connecting).await?;
+            if connected.is_ok() {
+                UPSTREAM_CONNECTS.add();
+            }
+            let taken = match connected {
                 Ok(Sender::Http1(connection)) => Taken::Http1(connection),
                 Ok(Sender::Http2(sender, allowed)) => pool.share(sender, allowed),
                 Err(error) => {

@@ -18,6 +18,7 @@ use super::{ProxyError, spend};
 use crate::authorize::Permit;
 use crate::clock::Clock;
 use crate::http::{Body, Canonical, End, Limits, PathRules, Right, Seen, Watcher, headers};
+use crate::telemetry::metrics::Held;
 
 /// What a request needs on its way besides itself.
 pub struct Errand<'a> {
@@ -38,7 +39,7 @@ pub struct Errand<'a> {
     /// The right that the caller came with: what lasts longer than that ends with it.
     pub right: Option<Right>,
     /// Held by a tunnel while it lasts.
-    pub alive: Option<tokio::sync::mpsc::Sender<()>>,
+    pub alive: Option<Held>,
 }
 
 /// What is done to an upstream's answer.

@@ -97,6 +97,11 @@ impl Pool {
         None
     }
 
+    /// How many wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.idle().waiting.len()
+    }
+
     /// Lets an HTTP/1.1 connection wait for the next request.
     pub(super) fn keep(self: &Arc<Self>, mut connection: Box<Connection>) {
         connection.rest();

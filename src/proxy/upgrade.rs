@@ -12,6 +12,7 @@ use super::frames::{Frames, POLICY_VIOLATION};
 use super::http1::Tunnel;
 use crate::http::Right;
 use crate::http::headers::{has_token, single};
+use crate::telemetry::metrics::Held;
 
 /// How much is read at once from either side of a tunnel.
 const BUFFER: usize = 16 * 1024;
@@ -120,7 +121,7 @@ pub(super) struct Keeping {
     /// Whether its frames are those of a WebSocket, which is told why it ends.
     pub(super) is_websocket: bool,
     /// Held meanwhile, so that a stopping server waits for it.
-    pub(super) alive: Option<tokio::sync::mpsc::Sender<()>>,
+    pub(super) alive: Option<Held>,
 }
 
 /// Passes bytes both ways until either side ends, nothing was said for too long, or the right to it ends.

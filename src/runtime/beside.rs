@@ -22,29 +22,33 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    /// Opens all of it. `health`: where health is asked for.
+    /// Opens all of it. `ports`: where health and metrics are asked for.
     pub(super) async fn open(
         answers: Answers,
         running: &Running,
-        health: &[Socket],
+        ports: &[Socket],
         state_dir: &Path,
     ) -> Self {
         let mut serving = JoinSet::new();
-        for socket in health {
+        for socket in ports {
             let listener = match socket.again() {
                 Ok(again) => again.listener,
                 Err(error) => {
-                    tracing::error!(%error, "the health port cannot be served");
+                    tracing::error!(%error, port = socket.key, "a port cannot be served");
                     continue;
                 }
             };
+            let is_metrics = socket.key == "metrics_address";
             if let Ok(address) = listener.local_addr() {
-                tracing::info!(address = %address, "health");
+                let name = if is_metrics { "metrics" } else { "health" };
+                tracing::info!(address = %address, "{name}");
             }
-            let served = (answers.health)(listener, running.clone());
+            let answer = if is_metrics { answers.metrics } else { answers.health };
+            let served = answer(listener, running.clone());
+            let key = socket.key.clone();
             serving.spawn(async move {
                 if let Err(error) = served.await {
-                    tracing::error!(%error, "the health port cannot be served");
+                    tracing::error!(%error, port = key, "a port cannot be served");
                 }
             });
         }

@@ -17,6 +17,7 @@ use super::{RuntimeError, notify, state};
 use crate::config::{self, CallSettings, Files, Loaded, Look, Services, Settings, Sources, Storage};
 use crate::crypto::{KeyRing, Purpose, Signer};
 use crate::snapshot::{Parts, Reloads, Snapshot};
+use crate::telemetry::metrics::RELOADS;
 use crate::telemetry::{self, Format};
 
 /// How often the files are looked at,
@@ -39,6 +40,7 @@ pub(super) struct Fixed {
     workers: usize,
     calls: Option<CallSettings>,
     health_address: String,
+    metrics_address: Option<String>,
     log_format: Format,
     state_dir: PathBuf,
     storage: Option<Storage>,
@@ -73,6 +75,7 @@ impl Fixed {
             workers: settings.listen.workers,
             calls: settings.listen.calls.clone(),
             health_address: settings.health_address.clone(),
+            metrics_address: settings.metrics.address.clone(),
             log_format: settings.log_format,
             state_dir: settings.state_dir.clone(),
             storage: settings.storage.clone(),
@@ -89,6 +92,7 @@ impl Fixed {
             ("workers", listen.workers != self.workers),
             ("grpc_address", calls.map(|calls| &calls.address) != own.map(|calls| &calls.address)),
             ("health_check_addr", settings.health_address != self.health_address),
+            ("metrics_address", settings.metrics.address != self.metrics_address),
             ("log_format", settings.log_format != self.log_format),
             ("state_dir", settings.state_dir != self.state_dir),
             ("databroker_storage_type", settings.storage != self.storage),
@@ -266,6 +270,7 @@ impl Reloader {
         for key in &next_start {
             tracing::warn!(key, "what this key says now is in force from the next start on");
         }
+        RELOADS.add(&["done"]);
         let generation = self.reloads.succeeded(self.parts.clock.now(), next_start);
         let took = self.since(began);
         tracing::info!(generation, routes, ?took, "another configuration is in force");
@@ -276,6 +281,7 @@ impl Reloader {
         for problem in &problems {
             tracing::error!(problem, "the configuration was not replaced: the one before stays in force");
         }
+        RELOADS.add(&["failed"]);
         self.reloads.failed(self.parts.clock.now(), problems);
     }
 

@@ -25,8 +25,9 @@ use crate::connection::Port;
 use crate::listener::Phase;
 use crate::pipeline::{Context, RequestIds};
 use crate::snapshot::{Parts, Readiness, Reloads, Running, Snapshot};
-use crate::store::Store;
+use crate::store::{Measured, Store};
 use crate::telemetry::Sink;
+use crate::telemetry::metrics::Workers;
 use crate::tls::Age;
 
 /// How long a stopping server waits for renewals, whose tokens would be lost.
@@ -51,7 +52,7 @@ struct Server {
     store: Arc<dyn Store>,
     state_dir: PathBuf,
     phases: watch::Sender<Phase>,
-    /// The listening sockets: of requests, and of health.
+    /// The listening sockets: of requests, and of health and metrics.
     sockets: [Arc<[Socket]>; 2],
     beside: Option<Beside>,
     /// What holds as long as something is under way; workers and listeners hold some too.
@@ -94,7 +95,10 @@ pub(super) async fn serve(
         Some(calls) => sockets.take("grpc_address", &calls.address, workers)?,
         None => Vec::new(),
     };
-    let health = sockets.take("health_check_addr", &settings.health_address, 1)?;
+    let mut health = sockets.take("health_check_addr", &settings.health_address, 1)?;
+    if let Some(metrics) = &settings.metrics.address {
+        health.extend(sockets.take("metrics_address", metrics, 1)?);
+    }
     let local = |sockets: &[Socket]| sockets.first().and_then(|socket| socket.listener.local_addr().ok());
     let (bound, bound_for_calls) = (local(&public), local(&calls));
     public.extend(calls);
@@ -104,6 +108,7 @@ pub(super) async fn serve(
     };
 
     let Opened { store, keys, kind, kept_secrets } = state::open(&settings)?;
+    let store: Arc<dyn Store> = Arc::new(Measured::new(store, clock.clone()));
     let endings = store.endings();
     if let (Some(path), Some((_, files))) = (&kept_secrets, &mut source) {
         // Watched like what the configuration names.
@@ -123,7 +128,7 @@ pub(super) async fn serve(
     let (alive, mut all_gone) = mpsc::channel::<()>(1);
     let sink =
         Sink::start().map_err(|error| RuntimeError::Other(format!("the log cannot start: {error}")))?;
-    let idle_holders = workers + public.len();
+    let (counts, idle_holders) = (Workers::new(workers), workers + public.len());
     let mut threads = Vec::with_capacity(workers);
     for worker in 0..workers {
         let context = Context {
@@ -133,6 +138,8 @@ pub(super) async fn serve(
             clock: clock.clone(),
             ids: RequestIds::new(),
             alive: alive.downgrade(),
+            metrics: counts.of(worker),
+            elsewhere: counts.elsewhere.clone(),
         };
         let listeners = listeners_of(worker, workers, &public)?;
         let start =
@@ -157,6 +164,7 @@ pub(super) async fn serve(
         readiness: Arc::new(Readiness::new(clock.clone())),
         snapshot: snapshot.clone(),
         reloads: Reloads::start(clock.now()),
+        workers: counts,
     };
     let reloader = Reloader {
         source,
@@ -382,8 +390,8 @@ impl Server {
                     None => Duration::ZERO,
                 };
                 let delay = delay.min(drain.limit);
-                let connections = self.connections();
-                tracing::info!(signal, connections, drain_delay = ?delay, drain_timeout = ?drain.limit, "stopping");
+                let (connections, tunnels) = (self.connections(), self.running.workers.tunnels());
+                tracing::info!(signal, connections, tunnels, drain_delay = ?delay, drain_timeout = ?drain.limit, "stopping");
                 notify::stopping("finishing what is under way");
                 self.phases.send_replace(Phase::Leaving);
                 tokio::select! {
@@ -409,7 +417,7 @@ impl Server {
                 // Closed when the last connection has gone.
                 _ = all_gone.recv() => tracing::info!("stopped; everything under way was finished"),
                 () = tokio::time::sleep(left) => tracing::warn!(
-                    connections = self.connections(),
+                    connections = self.connections(), tunnels = self.running.workers.tunnels(),
                     "stopped; drain_timeout was over before everything had finished"
                 ),
                 again = stops.next() => tracing::warn!(signal = again, "stopped at once"),

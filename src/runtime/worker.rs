@@ -40,6 +40,7 @@ impl Worker {
     }
 
     async fn work(self) {
+        self.context.metrics.watch_runtime();
         let context = Arc::new(self.context);
         let mut phases = self.phases.clone();
         tokio::spawn(watch_ends(context.clone()));

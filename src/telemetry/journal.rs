@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::line::{Stamp, key};
+use super::metrics::DROPPED;
 use super::{Format, Line};
 use crate::clock::Timestamp;
 
@@ -157,7 +158,10 @@ impl Inner {
         let records = std::mem::take(&mut buffer.records);
         match self.chunks.try_send(chunk) {
             Ok(()) => buffer.dropped = 0,
-            Err(_) => buffer.dropped += records,
+            Err(_) => {
+                buffer.dropped += records;
+                DROPPED.add(records);
+            }
         }
     }
 }

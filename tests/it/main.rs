@@ -28,6 +28,7 @@ mod http2;
 mod logout;
 mod logs;
 mod loops;
+mod metrics;
 mod policy;
 mod pomerium;
 mod programs;
