@@ -22,6 +22,7 @@ use crate::proxy::{AddedNames, Cluster, Clusters, SharedTls, UpstreamTlsError};
 use crate::route::Table;
 use crate::session::Sessions;
 use crate::store::Store;
+use crate::telemetry::fields::Fields;
 use crate::telemetry::metrics::{Tally, Workers};
 use crate::tls::{Acceptor, Certificate, ClientAuths};
 
@@ -69,6 +70,8 @@ pub struct Snapshot {
     pub error_contact: Option<String>,
     /// How requests are accepted.
     pub accepting: Accepting,
+    /// Which fields records have: those of requests, and those of decisions.
+    pub record_fields: Arc<(Fields, Fields)>,
     /// Who may read metrics.
     pub metrics: MetricsAccess,
     /// How it stops.
@@ -328,6 +331,7 @@ impl Snapshot {
             authenticate_port: url.port(),
             error_contact: settings.error_contact,
             accepting,
+            record_fields: Arc::new(settings.record_fields),
             metrics,
             drain: settings.drain,
             doubts: settings.doubts.iter().map(ToString::to_string).collect(),

@@ -5,6 +5,7 @@
 //! ([`Journal`]) and flushed together, so that recording every request costs next to nothing. No secret,
 //! token, cookie, code, state or nonce is ever recorded: queries are left out of every path.
 
+pub mod fields;
 mod journal;
 mod line;
 pub mod metrics;

@@ -148,6 +148,13 @@ keys! {
         log_format: Text = "json";
         /// Where `/healthz`, `/readyz`, `/startupz` and `/status` are answered.
         health_check_addr: Text = "127.0.0.1:28080";
+        /// Which fields the records of requests have: `request-id`, `method`, `authority`, `path`, `response-code`, `size`,
+        /// `duration`, `ip`, `protocol`, `user-agent`, `route`, `ended`, `error`; besides those `referer` (without its query),
+        /// `forwarded-for`, and `headers.NAME` for a field of the request's head. What may hold secrets is refused.
+        access_log_fields: List = "(all but those of the head)";
+        /// Which fields the records of decisions have besides `allow`, `rule` and `reasons`: `request-id`, `session-id`, `user`,
+        /// `email`, `saw`, `report`, `route`, `method`, `host`, `path`, `ip`, `duration`, `headers.NAME`.
+        authorize_log_fields: List = "(all but those of the head)";
         /// Where `/metrics` is answered for Prometheus, such as `127.0.0.1:9090`; never a public port.
         metrics_address: Text = "(nowhere)";
         /// Who may read them: base64 of `user:password`, for HTTP Basic.

@@ -83,8 +83,6 @@ pub(super) const GLOBAL: &[Foreign] = &[
     inert("dns_*", ENVOY),
     inert("session_recording_concurrency", "sessions are not recorded"),
     inert("health_check_systemd_disabled", "systemd is not notified"),
-    refused("access_log_fields", NOT_YET),
-    refused("authorize_log_fields", NOT_YET),
     refused(
         "allow_upgrades",
         "all upgrades are allowed; set allow_websockets: false on a route to forbid them",

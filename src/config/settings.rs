@@ -24,6 +24,7 @@ use crate::identity::Reading;
 use crate::proxy;
 use crate::session::{self, ACCOUNTS, CookieSettings, Origin, SameSite};
 use crate::telemetry::Format;
+use crate::telemetry::fields::{ACCESS, AUTHORIZE, Fields};
 use crate::tls::{self, Certificate, ClientAuths};
 
 mod bearer;
@@ -78,6 +79,8 @@ pub struct Settings {
     pub listen: ListenSettings,
     /// Where health is answered.
     pub health_address: String,
+    /// `access_log_fields` and `authorize_log_fields`.
+    pub record_fields: (Fields, Fields),
     /// `metrics_address` and who may read there.
     pub metrics: MetricsSettings,
     /// How it stops.
@@ -270,6 +273,10 @@ impl Resolver<'_> {
             authorize_service,
             listen,
             health_address: text(file.health_check_addr.as_ref()),
+            record_fields: (
+                self.record_fields(&ACCESS, file.access_log_fields.as_ref()),
+                self.record_fields(&AUTHORIZE, file.authorize_log_fields.as_ref()),
+            ),
             metrics: self.metrics(),
             drain: self.drain(),
             doubts: Vec::new(),

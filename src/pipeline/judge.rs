@@ -130,7 +130,7 @@ pub(super) async fn judge(
         time: record.began(),
     };
     let tell = |allow, decided: &Decided| {
-        record.decided(downstream, route, (&facts, &canonical.path.others), allow, decided)
+        record.decided(snapshot, downstream, route, (&facts, &canonical.path.others), allow, decided)
     };
     match route.policy.decide_readings(&facts, &canonical.path.others) {
         Decision::Allow(permit) => {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use ::http::header::{HOST, USER_AGENT};
 use ::http::uri::PathAndQuery;
-use ::http::{HeaderMap, HeaderValue, Method, Request, Response};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 
 use super::downstream::{Count, Downstream, Passage};
 use crate::authorize::{Decided, Decision, Facts, Policy, Reason};
@@ -20,6 +20,7 @@ use crate::http::{Body, Canonical, End, Misread, Watcher};
 use crate::identity::Caller;
 use crate::pages::Refusal;
 use crate::snapshot::{Counted, Route, Snapshot};
+use crate::telemetry::fields::{self, Fields};
 use crate::telemetry::metrics::Outcome;
 use crate::telemetry::{Key, Line, key};
 
@@ -51,7 +52,12 @@ pub(super) struct Record {
     route: Option<usize>,
     note: Option<String>,
     outcome: Outcome,
+    /// Fields of its head that records are to have.
+    kept: Option<Box<Kept>>,
 }
+
+/// Fields of a head that are recorded.
+struct Kept(Vec<(HeaderName, HeaderValue)>);
 
 /// Writes the access record when the answer has been sent.
 struct Access {
@@ -66,6 +72,7 @@ struct Access {
 struct Names {
     snapshot: u64,
     routes: Arc<[Counted]>,
+    fields: Arc<(Fields, Fields)>,
 }
 
 impl Names {
@@ -77,7 +84,8 @@ impl Names {
             if let Some(known) = last.as_ref().filter(|known| known.snapshot == snapshot.number) {
                 return known.clone();
             }
-            let names = Self { snapshot: snapshot.number, routes: snapshot.counted.clone() };
+            let fields = snapshot.record_fields.clone();
+            let names = Self { snapshot: snapshot.number, routes: snapshot.counted.clone(), fields };
             last.insert(Arc::new(names)).clone()
         })
     }
@@ -153,6 +161,32 @@ impl Words {
 /// The most bytes that a record says about what a policy saw.
 const MOST_SEEN: usize = 1000;
 
+impl Kept {
+    fn of((access, authorize): &(Fields, Fields), headers: &HeaderMap) -> Option<Box<Self>> {
+        if access.headers.is_empty() && authorize.headers.is_empty() {
+            return None;
+        }
+        let mut kept = Vec::new();
+        for (name, _) in access.headers.iter().chain(&authorize.headers) {
+            if !kept.iter().any(|(known, _)| known == name) {
+                kept.extend(headers.get_all(name).iter().map(|value| (name.clone(), value.clone())));
+            }
+        }
+        Some(Box::new(Self(kept)))
+    }
+
+    /// Writes those that one kind of record has; several of one name as one.
+    fn write(&self, fields: &Fields, line: &mut Line<'_>) {
+        for (name, said) in &fields.headers {
+            let values = self.0.iter().filter(|(known, _)| known == name);
+            let values: Vec<&[u8]> = values.map(|(_, value)| fields::said(name, value.as_bytes())).collect();
+            if !values.is_empty() {
+                line.named(said, &values.join(&b", "[..]));
+            }
+        }
+    }
+}
+
 impl Record {
     pub(super) fn begin(
         snapshot: &Snapshot,
@@ -176,6 +210,7 @@ impl Record {
             route: None,
             note: None,
             outcome: Outcome::default(),
+            kept: Kept::of(&snapshot.record_fields, headers),
         }
     }
 
@@ -197,6 +232,7 @@ impl Record {
             route: None,
             note: None,
             outcome: Outcome::default(),
+            kept: None,
             ..*self
         }
     }
@@ -281,6 +317,7 @@ impl Record {
     /// The decision record: one for every request that reached a route. When that was, and what time it was.
     pub(super) fn decided(
         &self,
+        snapshot: &Snapshot,
         downstream: &Downstream,
         route: &Route,
         (facts, others): (&Facts<'_>, &[String]),
@@ -292,10 +329,15 @@ impl Record {
         let time = self.began + duration;
         let tried = route.report.as_ref().map(|policy| policy.decide_readings(facts, others));
         let tried = tried.as_ref().map(Decision::told);
+        let names = Names::of(snapshot);
         downstream.context.metrics.decision.observe(duration);
+        let (_, has) = &*names.fields;
         downstream.context.journal.record(time, "authorize-check", |line| {
-            line.token(key!("request-id"), self.id.as_bytes()).flag(key!("allow"), allow);
-            let about_caller = |line: &mut Line<'_>| caller_fields(line, &route.policy, facts, decided);
+            if has.has(fields::REQUEST_ID) {
+                line.token(key!("request-id"), self.id.as_bytes());
+            }
+            line.flag(key!("allow"), allow);
+            let about_caller = |line: &mut Line<'_>| caller_fields(line, &route.policy, facts, decided, has);
             match facts.caller {
                 // The same for every request of a session.
                 Caller::Identified(identity) if route.policy.sees_caller_only() => {
@@ -305,7 +347,7 @@ impl Record {
                 }
                 _ => about_caller(line),
             }
-            if let Some((name, tried)) = &tried {
+            if let Some((name, tried)) = tried.as_ref().filter(|_| has.has(fields::REPORT)) {
                 line.token(key!("report-decision"), name.as_bytes());
                 line.list(key!("report-reasons"), tried.reasons.iter().map(Reason::as_str));
                 match tried.rule {
@@ -313,13 +355,28 @@ impl Record {
                     None => line.text(key!("report-rule"), ""),
                 };
             }
-            line.text(key!("route"), &route.name);
+            if has.has(fields::ROUTE) {
+                line.text(key!("route"), &route.name);
+            }
             // Both are tokens: what reached a route was read, and its host is canonical.
-            line.token(key!("method"), self.method.as_str().as_bytes());
-            line.token(key!("host"), self.host().as_bytes());
-            line.bytes(key!("path"), self.path());
-            self.address(line, key!("ip"), downstream);
-            line.duration(key!("duration"), duration);
+            if has.has(fields::METHOD) {
+                line.token(key!("method"), self.method.as_str().as_bytes());
+            }
+            if has.has(fields::HOST) {
+                line.token(key!("host"), self.host().as_bytes());
+            }
+            if has.has(fields::PATH) {
+                line.bytes(key!("path"), self.path());
+            }
+            if has.has(fields::IP) {
+                self.address(line, key!("ip"), downstream);
+            }
+            if has.has(fields::DURATION) {
+                line.duration(key!("duration"), duration);
+            }
+            if let Some(kept) = &self.kept {
+                kept.write(has, line);
+            }
         });
         (now, time)
     }
@@ -372,22 +429,47 @@ impl Watcher for Access {
             outcome => outcome,
         };
         route.map_or(&context.elsewhere, |route| &route.tally).count(context.worker, outcome, *status);
+        let (has, _) = &*names.fields;
         context.journal.record(record.began + duration, "http-request", |line| {
-            line.token(key!("request-id"), record.id.as_bytes());
-            line.text(key!("method"), record.method())
-                .bytes(key!("authority"), record.words.piece(&record.words.authority))
-                .bytes(key!("path"), record.path());
-            line.number(key!("response-code"), u64::from(*status))
-                .number(key!("size"), sent)
-                .duration(key!("duration"), duration);
-            record.address(line, key!("ip"), downstream);
-            let http2 = downstream.connection.protocol == Protocol::Http2;
-            line.token(key!("protocol"), if http2 { b"HTTP/2" } else { b"HTTP/1.1" });
-            if let Some(agent) = &record.words.agent {
+            if has.has(fields::REQUEST_ID) {
+                line.token(key!("request-id"), record.id.as_bytes());
+            }
+            if has.has(fields::METHOD) {
+                line.text(key!("method"), record.method());
+            }
+            if has.has(fields::AUTHORITY) {
+                line.bytes(key!("authority"), record.words.piece(&record.words.authority));
+            }
+            if has.has(fields::PATH) {
+                line.bytes(key!("path"), record.path());
+            }
+            if has.has(fields::RESPONSE_CODE) {
+                line.number(key!("response-code"), u64::from(*status));
+            }
+            if has.has(fields::SIZE) {
+                line.number(key!("size"), sent);
+            }
+            if has.has(fields::DURATION) {
+                line.duration(key!("duration"), duration);
+            }
+            if has.has(fields::IP) {
+                record.address(line, key!("ip"), downstream);
+            }
+            if has.has(fields::PROTOCOL) {
+                let http2 = downstream.connection.protocol == Protocol::Http2;
+                line.token(key!("protocol"), if http2 { b"HTTP/2" } else { b"HTTP/1.1" });
+            }
+            if let Some(agent) = record.words.agent.as_ref().filter(|_| has.has(fields::USER_AGENT)) {
                 line.bytes(key!("user-agent"), record.words.piece(agent));
             }
-            if let Some(route) = route {
+            if let Some(route) = route.filter(|_| has.has(fields::ROUTE)) {
                 line.text(key!("route"), &route.name);
+            }
+            if let Some(kept) = &record.kept {
+                kept.write(has, line);
+            }
+            if !has.has(fields::ENDED) {
+                return write_error(record, has, line);
             }
             match end {
                 End::Complete => {}
@@ -395,10 +477,14 @@ impl Watcher for Access {
                 End::Failed => drop(line.text(key!("ended"), "the upstream broke off")),
                 End::Over => drop(line.text(key!("ended"), "it was not let go on")),
             }
-            if let Some(note) = &record.note {
-                line.text(key!("error"), note);
-            }
+            write_error(record, has, line);
         });
+    }
+}
+
+fn write_error(record: &Record, has: &Fields, line: &mut Line<'_>) {
+    if let Some(note) = record.note.as_ref().filter(|_| has.has(fields::ERROR)) {
+        line.text(key!("error"), note);
     }
 }
 
@@ -435,20 +521,28 @@ const fn answered_as(status: u16) -> Outcome {
 }
 
 /// What a decision record says about the caller and what the policy made of them.
-fn caller_fields(line: &mut Line<'_>, policy: &Policy, facts: &Facts<'_>, decided: &Decided) {
+fn caller_fields(line: &mut Line<'_>, policy: &Policy, facts: &Facts<'_>, decided: &Decided, has: &Fields) {
     match decided.rule {
         Some(rule) => line.written(key!("rule"), |out| rule.write(out)),
         None => line.text(key!("rule"), ""),
     };
     line.list(key!("reasons"), decided.reasons.iter().map(Reason::as_str));
-    line.said(key!("saw"), MOST_SEEN, |said| policy.write_seen(facts, |part| said.say(part)));
+    if has.has(fields::SAW) {
+        line.said(key!("saw"), MOST_SEEN, |said| policy.write_seen(facts, |part| said.say(part)));
+    }
     if decided.unverified_email {
         line.flag(key!("email-unverified"), true);
     }
     if let Caller::Identified(identity) = facts.caller {
-        line.text(key!("user"), &identity.subject);
-        line.text(key!("email"), identity.email.as_deref().unwrap_or_default());
-        line.text(key!("session-id"), &identity.session);
+        if has.has(fields::USER) {
+            line.text(key!("user"), &identity.subject);
+        }
+        if has.has(fields::EMAIL) {
+            line.text(key!("email"), identity.email.as_deref().unwrap_or_default());
+        }
+        if has.has(fields::SESSION_ID) {
+            line.text(key!("session-id"), &identity.session);
+        }
     }
 }
 

@@ -185,6 +185,21 @@ impl<'a> Line<'a> {
         self.written(key, |out| tell(&mut Said { out, left: Some(most) }))
     }
 
+    /// Adds what should be text under a name that is only known at run time, and needs no escaping.
+    pub fn named(&mut self, name: &str, value: &[u8]) -> &mut Self {
+        if self.format == Format::Json {
+            self.out.extend_from_slice(b",\"");
+            self.out.extend_from_slice(name.as_bytes());
+            self.out.extend_from_slice(b"\":");
+        } else {
+            self.out.push(b' ');
+            self.out.extend_from_slice(name.as_bytes());
+            self.out.push(b'=');
+        }
+        self.value(value);
+        self
+    }
+
     /// Adds a number.
     pub fn number(&mut self, key: Key, value: u64) -> &mut Self {
         self.key(key);

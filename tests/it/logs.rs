@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::rig::{Answer, Rig};
+use crate::rig::{Answer, Rig, Setup};
 
 fn of<'r>(records: &'r [Value], message: &str, path: &str) -> Vec<&'r Value> {
     records.iter().filter(|record| record["message"] == message && record["path"] == path).collect()
@@ -124,4 +124,73 @@ fn what_a_client_sends_cannot_forge_a_record() {
     // Each line is JSON, or `records` panics.
     assert!(!rig.server.records().is_empty());
     assert!(!rig.server.raw_log().contains('\x1b'));
+}
+
+/// The names of a record's fields, in order.
+fn names(record: &Value) -> Vec<&str> {
+    let fixed = ["timestamp", "level", "message"];
+    let names = record.as_object().unwrap().keys().map(String::as_str);
+    names.filter(|name| !fixed.contains(name)).collect()
+}
+
+#[test]
+fn records_have_the_fields_that_were_chosen_and_a_reload_changes_them() {
+    let settings = "access_log_fields: [path, response-code, upstream-cluster, headers.X-Mark, referer]\n\
+                    authorize_log_fields: [path, user, headers.content-type, removed-groups-count]";
+    let setup = Setup { settings: settings.into(), ..Setup::default() };
+    let rig = Rig::with(setup);
+    let cookie = rig.signed_in().session("app.localhost");
+    let fields = format!(
+        "{cookie}X-Mark: a\"b\r\nX-Mark: c\r\nReferer: https://a.test/x?code=secret#y\r\nContent-Type: text/plain\r\n"
+    );
+    rig.server.get("app.localhost", "/chosen", &fields);
+    let log = rig.server.raw_log();
+    assert!(log.contains("`removed-groups-count` has no value here") && !log.contains("secret"), "{log}");
+    let records = rig.server.records();
+    let access = of(&records, "http-request", "/chosen")[0];
+    assert_eq!(names(access), ["headers.x-mark", "path", "referer", "response-code", "route"], "{access}");
+    assert_eq!(
+        (access["headers.x-mark"].as_str(), access["referer"].as_str()),
+        (Some("a\"b, c"), Some("https://a.test/x"))
+    );
+    let decision = of(&records, "authorize-check", "/chosen")[0];
+    assert_eq!(
+        names(decision),
+        ["allow", "headers.content-type", "path", "reasons", "rule", "user"],
+        "{decision}"
+    );
+    rig.change(&Setup { settings: "access_log_fields: path, method".into(), ..Setup::default() });
+    rig.server.get("app.localhost", "/later", &fields);
+    rig.server.raw_log();
+    let records = rig.server.records();
+    assert_eq!(names(of(&records, "http-request", "/later")[0]), ["method", "path"]);
+    assert!(of(&records, "authorize-check", "/later")[0]["request-id"].is_string(), "all of them");
+}
+
+#[test]
+fn fields_that_may_hold_secrets_are_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let rig = Rig::start();
+    for (settings, expected) in [
+        (
+            "access_log_fields: [query]",
+            "access_log_fields: `query` is in no log: it may hold tokens, codes or passwords",
+        ),
+        ("access_log_fields: [headers.cookie]", "access_log_fields: `headers.cookie` is in no log"),
+        ("authorize_log_fields: [id-token]", "authorize_log_fields: `id-token` is in no log"),
+        ("access_log_fields: [pth]", "there is no field `pth`, expected some of request-id, method"),
+        ("access_log_fields: [pth]", "(did you mean `path`?)"),
+    ] {
+        let path = directory.path().join("c.yaml");
+        std::fs::write(&path, rig.configuration(&Setup { settings: settings.into(), ..Setup::default() }))
+            .unwrap();
+        let done = std::process::Command::new(crate::rig::BINARY)
+            .args(["check", "-c"])
+            .arg(&path)
+            .env_clear()
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.code() == Some(2) && said.contains(expected), "{expected}: {said}");
+    }
 }

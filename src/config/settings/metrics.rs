@@ -1,14 +1,36 @@
-//! Where metrics are read, and by whom.
+//! What is recorded, where metrics are read, and by whom.
 
 use base64::Engine as _;
 
 use super::{MetricsSettings, Resolver, is_listen_address, key, text};
 use crate::authenticate::Secret;
+use crate::config::problem::nearest;
 use crate::config::routes;
-use crate::config::values::Text;
+use crate::config::values::{List, Text};
+use crate::telemetry::fields::{Catalogue, FieldError, Fields};
 use crate::tls::Certificate;
 
 impl Resolver<'_> {
+    /// `access_log_fields` or `authorize_log_fields`.
+    pub(super) fn record_fields(&mut self, catalogue: &Catalogue, names: Option<&List>) -> Fields {
+        let Some(List(names)) = names else { return Fields::default() };
+        let (fields, errors) = Fields::read(catalogue, names);
+        for error in errors {
+            let problem = self.layers.problem(&[key(catalogue.key)], error.to_string());
+            match &error {
+                FieldError::Without(_) => self.problems.warn(problem),
+                FieldError::Secret(_) => self.problems.error(problem),
+                FieldError::Unknown(name) => {
+                    let known = catalogue.names().collect::<Vec<_>>().join(", ");
+                    let message = format!("{error}, expected some of {known}, or headers.NAME");
+                    let problem = self.layers.problem(&[key(catalogue.key)], message);
+                    self.problems.error(problem.suggesting(nearest(name, catalogue.names())));
+                }
+            }
+        }
+        fields
+    }
+
     /// `metrics_address`, `metrics_basic_auth`, `metrics_certificate` and its key.
     pub(super) fn metrics(&mut self) -> MetricsSettings {
         let address = text(self.file.metrics_address.as_ref());
