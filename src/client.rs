@@ -37,8 +37,10 @@ pub struct Client {
     tls: Arc<LazyTls>,
     proxy: Option<Uri>,
     limits: Limits,
-    /// Whom it calls, for metrics.
-    owner: Arc<str>,
+    /// Whom it calls, for metrics; `None`: nobody's provider.
+    owner: Option<Arc<str>>,
+    /// Whether cleartext may leave this machine.
+    in_cleartext_too: bool,
 }
 
 /// How long a call may take and how large an answer may be.
@@ -173,14 +175,21 @@ impl Client {
             tls: Arc::new(LazyLock::new(Box::new(connector))),
             proxy: settings.proxy,
             limits: Limits::default(),
-            owner: "other".into(),
+            owner: None,
+            in_cleartext_too: false,
         }
+    }
+
+    /// The same client, for what is no secret: cleartext may leave this machine.
+    #[must_use]
+    pub fn in_cleartext_too(self) -> Self {
+        Self { in_cleartext_too: true, ..self }
     }
 
     /// The same client for the provider with this id.
     #[must_use]
     pub fn of(self, id: &str) -> Self {
-        Self { owner: id.into(), ..self }
+        Self { owner: Some(id.into()), ..self }
     }
 
     /// The same client with other limits.
@@ -201,12 +210,13 @@ impl Client {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::Time { host, time: self.limits.time, hop: hop.name() }),
         };
-        match &answer {
-            Ok(_) => {
+        match (&self.owner, &answer) {
+            (Some(owner), Ok(_)) => {
                 let took = Clock::system().instant().saturating_duration_since(began);
-                PROVIDER_CALLS.observe(&[&self.owner], took);
+                PROVIDER_CALLS.observe(&[owner], took);
             }
-            Err(error) => PROVIDER_ERRORS.add(&[&self.owner, error.hop()]),
+            (Some(owner), Err(error)) => PROVIDER_ERRORS.add(&[owner, error.hop()]),
+            (None, _) => {}
         }
         answer
     }
@@ -215,7 +225,7 @@ impl Client {
         let uri = request.uri();
         let encrypted = match uri.scheme_str() {
             Some("https") => true,
-            Some("http") if is_loopback(host) => false,
+            Some("http") if is_loopback(host) || self.in_cleartext_too => false,
             Some("http") => {
                 return Err(ClientError::Url(format!("{uri}: http:// is accepted for loopback only")));
             }

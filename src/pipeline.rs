@@ -28,6 +28,7 @@ use crate::proxy::{Added, Cluster, Errand, ResponseRules, Upgrade};
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Journal;
 use crate::telemetry::metrics::{Held, Tally, UPSTREAM_FAILURES, WorkerMetrics};
+use crate::telemetry::trace::{TRACEPARENT, Trace};
 
 mod client_certificate;
 mod door;
@@ -98,11 +99,14 @@ pub fn serve(
     misread: Option<Misread>,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send {
     let seen = Seen::of(request.headers());
-    let request = request.map(Body::incoming);
+    let mut request = request.map(Body::incoming);
     let client = Client::of(&request, seen);
     let unreadable = misread.as_ref().map(|misread| (misread.status, misread.reason));
     let snapshot = in_force(&downstream.context.snapshot);
     let mut record = Record::begin(&snapshot, &downstream, &request, misread);
+    if let Some(traced) = record.trace().and_then(Trace::for_sign_in) {
+        request.headers_mut().insert(&TRACEPARENT, traced);
+    }
     let passage = Passage::begin(downstream);
     let mut slot = Some(request);
     async move {
@@ -208,6 +212,10 @@ async fn answer(
     let shown = client_certificate::shown(snapshot, downstream, &canonical.host, record.began())?;
     let certificate = shown.as_ref();
     if let Some(endpoint) = own::endpoint(snapshot, &canonical, request, found.as_ref().ok().copied())? {
+        if endpoint.is_of_a_sign_in() {
+            let query = request.uri().query().unwrap_or_default();
+            record.join(|| snapshot.authenticate.trace_of(query, request.headers()));
+        }
         let visit = own::Visit { canonical: &canonical, certificate };
         return Box::pin(own::answer(snapshot, downstream, endpoint, &visit, request, record)).await;
     }
@@ -306,6 +314,9 @@ impl Going<'_> {
         let Self { canonical, route, cluster, permit, statement, upgrade, basis, now } = self;
         let Some(request) = slot else { return Err(Refusal::Internal("there is no request".into()).into()) };
         let fields = request.headers_mut();
+        if let Some(traced) = record.trace().and_then(Trace::for_upstream) {
+            fields.insert(&TRACEPARENT, traced);
+        }
         let forwarded =
             snapshot.forwarded_rules.chain(fields, &downstream.connection, canonical, route.external);
         cluster.edit_request(fields);
@@ -333,7 +344,11 @@ impl Going<'_> {
         let is_ours = |name: &str| snapshot.sessions.cookie().is_ours(name);
         let rules = ResponseRules { is_our_cookie: &is_ours, is_personal };
         let forwarded = cluster.forward(permit, &errand, slot, &rules).await;
-        metrics.upstream.observe(clock.instant().saturating_duration_since(now));
+        let answered = clock.instant();
+        metrics.upstream.observe(answered.saturating_duration_since(now));
+        if let Some(trace) = record.trace() {
+            trace.answered(record.since(answered));
+        }
         let mut response = forwarded.inspect_err(|error| UPSTREAM_FAILURES.add(&[error.kind()]))?;
         if let Some(basis) = basis.filter(|_| response.body().may_last()) {
             response.body_mut().set_right(basis.stand(snapshot, downstream, about));

@@ -19,6 +19,7 @@ use crate::telemetry::Format;
 
 mod beside;
 mod examine;
+mod export;
 mod handover;
 mod notify;
 mod reload;

@@ -1,12 +1,13 @@
 //! Everything that a request needs, compiled, immutable, and swapped as a whole.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::http::HeaderName;
 use arc_swap::ArcSwap;
+use tokio::sync::mpsc::Receiver;
 
 use crate::assertion::{ClaimHeader, Form, IssuerFormat};
 use crate::authenticate::{Authenticate, BearerRule, Secret, Wish};
@@ -24,6 +25,7 @@ use crate::session::Sessions;
 use crate::store::Store;
 use crate::telemetry::fields::Fields;
 use crate::telemetry::metrics::{Tally, Workers};
+use crate::telemetry::trace::{Handed, Tracer};
 use crate::tls::{Acceptor, Certificate, ClientAuths};
 
 mod readiness;
@@ -70,6 +72,10 @@ pub struct Snapshot {
     pub error_contact: Option<String>,
     /// How requests are accepted.
     pub accepting: Accepting,
+    /// Makes traces; `None`: there are none.
+    pub tracer: Option<Arc<Tracer>>,
+    /// What has to be sent on for it, until somebody takes that.
+    spans: Mutex<Option<Receiver<Handed>>>,
     /// Which fields records have: those of requests, and those of decisions.
     pub record_fields: Arc<(Fields, Fields)>,
     /// Who may read metrics.
@@ -246,6 +252,17 @@ impl Snapshot {
             calls: acceptor(accepting.and_then(|one| one.calls.as_ref()), calls)?,
             idle: settings.listen.idle,
         };
+        let known = before.and_then(|before| before.tracer.as_ref());
+        let (tracer, spans) = match settings.tracing {
+            None => (None, None),
+            Some(wanted) => match known.filter(|known| *known.settings() == wanted) {
+                Some(known) => (Some(known.clone()), None),
+                None => {
+                    let (made, spans) = Tracer::new(wanted);
+                    (Some(made), Some(spans))
+                }
+            },
+        };
         let metrics_tls = settings.metrics.certificate.map(|certificate| crate::tls::Settings {
             certificates: vec![certificate],
             protocols: crate::tls::Protocols::Http1,
@@ -331,6 +348,8 @@ impl Snapshot {
             authenticate_port: url.port(),
             error_contact: settings.error_contact,
             accepting,
+            tracer,
+            spans: Mutex::new(spans),
             record_fields: Arc::new(settings.record_fields),
             metrics,
             drain: settings.drain,
@@ -353,6 +372,11 @@ impl Snapshot {
             }
         }
         clusters
+    }
+
+    /// What is to be sent on for the tracer; `None` when somebody does already.
+    pub fn spans(&self) -> Option<Receiver<Handed>> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Connections to upstreams that wait for a request.

@@ -9,6 +9,7 @@ pub mod fields;
 mod journal;
 mod line;
 pub mod metrics;
+pub mod trace;
 
 pub use journal::{Journal, Sink};
 pub(crate) use line::key;

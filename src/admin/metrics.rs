@@ -18,9 +18,10 @@ use crate::snapshot::{Running, Snapshot};
 use crate::telemetry::metrics::{
     self, BUILD_INFO, CERTIFICATE_END, CPU_SECONDS, DROPPED, GENERATION, MOST_FILES, OPEN_FILES,
     PROVIDER_CALLS, PROVIDER_ERRORS, PROVIDER_KNOWN, Page, READY, RECORDS_DROPPED, RELOAD_SUCCESS,
-    RELOAD_TIME, RELOADS, RENEWALS, REQUESTS, RESIDENT, ROUTES, SESSIONS_OPEN, SIGN_INS, STARTED,
-    STORE_CALLS, STORE_ERRORS, UPSTREAM_CONNECTS, UPSTREAM_FAILURES, UPSTREAM_IDLE, UPSTREAM_OPENED,
+    RELOAD_TIME, RELOADS, RENEWALS, REQUESTS, RESIDENT, ROUTES, SESSIONS_OPEN, SIGN_INS, SPANS_DROPPED,
+    STARTED, STORE_CALLS, STORE_ERRORS, UPSTREAM_CONNECTS, UPSTREAM_FAILURES, UPSTREAM_IDLE, UPSTREAM_OPENED,
 };
+use crate::telemetry::trace;
 
 /// Requests of routes are told apart up to this length of the page, in bytes; those of further routes are told together.
 const LONGEST: usize = 4 * 1024 * 1024;
@@ -134,6 +135,7 @@ fn page(state: &Running) -> String {
         }
     }
     page.single(&RECORDS_DROPPED, DROPPED.get());
+    page.single(&SPANS_DROPPED, trace::DROPPED.get());
     process(&mut page);
     requests(&mut page, &snapshot, state);
     page.finish()

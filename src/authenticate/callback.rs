@@ -80,6 +80,16 @@ impl Authenticate {
         })
     }
 
+    /// The trace that a sign-in is a part of, by the query of one of its requests: a `traceparent`.
+    pub fn trace_of(&self, query: &str, headers: &HeaderMap) -> Option<String> {
+        let sealed = crate::http::parameter(query, "pomerium_request").ok().flatten();
+        let request = match sealed {
+            Some(sealed) => self.open_request(&sealed),
+            None => self.find_pending(&Answer::read(query)?.state?, headers).map(|pending| pending.request),
+        };
+        request?.trace
+    }
+
     /// Finishes a sign-in that came back to `path`, with the answer in `query`.
     ///
     /// # Errors

@@ -43,6 +43,9 @@ pub struct SignInRequest {
     /// What is wanted of the sign-in.
     #[serde(default)]
     pub wish: Wish,
+    /// The trace that it is a part of: a `traceparent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
 }
 
 /// What is wanted of a sign-in.

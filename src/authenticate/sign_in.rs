@@ -13,6 +13,7 @@ use crate::http::{BadRequest, cookies, parameter};
 use crate::identity::Strength;
 use crate::session::Found;
 use crate::telemetry::metrics::SIGN_INS;
+use crate::telemetry::trace;
 
 /// The path of the sign-in endpoint.
 pub(super) const SIGN_IN: &str = "/.pomerium/sign_in";
@@ -75,6 +76,7 @@ impl Authenticate {
             binding: crypto::encode(&crypto::sha256(secret.as_bytes())),
             began: now,
             wish: wish.clone(),
+            trace: trace::Context::read(headers).map(|context| context.to_string()),
         };
         let mut cookies = self.make_room(BEGIN, headers);
         cookies.push(self.sessions.cookie().sign_in(BEGIN, &attempt, &secret, self.settings.sign_in_timeout));

@@ -148,6 +148,41 @@ keys! {
         log_format: Text = "json";
         /// Where `/healthz`, `/readyz`, `/startupz` and `/status` are answered.
         health_check_addr: Text = "127.0.0.1:28080";
+        /// `otlp`: traces are sent to an OpenTelemetry collector, by these standard keys; `none`: there are none.
+        otel_traces_exporter: Text = "none";
+        /// Turns them off whatever the others say.
+        otel_sdk_disabled: Flag = "false";
+        /// The collector, without the path `/v1/traces`.
+        otel_exporter_otlp_endpoint: Text = "http://localhost:4318";
+        /// The whole URL for traces.
+        otel_exporter_otlp_traces_endpoint: Text = "";
+        /// `http/protobuf` is spoken.
+        otel_exporter_otlp_protocol: Text = "";
+        /// The same, for traces.
+        otel_exporter_otlp_traces_protocol: Text = "";
+        /// Fields of the calls to it: `name=value,name=value`, percent-encoded.
+        otel_exporter_otlp_headers: Text = "";
+        /// The same, for traces.
+        otel_exporter_otlp_traces_headers: Text = "";
+        /// How long a call may take: milliseconds.
+        otel_exporter_otlp_timeout: Text = "(10000)";
+        /// The same, for traces.
+        otel_exporter_otlp_traces_timeout: Text = "";
+        /// Which traces are sent on: `parentbased_traceidratio`, `traceidratio`, `always_on`, `always_off`,
+        /// `parentbased_always_on`, `parentbased_always_off`. The parent's flag counts when one of trusted_proxies sent it.
+        otel_traces_sampler: Text = "(parentbased_traceidratio)";
+        /// The share of them, from 0 to 1.
+        otel_traces_sampler_arg: Text = "(1)";
+        /// What is said of this service: `name=value,name=value`.
+        otel_resource_attributes: Text = "";
+        /// What it is called.
+        otel_service_name: Text = "(portcullis)";
+        /// How long spans wait for others to be sent with them: milliseconds.
+        otel_bsp_schedule_delay: Text = "(5000)";
+        /// So many are sent at once.
+        otel_bsp_max_export_batch_size: Count = "512";
+        /// So many requests may wait for that; the spans of further ones are dropped.
+        otel_bsp_max_queue_size: Count = "2048";
         /// Which fields the records of requests have: `request-id`, `method`, `authority`, `path`, `response-code`, `size`,
         /// `duration`, `ip`, `protocol`, `user-agent`, `route`, `ended`, `error`; besides those `referer` (without its query),
         /// `forwarded-for`, and `headers.NAME` for a field of the request's head. What may hold secrets is refused.

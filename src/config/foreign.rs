@@ -36,7 +36,6 @@ pub(super) fn is_off(name: &str, value: &Value) -> bool {
         Value::String(_, text) => {
             let usual = [
                 ("bearer_token_format", "default"),
-                ("otel_traces_exporter", "none"),
                 ("lb_policy", "ROUND_ROBIN"),
                 ("load_balancing_policy", "ROUND_ROBIN"),
                 ("load_balancing_policy", "round_robin"),
@@ -100,7 +99,8 @@ pub(super) const GLOBAL: &[Foreign] = &[
         "metrics_client_ca*",
         "who reads metrics is known by metrics_basic_auth; client certificates are not asked for there",
     ),
-    refused("otel_*", "traces are not there yet"),
+    inert("otel_log_level", "there is one log; set log_level"),
+    inert("otel_attribute_value_length_limit", "attributes are as long as what they are of"),
     refused("ssh_*", "SSH is not supported"),
     refused("timeout_write", "it would cut streams off; set timeout on the routes that need one"),
     refused("use_proxy_protocol", "the PROXY protocol is not there yet"),

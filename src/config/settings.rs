@@ -25,6 +25,7 @@ use crate::proxy;
 use crate::session::{self, ACCOUNTS, CookieSettings, Origin, SameSite};
 use crate::telemetry::Format;
 use crate::telemetry::fields::{ACCESS, AUTHORIZE, Fields};
+use crate::telemetry::trace;
 use crate::tls::{self, Certificate, ClientAuths};
 
 mod bearer;
@@ -37,6 +38,7 @@ mod secrets;
 mod services;
 mod serving;
 mod storage;
+mod tracing;
 mod urls;
 
 /// The socket in `state_dir` by which an administrator reaches a running service.
@@ -79,6 +81,8 @@ pub struct Settings {
     pub listen: ListenSettings,
     /// Where health is answered.
     pub health_address: String,
+    /// Traces; `None`: there are none.
+    pub tracing: Option<trace::Settings>,
     /// `access_log_fields` and `authorize_log_fields`.
     pub record_fields: (Fields, Fields),
     /// `metrics_address` and who may read there.
@@ -273,6 +277,7 @@ impl Resolver<'_> {
             authorize_service,
             listen,
             health_address: text(file.health_check_addr.as_ref()),
+            tracing: self.tracing(),
             record_fields: (
                 self.record_fields(&ACCESS, file.access_log_fields.as_ref()),
                 self.record_fields(&AUTHORIZE, file.authorize_log_fields.as_ref()),

@@ -50,6 +50,13 @@ pub(super) enum Endpoint {
     Unknown,
 }
 
+impl Endpoint {
+    /// Whether it is a step of a sign-in that began on another host.
+    pub(super) const fn is_of_a_sign_in(self) -> bool {
+        matches!(self, Self::SignIn | Self::Callback)
+    }
+}
+
 /// Which endpoint a request is for; `None` when it is for a route.
 pub(super) fn endpoint(
     snapshot: &Snapshot,

@@ -22,6 +22,7 @@ use crate::pages::Refusal;
 use crate::snapshot::{Counted, Route, Snapshot};
 use crate::telemetry::fields::{self, Fields};
 use crate::telemetry::metrics::Outcome;
+use crate::telemetry::trace::{self, Trace, Tracer};
 use crate::telemetry::{Key, Line, key};
 
 /// The authority, the path and the agent as they were sent, and the host: copied once, which is less than to share each.
@@ -54,6 +55,7 @@ pub(super) struct Record {
     outcome: Outcome,
     /// Fields of its head that records are to have.
     kept: Option<Box<Kept>>,
+    trace: Option<Box<Trace>>,
 }
 
 /// Fields of a head that are recorded.
@@ -199,6 +201,7 @@ impl Record {
         let started = context.clock.instant();
         let believed = snapshot.forwarded_rules.trusts(connection.peer_ip());
         let id = believed.then(|| given_id(headers)).flatten().unwrap_or_else(|| context.ids.next());
+        let begin = |tracer: &Arc<Tracer>| Box::new(tracer.begin(headers, believed, crypto::random()));
         Self {
             id,
             began: context.clock.at(started),
@@ -211,6 +214,21 @@ impl Record {
             note: None,
             outcome: Outcome::default(),
             kept: Kept::of(&snapshot.record_fields, headers),
+            trace: snapshot.tracer.as_ref().map(begin),
+        }
+    }
+
+    /// The trace that it is a part of.
+    pub(super) fn trace(&self) -> Option<&Trace> {
+        self.trace.as_deref()
+    }
+
+    /// Goes on with the trace of a sign-in that it is a part of.
+    pub(super) fn join(&mut self, begun: impl FnOnce() -> Option<String>) {
+        if let Some(trace) = &mut self.trace
+            && let Some(context) = begun().as_deref().and_then(trace::Context::parse)
+        {
+            trace.join(context);
         }
     }
 
@@ -233,6 +251,7 @@ impl Record {
             note: None,
             outcome: Outcome::default(),
             kept: None,
+            trace: None,
             ..*self
         }
     }
@@ -251,6 +270,11 @@ impl Record {
     /// The request's name, for pages.
     pub(super) fn name(&self) -> &str {
         self.id.to_str().unwrap_or_default()
+    }
+
+    /// How long the request has taken at a moment.
+    pub(super) fn since(&self, now: Instant) -> std::time::Duration {
+        now.saturating_duration_since(self.started)
     }
 
     /// When the request came.
@@ -331,6 +355,9 @@ impl Record {
         let tried = tried.as_ref().map(Decision::told);
         let names = Names::of(snapshot);
         downstream.context.metrics.decision.observe(duration);
+        if let Some(trace) = &self.trace {
+            trace.decided(duration);
+        }
         let (_, has) = &*names.fields;
         downstream.context.journal.record(time, "authorize-check", |line| {
             if has.has(fields::REQUEST_ID) {
@@ -429,6 +456,20 @@ impl Watcher for Access {
             outcome => outcome,
         };
         route.map_or(&context.elsewhere, |route| &route.tally).count(context.worker, outcome, *status);
+        if let Some(trace) = &record.trace {
+            trace.end(&trace::About {
+                began: record.began,
+                took: duration,
+                method: record.method(),
+                path: record.path(),
+                host: record.host(),
+                route: route.map(|route| &*route.name),
+                client: record.client.to_string(),
+                status: *status,
+                request_id: record.name(),
+                error: record.note.as_deref(),
+            });
+        }
         let (has, _) = &*names.fields;
         context.journal.record(record.began + duration, "http-request", |line| {
             if has.has(fields::REQUEST_ID) {

@@ -42,6 +42,8 @@ const CERTIFICATES: Duration = Duration::from_secs(6 * 3600);
 const LED_BY: Duration = Duration::from_secs(30);
 /// and has so long to hear that the server stops.
 const DELAY: Duration = Duration::from_secs(5);
+/// The last spans may take so long to be sent on.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 /// What is being decided is waited for, before another process gets what only one may use.
 const DECIDING: Duration = Duration::from_millis(100);
 
@@ -422,6 +424,10 @@ impl Server {
                 ),
                 again = stops.next() => tracing::warn!(signal = again, "stopped at once"),
             }
+        }
+        if let Some(tracer) = &self.running.snapshot.load_full().tracer {
+            // The last ones are not worth more.
+            let _ = tokio::time::timeout(LAST_SPANS, tracer.flush()).await;
         }
         if !was_handed_over {
             self.settle().await;

@@ -16,7 +16,7 @@ mod worker;
 
 pub use definitions::*;
 pub use page::{Page, reference};
-pub use tally::{Outcome, Tally};
+pub use tally::{Outcome, Sum, Tally};
 pub use worker::{Held, WorkerMetrics, Workers};
 
 /// What is known of a metric without any value.

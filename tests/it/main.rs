@@ -50,5 +50,6 @@ mod stopping;
 mod takeover;
 mod tls;
 mod tokens;
+mod traces;
 mod upgrades;
 mod upstream;

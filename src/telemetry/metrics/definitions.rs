@@ -107,6 +107,8 @@ definitions! {
         "1 when requests should come here: what /readyz says.";
     RECORDS_DROPPED = Counter "portcullis_log_records_dropped_total" []
         "Records of requests that were not written because whoever reads the log was too slow.";
+    SPANS_DROPPED = Counter "portcullis_trace_spans_dropped_total" []
+        "Spans that were not sent on, because the collector did not take them or too many waited.";
     BUILD_INFO = Gauge "portcullis_build_info" ["version"]
         "1, with the version.";
     CPU_SECONDS = Counter "process_cpu_seconds_total" []
