@@ -29,6 +29,8 @@ pub enum Port {
     Public,
     /// Decisions, over gRPC: they are other proxies.
     Calls,
+    /// The applications, in cleartext: they are sent to where TLS is spoken.
+    Redirect,
 }
 
 /// What a TLS handshake agreed on.

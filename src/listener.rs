@@ -199,7 +199,11 @@ impl Listener {
         let Ok(local) = stream.local_addr() else { return };
         let (acceptor, limits) = {
             let accepting = &self.context.snapshot.load().accepting;
-            let acceptor = if self.port == Port::Calls { &accepting.calls } else { &accepting.public };
+            let acceptor = match self.port {
+                Port::Public => &accepting.public,
+                Port::Calls => &accepting.calls,
+                Port::Redirect => &None,
+            };
             (acceptor.clone(), Limits::new(accepting.idle))
         };
         let (context, phases, alive) = (self.context.clone(), self.phases.clone(), self.alive.clone());

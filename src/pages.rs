@@ -10,7 +10,7 @@ use ::http::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION, REFERRER_POLICY,
     SET_COOKIE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use ::http::{HeaderValue, Response, StatusCode};
+use ::http::{HeaderValue, Method, Response, StatusCode};
 use askama::Template;
 use base64::Engine as _;
 use serde_json::{Value, json};
@@ -66,6 +66,18 @@ pub fn redirect(redirect: &Redirect) -> Response<Body> {
     let mut response = own(StatusCode::FOUND, "text/plain; charset=utf-8", Body::empty());
     insert(&mut response, LOCATION, &redirect.to);
     set_cookies(&mut response, &redirect.cookies);
+    response
+}
+
+/// To the same place by `https`, for good.
+pub fn to_https(url: &str, method: &Method) -> Response<Body> {
+    // Other methods stay what they are (RFC 9110 §15.4.9).
+    let status = match *method {
+        Method::GET | Method::HEAD => StatusCode::MOVED_PERMANENTLY,
+        _ => StatusCode::PERMANENT_REDIRECT,
+    };
+    let mut response = own(status, "text/plain; charset=utf-8", Body::empty());
+    insert(&mut response, LOCATION, url);
     response
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ::http::header::{CONNECTION, EXPECT, HeaderValue};
+use ::http::uri::PathAndQuery;
 use ::http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use arc_swap::{ArcSwap, Cache};
 use hyper::body::Incoming;
@@ -177,8 +178,10 @@ async fn answer(
     let connection = &downstream.connection;
     let scheme = if connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
     let Some(request) = slot else { return Err(Refusal::Internal("there is no request".into()).into()) };
-    if connection.port == Port::Calls {
-        return Ok(Box::pin(door::call(snapshot, downstream, request, record)).await);
+    match connection.port {
+        Port::Public => {}
+        Port::Calls => return Ok(Box::pin(door::call(snapshot, downstream, request, record)).await),
+        Port::Redirect => return to_https(snapshot, downstream, request, seen, record),
     }
     if let Some(door) = Door::at(request.uri().path()).filter(|_| snapshot.services.authorize) {
         return Ok(Box::pin(door::answer(snapshot, downstream, door, request, record)).await);
@@ -256,6 +259,21 @@ async fn answer(
         now,
     };
     going.forward(snapshot, downstream, slot, record).await
+}
+
+/// Sends somebody who came in cleartext to where TLS is spoken. The target stays as it was sent.
+fn to_https(
+    snapshot: &Snapshot,
+    downstream: &Downstream,
+    request: &mut Request<Body>,
+    seen: Seen,
+    record: &mut Record,
+) -> Result<Response<Body>, Exit> {
+    let canonical = canonicalise(request, seen, Scheme::Http, snapshot.path_rules, &downstream.host)?;
+    record.about(&canonical);
+    let origin = snapshot.secure_origin(&canonical.host).ok_or(Refusal::NotFound)?;
+    let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+    Ok(pages::to_https(&format!("{origin}{target}"), request.method()))
 }
 
 /// Takes from a request what the client is not allowed to say and what concerns its connection alone. The change of

@@ -148,6 +148,19 @@ impl<T> Table<T> {
         matches.iter().enumerate().filter_map(|(at, one)| covering(at, one)).collect()
     }
 
+    /// The port that the first route of a host names; `None` when it has no route.
+    pub fn port_of(&self, host: &str) -> Option<Option<u16>> {
+        let first = |paths: &Paths| paths.entries().min_by_key(|entry| entry.at).copied();
+        let found = match self.exact.get(host) {
+            Some(paths) => first(paths),
+            None => {
+                let matching = self.wildcard.iter().filter(|(pattern, _)| pattern.matches(host));
+                matching.filter_map(|(_, paths)| first(paths)).min_by_key(|entry| entry.at)
+            }
+        };
+        found.map(|entry| entry.port)
+    }
+
     /// All targets, in the order of the configuration.
     pub fn targets(&self) -> &[T] {
         &self.targets

@@ -401,6 +401,19 @@ impl Snapshot {
             || self.routes.serves_port(host, port)
     }
 
+    /// The origin by `https` of a host that is ours.
+    pub fn secure_origin(&self, host: &str) -> Option<String> {
+        let port = if host == self.authenticate_host {
+            self.authenticate_port
+        } else {
+            self.routes.port_of(host)?
+        };
+        Some(match port {
+            None | Some(443) => format!("https://{host}"),
+            Some(port) => format!("https://{host}:{port}"),
+        })
+    }
+
     /// The origin that people use for a host: the scheme of its routes, and the port they came to.
     pub fn origin(&self, host: &str, port: Option<u16>) -> String {
         let scheme = self.authenticate.settings().url.scheme();

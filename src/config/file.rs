@@ -146,6 +146,8 @@ keys! {
         log_level: Text = "info";
         /// `json`: one object a line; `text`: for people.
         log_format: Text = "json";
+        /// Where cleartext is answered with a redirect to the same place by `https`, such as `:80`.
+        http_redirect_addr: Text = "(nowhere)";
         /// Where `/healthz`, `/readyz`, `/startupz` and `/status` are answered.
         health_check_addr: Text = "127.0.0.1:28080";
         /// `otlp`: traces are sent to an OpenTelemetry collector, by these standard keys; `none`: there are none.

@@ -93,7 +93,6 @@ pub(super) const GLOBAL: &[Foreign] = &[
     refused("blob_storage", "sessions are not recorded"),
     refused("debug_address", "there is no debug port"),
     refused("google_cloud_serverless_authentication_service_account", "it is not supported"),
-    refused("http_redirect_addr", NOT_YET),
     refused("mcp_*", "MCP is not supported"),
     refused(
         "metrics_client_ca*",

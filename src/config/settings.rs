@@ -128,6 +128,8 @@ pub struct Settings {
 pub struct ListenSettings {
     /// `address`.
     pub address: String,
+    /// `http_redirect_addr`.
+    pub redirect: Option<String>,
     /// `workers`.
     pub workers: usize,
     /// TLS; `None` with `insecure_server`.

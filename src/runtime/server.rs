@@ -102,8 +102,12 @@ pub(super) async fn serve(
         health.extend(sockets.take("metrics_address", metrics, 1)?);
     }
     let local = |sockets: &[Socket]| sockets.first().and_then(|socket| socket.listener.local_addr().ok());
-    let (bound, bound_for_calls) = (local(&public), local(&calls));
-    public.extend(calls);
+    let redirect = match &settings.listen.redirect {
+        Some(address) => sockets.take("http_redirect_addr", address, workers)?,
+        None => Vec::new(),
+    };
+    let (bound, bound_for_calls, bound_for_redirect) = (local(&public), local(&calls), local(&redirect));
+    public.extend(calls.into_iter().chain(redirect));
     let released = match before {
         Some(before) => Some(release(before).await?),
         None => None,
@@ -196,6 +200,9 @@ pub(super) async fn serve(
     if let Some(address) = bound_for_calls {
         tracing::info!(address = %address, "listening for gRPC");
     }
+    if let Some(address) = bound_for_redirect {
+        tracing::info!(address = %address, "redirecting to https");
+    }
     if let Some(address) = bound {
         let scheme = if encrypted { "https" } else { "http" };
         tracing::info!(address = %address, scheme, workers, storage = kind, "listening");
@@ -227,8 +234,9 @@ fn listeners_of(
     sockets: &[Socket],
 ) -> Result<Vec<(Port, std::net::TcpListener)>, RuntimeError> {
     let mut listeners = Vec::new();
-    for key in ["address", "grpc_address"] {
-        let port = if key == "grpc_address" { Port::Calls } else { Port::Public };
+    let ports =
+        [("address", Port::Public), ("grpc_address", Port::Calls), ("http_redirect_addr", Port::Redirect)];
+    for (key, port) in ports {
         let of_key = sockets.iter().filter(|socket| socket.key == key);
         for socket in of_key.skip(worker).step_by(workers) {
             let again = socket.again();

@@ -22,7 +22,8 @@ pub(super) struct Socket {
 }
 
 /// The keys of addresses. What systemd passes under another name, such as that of its unit, is for the first.
-const KEYS: [&str; 4] = ["address", "grpc_address", "health_check_addr", "metrics_address"];
+const KEYS: [&str; 5] =
+    ["address", "grpc_address", "http_redirect_addr", "health_check_addr", "metrics_address"];
 
 impl Sockets {
     /// Those of the process before this one, where the configuration still means them.

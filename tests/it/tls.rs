@@ -304,3 +304,44 @@ fn a_certificate_that_ends_is_spoken_of_in_the_log() {
     let said = rig.server.wait_for("a certificate has ended: renew it");
     assert_eq!(said["until"], "2024-01-01T00:00:00Z");
 }
+
+#[test]
+fn cleartext_is_sent_to_the_same_place_by_https_and_nowhere_else() {
+    let routes = format!(
+        "{}\n  - from: https://port.localhost:8443\n    to: http://UPSTREAM\n    allow_public_unauthenticated_access: true\n  - from: https://*.wild.localhost\n    to: http://UPSTREAM\n    allow_public_unauthenticated_access: true\n",
+        ROUTES.replace("from: http:", "from: https:")
+    );
+    let settings = format!("{HTTPS}\nhttp_redirect_addr: 127.0.0.1:0");
+    let mut rig = Rig::with(Setup { settings, routes, ..Setup::default() });
+    let address = rig.server.wait_for("redirecting to https")["address"].as_str().unwrap().to_owned();
+    let send = |text: &str| {
+        let mut stream = std::net::TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        rig::Answer::parse(&rig::read_all(&mut stream))
+    };
+    for (line, host, status, location) in [
+        ("GET /a/b?x=%20y&z", "app.localhost", 301, Some("https://app.localhost/a/b?x=%20y&z")),
+        ("HEAD /", "App.Localhost:80", 301, Some("https://app.localhost/")),
+        ("POST /form", "app.localhost", 308, Some("https://app.localhost/form")),
+        ("GET //evil.test/", "app.localhost", 301, Some("https://app.localhost//evil.test/")),
+        ("OPTIONS *", "app.localhost", 400, None),
+        ("GET /x", "port.localhost", 301, Some("https://port.localhost:8443/x")),
+        ("GET /x", "a.wild.localhost", 301, Some("https://a.wild.localhost/x")),
+        (
+            "GET /oauth2/callback?code=c",
+            "authenticate.localhost",
+            301,
+            Some("https://authenticate.localhost/oauth2/callback?code=c"),
+        ),
+        ("GET /x", "evil.test", 404, None),
+        ("GET /x", "app.localhost@evil.test", 400, None),
+        ("GET /%2e%2e/%2fx", "app.localhost", 400, None),
+        ("GET /.pomerium/sign_out", "app.localhost", 301, Some("https://app.localhost/.pomerium/sign_out")),
+    ] {
+        let answer = send(&format!("{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+        assert_eq!((answer.status, answer.header("location")), (status, location), "{line} {host}");
+        assert!(answer.all("set-cookie").is_empty());
+    }
+    assert!(rig.upstream.requests().is_empty(), "nothing goes on from there");
+}

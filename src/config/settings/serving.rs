@@ -30,6 +30,10 @@ impl Resolver<'_> {
         if !is_listen_address(&health) {
             self.error("health_check_addr", format!("`{health}` is not `host:port` or `:port`"));
         }
+        let redirect = Some(text(file.http_redirect_addr.as_ref())).filter(|redirect| !redirect.is_empty());
+        if let Some(redirect) = redirect.as_ref().filter(|redirect| !is_listen_address(redirect)) {
+            self.error("http_redirect_addr", format!("`{redirect}` is not `host:port` or `:port`"));
+        }
         let workers = match file.workers {
             Some(Count(count @ 1..=1024)) => usize::try_from(count).unwrap_or(1),
             Some(_) => {
@@ -63,6 +67,7 @@ impl Resolver<'_> {
         };
         Some(ListenSettings {
             address,
+            redirect,
             workers,
             tls,
             client_auths,
