@@ -83,8 +83,17 @@ pub type Control =
 /// Answers on the health port, or on the one of metrics.
 pub type Health = fn(TcpListener, Running) -> Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
+/// How a server starts.
+#[derive(Default)]
+pub struct Start {
+    /// The process that runs with the same `state_dir` hands its sockets over, and stops.
+    pub takeover: bool,
+    /// Called once it serves.
+    pub serving: Option<Box<dyn FnOnce() + Send>>,
+}
+
 /// Serves until it is told to stop. Returns after the drain. `source`: what the settings were read from, to be read again
-/// when it changes. `takeover`: the process that runs with the same `state_dir` hands its sockets over, and stops.
+/// when it changes.
 ///
 /// # Errors
 /// When it cannot start.
@@ -92,7 +101,7 @@ pub fn run(
     settings: Settings,
     source: Option<(Sources, Files)>,
     answers: Answers,
-    takeover: bool,
+    start: Start,
 ) -> Result<(), RuntimeError> {
     // Many systems let a process have 1,024 open files unless it asks for more.
     match rlimit::increase_nofile_limit(u64::MAX) {
@@ -107,7 +116,7 @@ pub fn run(
         .enable_all()
         .build()
         .map_err(|error| RuntimeError::Other(format!("the control plane cannot start: {error}")))?;
-    let served = control.block_on(server::serve(settings, source, answers, takeover));
+    let served = control.block_on(server::serve(settings, source, answers, start));
     control.shutdown_timeout(Duration::from_secs(1));
     served
 }

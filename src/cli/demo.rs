@@ -15,9 +15,12 @@ pub(super) struct Arguments {
 
 pub(super) fn main(arguments: &Arguments) -> ExitCode {
     let served = crate::demo::start(arguments.port).and_then(|demo| {
-        println!("{}", demo.welcome);
         runtime::start_log(demo.settings.log_format, "warn");
-        runtime::run(demo.settings, None, super::ANSWERS, false).map_err(|error| error.to_string())
+        let welcome = demo.welcome;
+        // Whoever reads it opens the page.
+        let serving: Box<dyn FnOnce() + Send> = Box::new(move || println!("{welcome}"));
+        let start = runtime::Start { serving: Some(serving), ..runtime::Start::default() };
+        runtime::run(demo.settings, None, super::ANSWERS, start).map_err(|error| error.to_string())
     });
     match served {
         Ok(()) => ExitCode::SUCCESS,

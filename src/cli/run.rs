@@ -41,7 +41,8 @@ pub(super) fn main(arguments: &RunArguments) -> ExitCode {
             "register these URLs at the identity provider"
         );
     }
-    match runtime::run(loaded.settings, Some((sources, files)), super::ANSWERS, arguments.takeover) {
+    let start = runtime::Start { takeover: arguments.takeover, ..runtime::Start::default() };
+    match runtime::run(loaded.settings, Some((sources, files)), super::ANSWERS, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot go on");

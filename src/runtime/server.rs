@@ -18,7 +18,7 @@ use super::reload::{Fixed, Reloader};
 use super::sockets::{Socket, Sockets};
 use super::state::Opened;
 use super::worker::Worker;
-use super::{Answers, RuntimeError, notify, reload, state};
+use super::{Answers, RuntimeError, Start, notify, reload, state};
 use crate::clock::Clock;
 use crate::config::{Files, Settings, Sources};
 use crate::connection::Port;
@@ -78,7 +78,7 @@ pub(super) async fn serve(
     settings: Settings,
     mut source: Option<(Sources, Files)>,
     answers: Answers,
-    takeover: bool,
+    start: Start,
 ) -> Result<(), RuntimeError> {
     let clock = Clock::system();
     // Before anything else: until they are asked for, they end the process.
@@ -86,7 +86,7 @@ pub(super) async fn serve(
     let mut stops = Stops::listen()?;
     let systemd = Sockets::of_systemd()?;
     let state_dir = settings.state_dir.clone();
-    let before = if takeover { ask_before(&state_dir).await? } else { None };
+    let before = if start.takeover { ask_before(&state_dir).await? } else { None };
     let (before, mut sockets) = match before {
         Some((before, sockets)) => (Some(before), systemd.or(Sockets::of_process(sockets))),
         None => (None, systemd),
@@ -148,9 +148,9 @@ pub(super) async fn serve(
             elsewhere: counts.elsewhere.clone(),
         };
         let listeners = listeners_of(worker, workers, &public)?;
-        let start =
+        let made =
             Worker { listeners, context, phases: phase.clone(), alive: alive.clone(), over: over.clone() };
-        threads.push(start.spawn()?);
+        threads.push(made.spawn()?);
     }
     let alive = {
         let weak = alive.downgrade();
@@ -211,6 +211,9 @@ pub(super) async fn serve(
     if let Some(released) = released {
         released.serving(endings);
         tracing::info!("took over from the process before this one");
+    }
+    if let Some(serving) = start.serving {
+        serving();
     }
     notify::ready("serving");
     let watchdog = tokio::spawn(notify::live());
