@@ -2,13 +2,14 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::time::Duration;
 
 use ::http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::http::Body;
@@ -16,6 +17,9 @@ use crate::snapshot::Running;
 
 mod control;
 mod metrics;
+
+/// After a connection could not be accepted.
+const PAUSE: Duration = Duration::from_millis(50);
 
 pub use control::serve as control;
 pub use metrics::serve as metrics;
@@ -26,28 +30,38 @@ pub use metrics::serve as metrics;
 /// # Errors
 /// When the socket cannot be watched.
 pub async fn serve(listener: std::net::TcpListener, state: Running) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
-    // They end with this.
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            continue;
-        };
+    each(listener, move |stream| {
         let state = state.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
-            let response = answer(request.uri().path(), &state);
-            async move { Ok::<_, Infallible>(response) }
-        });
-        while connections.try_join_next().is_some() {}
-        connections.spawn(async move {
+        async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let response = answer(request.uri().path(), &state);
+                async move { Ok::<_, Infallible>(response) }
+            });
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .serve_connection(TokioIo::new(stream), service);
             if let Err(error) = served.await {
                 tracing::trace!(%error, "a health connection ended");
             }
-        });
+        }
+    })
+    .await
+}
+
+/// Serves each connection on a task of its own; they end with this.
+async fn each<F>(listener: std::net::TcpListener, serve: impl Fn(TcpStream) -> F) -> io::Result<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::from_std(listener)?;
+    let mut connections = JoinSet::new();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(connections.spawn(serve(stream))),
+            // Out of file descriptors, or the client has gone already.
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+        while connections.try_join_next().is_some() {}
     }
 }
 

@@ -9,8 +9,6 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
 use crate::crypto;
 use crate::http::Body;
@@ -33,18 +31,10 @@ const OTHERS: &str = "(further routes)";
 /// # Errors
 /// When the socket cannot be watched.
 pub async fn serve(listener: std::net::TcpListener, state: Running) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
-    // They end with this.
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            continue;
-        };
-        while connections.try_join_next().is_some() {}
+    super::each(listener, move |stream| {
         let state = state.clone();
-        let tls = state.snapshot.load().metrics.tls.clone();
-        connections.spawn(async move {
+        async move {
+            let tls = state.snapshot.load().metrics.tls.clone();
             match tls {
                 None => drive(stream, state).await,
                 Some(tls) => match tls.accept(stream).await {
@@ -52,8 +42,9 @@ pub async fn serve(listener: std::net::TcpListener, state: Running) -> io::Resul
                     Err(error) => tracing::debug!(%error, "a TLS handshake for metrics failed"),
                 },
             }
-        });
-    }
+        }
+    })
+    .await
 }
 
 async fn drive(stream: impl AsyncRead + AsyncWrite + Unpin, state: Running) {

@@ -191,7 +191,6 @@ fn metrics_are_on_their_own_port_alone_and_for_those_who_are_known() {
 
 #[test]
 fn what_is_wrong_with_who_may_read_is_said_without_the_password() {
-    let directory = tempfile::tempdir().unwrap();
     let rig = Rig::start();
     for (settings, expected) in [
         ("metrics_address: nowhere", "metrics_address: `nowhere` is not `host:port`"),
@@ -207,11 +206,7 @@ fn what_is_wrong_with_who_may_read_is_said_without_the_password() {
         } else {
             format!("{METRICS}\n{settings}")
         };
-        let path = directory.path().join("c.yaml");
-        std::fs::write(&path, rig.configuration(&Setup { settings, ..Setup::default() })).unwrap();
-        let done =
-            Command::new(crate::rig::BINARY).args(["check", "-c"]).arg(&path).env_clear().output().unwrap();
-        let said = String::from_utf8_lossy(&done.stderr);
+        let (_, said) = rig.check(&Setup { settings, ..Setup::default() });
         assert!(said.contains(expected) && !said.contains("geheim-geheim"), "{expected}: {said}");
     }
 }

@@ -121,6 +121,15 @@ impl Rig {
         self.server = Server::start(&configuration, self._state.path(), &setup.environment);
     }
 
+    /// What `check` says of another configuration for this server: the exit code, and what it writes to standard error.
+    pub fn check(&self, setup: &Setup) -> (i32, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c.yaml");
+        std::fs::write(&path, self.configuration(setup)).unwrap();
+        let done = Command::new(BINARY).args(["check", "-c"]).arg(&path).env_clear().output().unwrap();
+        (done.status.code().unwrap(), String::from_utf8(done.stderr).unwrap())
+    }
+
     /// The configuration of a setup, for this server.
     pub fn configuration(&self, setup: &Setup) -> String {
         configuration(setup, &self.provider, &self.upstream, self.state())

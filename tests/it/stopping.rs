@@ -94,17 +94,10 @@ fn a_delay_is_for_those_who_look_at_readiness_and_not_for_people() {
 
 #[test]
 fn a_delay_longer_than_the_drain_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("c.yaml");
     let rig = Rig::start();
-    let text = rig.configuration(&Setup {
-        settings: "drain_delay: 31s\ndrain_timeout: 30s".into(),
-        ..Setup::default()
-    });
-    std::fs::write(&path, text).unwrap();
-    let done = Command::new(BINARY).args(["check", "-c"]).arg(&path).env_clear().output().unwrap();
-    let said = String::from_utf8_lossy(&done.stderr);
-    assert_eq!(done.status.code(), Some(2), "{said}");
+    let settings = "drain_delay: 31s\ndrain_timeout: 30s".into();
+    let (code, said) = rig.check(&Setup { settings, ..Setup::default() });
+    assert_eq!(code, 2, "{said}");
     assert!(said.contains("c.yaml:1:1: drain_delay: it is a part of drain_timeout"), "{said}");
 }
 

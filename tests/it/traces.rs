@@ -345,7 +345,6 @@ fn the_last_spans_are_sent_before_the_process_ends() {
 
 #[test]
 fn what_is_wrong_with_its_settings_is_said() {
-    let directory = tempfile::tempdir().unwrap();
     let rig = Rig::start();
     for (settings, expected) in [
         ("otel_traces_exporter: jaeger", "otel_traces_exporter"),
@@ -360,16 +359,8 @@ fn what_is_wrong_with_its_settings_is_said() {
         ("otel_traces_sampler: sometimes", "otel_traces_sampler"),
     ] {
         let more = if settings.contains("exporter: ") { "" } else { "otel_traces_exporter: otlp\n" };
-        let path = directory.path().join("c.yaml");
         let setup = Setup { settings: format!("{more}{settings}"), ..Setup::default() };
-        std::fs::write(&path, rig.configuration(&setup)).unwrap();
-        let done = std::process::Command::new(crate::rig::BINARY)
-            .args(["check", "-c"])
-            .arg(&path)
-            .env_clear()
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.code() == Some(2) && said.contains(expected), "{settings}: {said}");
+        let (code, said) = rig.check(&setup);
+        assert!(code == 2 && said.contains(expected), "{settings}: {said}");
     }
 }
