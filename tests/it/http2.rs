@@ -448,7 +448,8 @@ fn a_server_that_stops_says_goodbye_and_finishes_what_is_under_way() {
     busy.write(HEADERS, END_HEADERS | END_STREAM, 1, &head(&get("/public/")));
     std::thread::sleep(Duration::from_millis(200));
     rig.server.signal("TERM");
-    std::thread::sleep(Duration::from_millis(200));
+    let told = new.frames(Duration::from_millis(200), |kind, _| kind == GO_AWAY);
+    assert!(told.is_none(), "it is not told to go before it has said what it came for");
     new.write(HEADERS, END_HEADERS | END_STREAM, 1, &head(&get("/public/")));
     assert!(
         new.frames(Duration::from_secs(5), |kind, _| kind == DATA).is_some(),

@@ -108,6 +108,11 @@ fn a_connection_that_came_before_the_end_is_answered() {
     let (mut silent, mut half) = (rig.server.connect(), rig.server.connect());
     half.write_all(&OPEN.as_bytes()[..20]).unwrap();
     let mut never = rig.server.connect();
+    // One that was answered before, and has begun to ask again.
+    let mut again = rig.server.connect();
+    again.write_all(OPEN.as_bytes()).unwrap();
+    assert_eq!(answer(&mut again).status, 200);
+    again.write_all(&OPEN.as_bytes()[..20]).unwrap();
     std::thread::sleep(Duration::from_millis(100));
     let began = Instant::now();
     rig.server.signal("TERM");
@@ -115,7 +120,8 @@ fn a_connection_that_came_before_the_end_is_answered() {
     assert!(is_refused(&rig));
     silent.write_all(OPEN.as_bytes()).unwrap();
     half.write_all(&OPEN.as_bytes()[20..]).unwrap();
-    for stream in [&mut silent, &mut half] {
+    again.write_all(&OPEN.as_bytes()[20..]).unwrap();
+    for stream in [&mut silent, &mut half, &mut again] {
         let text = read_all(stream);
         let answer = Answer::parse(&text);
         assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{text}");
@@ -125,7 +131,7 @@ fn a_connection_that_came_before_the_end_is_answered() {
     assert_eq!(never.read(&mut [0]).unwrap_or(0), 0);
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     assert_eq!(rig.server.wait(Duration::from_secs(3)), Some(0));
-    assert_eq!(stopping(&rig)["connections"], 3);
+    assert_eq!(stopping(&rig)["connections"], 4);
 }
 
 /// systemd binds, and passes on; here a few lines of Python do.
@@ -215,5 +221,24 @@ fn systemd_is_told_what_happens() {
     hear("READY=1");
     rig.server.signal("TERM");
     hear("STOPPING=1");
+    assert_eq!(rig.server.wait(Duration::from_secs(5)), Some(0));
+}
+
+/// The process is held while they come: the system has accepted them, and it has not.
+#[test]
+fn what_the_system_has_accepted_already_is_served() {
+    let mut rig = Rig::settings("workers: 2");
+    rig.server.signal("STOP");
+    let mut all: Vec<TcpStream> = (0..400).map(|_| rig.server.connect()).collect();
+    for stream in &mut all {
+        stream.write_all(OPEN.as_bytes()).unwrap();
+    }
+    rig.server.signal("TERM");
+    rig.server.signal("CONT");
+    for (number, stream) in all.iter_mut().enumerate() {
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let text = read_all(stream);
+        assert_eq!(Answer::parse(&text).status, 200, "{number}: {text}");
+    }
     assert_eq!(rig.server.wait(Duration::from_secs(5)), Some(0));
 }
