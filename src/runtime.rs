@@ -17,6 +17,7 @@ use crate::config::{Files, Settings, Sources};
 use crate::snapshot::{Running, Snapshot};
 use crate::telemetry::Format;
 
+mod background;
 mod beside;
 mod examine;
 mod export;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use super::beside::Beside;
 use super::handover::{Before, Next, Released};
@@ -18,7 +18,7 @@ use super::reload::{Fixed, Reloader};
 use super::sockets::{Socket, Sockets};
 use super::state::Opened;
 use super::worker::Worker;
-use super::{Answers, RuntimeError, Start, notify, reload, state};
+use super::{Answers, RuntimeError, Start, background, notify, reload, state};
 use crate::clock::Clock;
 use crate::config::{Files, Settings, Sources};
 use crate::connection::Port;
@@ -28,16 +28,11 @@ use crate::snapshot::{Parts, Readiness, Reloads, Running, Snapshot};
 use crate::store::{Measured, Store};
 use crate::telemetry::Sink;
 use crate::telemetry::metrics::Workers;
-use crate::tls::Age;
 
 /// How long a stopping server waits for renewals, whose tokens would be lost.
 const SETTLE: Duration = Duration::from_secs(10);
 /// How long a start waits for a store that is shared.
 const FIRST_WORD: Duration = Duration::from_secs(5);
-/// What has expired is removed this often.
-const SWEEP: Duration = Duration::from_secs(60);
-/// Certificates are looked at this often.
-const CERTIFICATES: Duration = Duration::from_secs(6 * 3600);
 /// Who asked for readiness within this time leads requests here by it,
 const LED_BY: Duration = Duration::from_secs(30);
 /// and has so long to hear that the server stops.
@@ -164,7 +159,7 @@ pub(super) async fn serve(
         Ok(Err(error)) => tracing::error!(%error, "the session store cannot be used yet"),
         Err(_) => tracing::error!("the session store does not answer yet"),
     }
-    let background = start_background(&snapshot, &store, &clock);
+    let background = background::start(&snapshot, &store, &clock);
     let followers = reload::follow(&snapshot.load());
     let running = Running {
         readiness: Arc::new(Readiness::new(clock.clone())),
@@ -467,43 +462,5 @@ impl Server {
             tracing::warn!(%error, "the next process cannot be heard: what is under way ends");
             sessions.end_all_here();
         }
-    }
-}
-
-fn start_background(snapshot: &Arc<ArcSwap<Snapshot>>, store: &Arc<dyn Store>, clock: &Clock) -> JoinSet<()> {
-    let current = snapshot.load_full();
-    let (snapshot, store, clock) = (snapshot.clone(), store.clone(), clock.clone());
-    let mut background = JoinSet::new();
-    let (source, time) = (snapshot.clone(), clock.clone());
-    background.spawn(async move {
-        loop {
-            tokio::time::sleep(SWEEP).await;
-            let current = source.load_full();
-            current.sessions.sweep().await;
-            current.authenticate.sweep();
-            if let Err(error) = store.sweep(time.now()).await {
-                tracing::warn!(%error, "expired sessions could not be removed");
-            }
-        }
-    });
-    background.spawn(current.sessions.clone().listen());
-    background.spawn(watch_certificates(snapshot, clock));
-    background
-}
-
-/// Says when a certificate ends soon, or has ended.
-async fn watch_certificates(snapshot: Arc<ArcSwap<Snapshot>>, clock: Clock) {
-    loop {
-        for certificate in &snapshot.load_full().certificates {
-            let Some(validity) = certificate.validity() else { continue };
-            let (names, until) = (certificate.names().join(", "), validity.until);
-            match validity.age(clock.now()) {
-                Age::Sound => {}
-                Age::Late => tracing::warn!(names, %until, "a certificate ends soon: renew it"),
-                Age::Over => tracing::error!(names, %until, "a certificate has ended: renew it"),
-                Age::Early => tracing::error!(names, from = %validity.from, "a certificate is not valid yet"),
-            }
-        }
-        tokio::time::sleep(CERTIFICATES).await;
     }
 }
