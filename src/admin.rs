@@ -85,7 +85,7 @@ fn answer(path: &str, state: &Running) -> Response<Body> {
             let authenticate = &snapshot.authenticate;
             let providers = authenticate.providers().iter();
             let providers: Vec<_> =
-                providers.map(|one| json!({ "id": one.settings().id, "known": one.is_known() })).collect();
+                providers.map(|one| json!({ "id": one.settings().id, "known": one.is_known(), "findings": *one.findings() })).collect();
             let status = json!({
                 "ready": ready,
                 "version": env!("CARGO_PKG_VERSION"),

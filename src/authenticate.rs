@@ -248,9 +248,12 @@ impl Authenticate {
     /// Asks the providers for their documents, again and again, so that nobody has to wait for them.
     pub async fn keep_discovered(self: Arc<Self>) {
         let mut all = tokio::task::JoinSet::new();
-        for provider in &self.providers {
-            let provider = provider.clone();
-            all.spawn(async move { provider.keep_discovered().await });
+        for (provider, callback) in self.providers.iter().zip(self.callback_urls()) {
+            let aliases = self.settings.callback_aliases.iter().map(Url::to_string);
+            let callbacks: Vec<String> = std::iter::once(callback).chain(aliases).collect();
+            let (keeps, looks) = (provider.clone(), provider.clone());
+            all.spawn(async move { keeps.keep_discovered().await });
+            all.spawn(async move { looks.look_ahead(&callbacks).await });
         }
         while all.join_next().await.is_some() {}
     }

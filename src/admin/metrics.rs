@@ -15,9 +15,10 @@ use crate::http::Body;
 use crate::snapshot::{Running, Snapshot};
 use crate::telemetry::metrics::{
     self, BUILD_INFO, CERTIFICATE_END, CPU_SECONDS, DROPPED, GENERATION, MOST_FILES, OPEN_FILES,
-    PROVIDER_CALLS, PROVIDER_ERRORS, PROVIDER_KNOWN, Page, READY, RECORDS_DROPPED, RELOAD_SUCCESS,
-    RELOAD_TIME, RELOADS, RENEWALS, REQUESTS, RESIDENT, ROUTES, SESSIONS_OPEN, SIGN_INS, SPANS_DROPPED,
-    STARTED, STORE_CALLS, STORE_ERRORS, UPSTREAM_CONNECTS, UPSTREAM_FAILURES, UPSTREAM_IDLE, UPSTREAM_OPENED,
+    PROVIDER_CALLS, PROVIDER_ERRORS, PROVIDER_FINDINGS, PROVIDER_KNOWN, Page, READY, RECORDS_DROPPED,
+    RELOAD_SUCCESS, RELOAD_TIME, RELOADS, RENEWALS, REQUESTS, RESIDENT, ROUTES, SESSIONS_OPEN, SIGN_INS,
+    SPANS_DROPPED, STARTED, STORE_CALLS, STORE_ERRORS, UPSTREAM_CONNECTS, UPSTREAM_FAILURES, UPSTREAM_IDLE,
+    UPSTREAM_OPENED,
 };
 use crate::telemetry::trace;
 
@@ -109,6 +110,10 @@ fn page(state: &Running) -> String {
     page.begin(&PROVIDER_KNOWN);
     for provider in snapshot.authenticate.providers() {
         page.value(&PROVIDER_KNOWN, &[&provider.settings().id], u8::from(provider.is_known()));
+    }
+    page.begin(&PROVIDER_FINDINGS);
+    for provider in snapshot.authenticate.providers() {
+        page.value(&PROVIDER_FINDINGS, &[&provider.settings().id], provider.findings().len());
     }
     STORE_CALLS.write(&mut page);
     STORE_ERRORS.write(&mut page);

@@ -162,6 +162,16 @@ impl Provider {
         found
     }
 
+    /// Why the provider would refuse sign-ins that come back to these callbacks; what is only not clear is left out.
+    pub(super) async fn refusals(&self, at: &Discovered, callbacks: &[String]) -> Vec<String> {
+        let mut found = Vec::new();
+        for callback in callbacks {
+            let wrong = self.examine_callback(at, callback).await;
+            found.extend(wrong.filter(|(finding, _)| finding.hop.is_none()).map(|(finding, _)| finding.text));
+        }
+        found
+    }
+
     /// What comes of a sign-in that comes back to this callback.
     async fn examine_callback(&self, at: &Discovered, callback: &str) -> Option<(Finding, SignInError)> {
         let scopes: Vec<&str> = self.settings.scopes.iter().map(String::as_str).collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use zeroize::Zeroizing;
 
 use super::SignInError;
@@ -28,6 +28,10 @@ const AT_ONCE: usize = 16;
 const QUEUE: Duration = Duration::from_secs(10);
 /// Documents are read again after so long.
 const REFRESH: Duration = Duration::from_secs(3600);
+/// What people would be told is asked so long after the start,
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+/// and this often while something is wrong.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// After a failure the next attempt waits at least so long, then twice as long each time.
 const RETRY: Duration = Duration::from_secs(2);
 /// The longest wait between attempts.
@@ -112,6 +116,8 @@ pub struct Provider {
     probing: tokio::sync::Mutex<Option<Timestamp>>,
     /// See [`AT_ONCE`].
     refreshing: tokio::sync::Semaphore,
+    /// What will keep people from signing in, as far as the provider says so.
+    findings: ArcSwap<Vec<String>>,
 }
 
 struct Known {
@@ -190,6 +196,7 @@ impl Provider {
             answered: AtomicU64::new(0),
             probing: tokio::sync::Mutex::new(None),
             refreshing: tokio::sync::Semaphore::new(AT_ONCE),
+            findings: ArcSwap::default(),
         }
     }
 
@@ -262,6 +269,35 @@ impl Provider {
             if doubted {
                 tokio::time::sleep(RETRY).await;
             }
+        }
+    }
+
+    /// What will keep people from signing in, as far as the provider says so: one sentence each.
+    pub fn findings(&self) -> Arc<Vec<String>> {
+        self.findings.load_full()
+    }
+
+    /// Asks the provider, a moment after the start and every hour, what it would say to a browser that comes back to one of
+    /// these URLs: a callback that is not registered is the one fault that no service hears of otherwise.
+    pub(super) async fn look_ahead(&self, callbacks: &[String]) {
+        tokio::time::sleep(FIRST_LOOK).await;
+        loop {
+            if let Some(known) = self.discovered.load_full() {
+                self.note_findings(self.refusals(&known.documents, callbacks).await);
+            }
+            let is_well = self.is_known() && self.findings.load().is_empty();
+            tokio::time::sleep(if is_well { REFRESH } else { LOOK_AGAIN }).await;
+        }
+    }
+
+    fn note_findings(&self, found: Vec<String>) {
+        let found = Arc::new(found);
+        let before = self.findings.swap(found.clone());
+        for finding in found.iter().filter(|finding| !before.contains(finding)) {
+            tracing::error!(provider = self.settings.id, finding, "nobody can sign in");
+        }
+        if found.is_empty() && !before.is_empty() {
+            tracing::info!(provider = self.settings.id, "people can sign in again");
         }
     }
 

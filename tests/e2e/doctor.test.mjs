@@ -7,7 +7,7 @@ import http from 'node:http';
 import os from 'node:os';
 import path from 'node:path';
 import { test as any } from 'node:test';
-import { application, binary, freePort, provider, secret } from './lib.mjs';
+import { application, binary, freePort, provider, run, secret } from './lib.mjs';
 
 const test = (name, run) => any(name, { timeout: 120000 }, run);
 const callback = 'https://authenticate.localhost:8443/oauth2/callback';
@@ -153,3 +153,26 @@ for (const [fault, [answer, expected]] of Object.entries(ways)) {
     }
   });
 }
+
+test('a process that runs says that its callback is not registered, before anybody meets the provider\'s own page', async () => {
+  const op = await provider({ CALLBACKS: `${callback}/`, LOGOUTS: signedOut });
+  const state = fs.mkdtempSync(path.join(os.tmpdir(), 'portcullis-doctor-'));
+  const config = path.join(state, 'config.json');
+  fs.writeFileSync(config, JSON.stringify({
+    state_dir: state, authenticate_service_url: 'https://authenticate.localhost:8443', idp_provider: 'cognito', address: '127.0.0.1:0',
+    health_check_addr: '127.0.0.1:0', idp_provider_url: op.issuer, idp_client_id: 'confidential', idp_client_secret: secret, routes: [],
+  }));
+  const server = await run(['run', '-c', config], {}, /"message":"nobody can sign in"/);
+  try {
+    const records = server.log.split('\n').filter((line) => line.startsWith('{')).map((line) => JSON.parse(line));
+    const said = records.find(({ message }) => message === 'nobody can sign in');
+    assert.match(said.finding, /is registered there as .*callback\/, which differs by a slash at the end/);
+    const health = records.find(({ message }) => message === 'health').address;
+    const status = await (await fetch(`http://${health}/status`)).json();
+    assert.deepEqual(status.identity_providers[0].findings, [said.finding]);
+  } finally {
+    await server.stop();
+    await op.stop();
+    fs.rmSync(state, { recursive: true });
+  }
+});

@@ -1,12 +1,13 @@
 //! `portcullis run --takeover`: another process in the place of one that runs, and nobody notices.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::browser::Browser;
 use crate::rig::{Answer, Rig, Server, Setup, read_all};
 use crate::sessions::{lasting_upstream, open_websocket};
 
@@ -106,24 +107,33 @@ fn what_is_under_way_is_finished_by_the_process_before_and_ends_with_its_session
     assert_eq!(before.wait(Duration::from_secs(5)), Some(0));
 }
 
+/// A form waits in the process for its sender to sign in.
+fn begin_with_a_form(rig: &Rig) -> (Browser, String) {
+    let mut browser = rig.browser();
+    let fields = "Content-Type: application/x-www-form-urlencoded\r\nOrigin: http://app.localhost\r\n";
+    let answer = browser.request("POST", "http://app.localhost/save", fields, "note=kept");
+    let callback = browser.until(answer.header("location").unwrap(), "/oauth2/callback");
+    (browser, callback)
+}
+
 #[test]
-fn a_sign_in_that_had_begun_is_finished_by_the_next_process() {
+fn a_sign_in_that_had_begun_is_finished_by_the_next_process_with_its_form() {
     let mut rig = rig();
-    let mut jane = rig.browser();
-    let callback = jane.until("http://app.localhost/", "/oauth2/callback");
+    let (mut jane, callback) = begin_with_a_form(&rig);
     let mut before = succeed(&mut rig);
-    assert_eq!(jane.open(&callback).status, 200);
+    let page = jane.open(&callback);
+    assert!(page.status == 200 && page.body.contains(r#"name="note" value="kept""#), "{page:?}");
     assert_eq!(before.wait(Duration::from_secs(10)), Some(0));
     // The same after a stop in order, and another start.
-    let mut bob = rig.browser();
-    let callback = bob.until("http://app.localhost/", "/oauth2/callback");
+    let (mut bob, callback) = begin_with_a_form(&rig);
     rig.server.signal("TERM");
     assert_eq!(rig.server.wait(Duration::from_secs(10)), Some(0));
     rig.kill_and_restart(&Setup {
         settings: format!("{SETTINGS}\naddress: {}", rig.server.address),
         ..Setup::default()
     });
-    assert_eq!(bob.open(&callback).status, 200);
+    let page = bob.open(&callback);
+    assert!(page.status == 200 && page.body.contains(r#"name="note" value="kept""#), "{page:?}");
 }
 
 #[test]
@@ -223,4 +233,31 @@ fn an_answer_under_way_is_whole_and_its_connection_is_not_used_again() {
     let text = read_all(&mut stream);
     assert!(Answer::parse(&text).status == 200 && text.ends_with("slowdown"), "{text}");
     assert_eq!(before.wait(Duration::from_secs(10)), Some(0));
+}
+
+#[test]
+fn another_address_is_listened_at_and_the_one_before_is_given_up() {
+    let mut rig = rig();
+    let before_address = rig.server.address;
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let configuration = rig.configuration(&Setup {
+        settings: format!("{SETTINGS}\naddress: 127.0.0.1:{port}\nworkers: 3"),
+        ..Setup::default()
+    });
+    let next = rig.server.successor(&configuration, rig.state());
+    let mut before = std::mem::replace(&mut rig.server, next);
+    assert_eq!(before.wait(Duration::from_secs(10)), Some(0));
+    assert_eq!(rig.server.address.port(), port);
+    for _ in 0..12 {
+        assert_eq!(rig.server.get("open.localhost", "/x", "").status, 200);
+    }
+    assert!(TcpStream::connect(before_address).is_err());
+    // With fewer workers than sockets, each socket still has somebody.
+    let configuration = configuration.replace("workers: 3", "workers: 1");
+    let next = rig.server.successor(&configuration, rig.state());
+    let mut before = std::mem::replace(&mut rig.server, next);
+    assert_eq!(before.wait(Duration::from_secs(10)), Some(0));
+    for _ in 0..12 {
+        assert_eq!(rig.server.get("open.localhost", "/x", "").status, 200);
+    }
 }

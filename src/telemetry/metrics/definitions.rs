@@ -103,6 +103,8 @@ definitions! {
         "When a certificate that clients are shown ends, by its names: Unix time.";
     PROVIDER_KNOWN = Gauge "portcullis_provider_known" ["provider"]
         "1 when what a provider publishes is known, so that people can sign in.";
+    PROVIDER_FINDINGS = Gauge "portcullis_provider_findings" ["provider"]
+        "How many things keep people from signing in with a provider, as far as it says so; they are in the log and in /status.";
     READY = Gauge "portcullis_ready" []
         "1 when requests should come here: what /readyz says.";
     RECORDS_DROPPED = Counter "portcullis_log_records_dropped_total" []
