@@ -103,6 +103,7 @@ pub(super) async fn serve(
     };
     let (bound, bound_for_calls, bound_for_redirect) = (local(&public), local(&calls), local(&redirect));
     public.extend(calls.into_iter().chain(redirect));
+    drop(sockets);
     let released = match before {
         Some(before) => Some(release(before).await?),
         None => None,

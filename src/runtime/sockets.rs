@@ -85,6 +85,16 @@ impl Sockets {
     }
 }
 
+impl Drop for Sockets {
+    /// Those that were not taken are closed: nobody would answer there.
+    fn drop(&mut self) {
+        for socket in self.given.drain(..) {
+            let address = socket.listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+            tracing::info!(key = socket.key, address, "a socket that was passed on is not used any more");
+        }
+    }
+}
+
 impl Socket {
     /// The same socket once more.
     pub(super) fn again(&self) -> io::Result<Self> {
