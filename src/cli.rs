@@ -16,6 +16,7 @@ mod check;
 mod control;
 mod demo;
 mod doctor;
+mod import;
 mod keys;
 mod policy;
 mod run;
@@ -43,6 +44,9 @@ enum Command {
     /// Ask what policies decide: explain one request, or test many.
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Write another product's configuration as ours; what has no equivalent is explained line by line.
+    #[command(subcommand)]
+    Import(import::Command),
     /// Make secrets and signing keys, and replace them without signing anybody out.
     #[command(subcommand)]
     Keys(keys::Command),
@@ -111,6 +115,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(arguments)) => run::main(&arguments),
         Some(Command::Check(arguments)) => check::main(&arguments),
         Some(Command::Doctor(arguments)) => doctor::main(&arguments),
+        Some(Command::Import(command)) => import::main(&command),
         Some(Command::Policy(command)) => policy::main(&command),
         Some(Command::Keys(command)) => keys::main(&command),
         Some(Command::Sessions(command)) => sessions::main(&command),

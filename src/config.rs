@@ -63,6 +63,14 @@ pub fn list(path: &std::path::Path) -> Result<Vec<(usize, serde_json::Value)>, P
     source::read_list(path)
 }
 
+/// Reads any of the files that we read, whatever is in it: each single value, with its way from the top (`a.b[0]`) and its line.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn leaves(path: &std::path::Path) -> Result<Vec<(String, usize, String)>, Problem> {
+    source::read_leaves(path)
+}
+
 /// Reads and validates a configuration, without touching the network.
 ///
 /// # Errors

@@ -195,3 +195,38 @@ fn environment(text: &str) -> Result<Node, Unreadable> {
     }
     Ok(Node { line: 1, column: 1, kind: Kind::Map(entries) })
 }
+
+/// Reads any of the files that we read: each single value in it, with its way from the top (`a.b[0]`) and its line.
+pub(super) fn read_leaves(path: &Path) -> Result<Vec<(String, usize, String)>, Problem> {
+    let root = parse(path, &mut Files::default()).map_err(|wrong| {
+        let place = Place::File { name: path.display().to_string(), line: wrong.line, column: wrong.column };
+        Problem::new(place, "", wrong.message)
+    })?;
+    let mut leaves = Vec::new();
+    add_leaves(&root, "", root.line, &mut leaves);
+    Ok(leaves)
+}
+
+fn add_leaves(node: &Node, way: &str, line: usize, leaves: &mut Vec<(String, usize, String)>) {
+    let text = match &node.kind {
+        Kind::Map(entries) => {
+            for entry in entries {
+                let way = if way.is_empty() { entry.key.clone() } else { format!("{way}.{}", entry.key) };
+                add_leaves(&entry.value, &way, entry.line, leaves);
+            }
+            return;
+        }
+        Kind::List(items) => {
+            for (at, item) in items.iter().enumerate() {
+                add_leaves(item, &format!("{way}[{at}]"), item.line, leaves);
+            }
+            return;
+        }
+        Kind::Null => String::new(),
+        Kind::Bool(value) => value.to_string(),
+        Kind::Integer(value) => value.to_string(),
+        Kind::Float(value) => value.to_string(),
+        Kind::Text(text) => text.clone(),
+    };
+    leaves.push((way.to_owned(), line, text));
+}

@@ -25,6 +25,7 @@ mod framing;
 mod headers;
 mod house;
 mod http2;
+mod import;
 mod logout;
 mod logs;
 mod loops;
