@@ -50,7 +50,8 @@ pub fn set_level(level: &str) {
 /// Starts the process's own log. Only the first call has an effect.
 pub fn start(format: Format, level: &str) {
     let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
-    let builder = builder.with_env_filter(filter(level));
+    // Nobody may read it any more: to say so there would end the process.
+    let builder = builder.with_env_filter(filter(level)).log_internal_errors(false);
     // An error means that a log was started before, by a test in the same process.
     let _ = match format {
         Format::Json => {

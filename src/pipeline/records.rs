@@ -353,12 +353,11 @@ impl Record {
         let time = self.began + duration;
         let tried = route.report.as_ref().map(|policy| policy.decide_readings(facts, others));
         let tried = tried.as_ref().map(Decision::told);
-        let names = Names::of(snapshot);
         downstream.context.metrics.decision.observe(duration);
         if let Some(trace) = &self.trace {
             trace.decided(duration);
         }
-        let (_, has) = &*names.fields;
+        let (_, has) = &*snapshot.record_fields;
         downstream.context.journal.record(time, "authorize-check", |line| {
             if has.has(fields::REQUEST_ID) {
                 line.token(key!("request-id"), self.id.as_bytes());

@@ -601,3 +601,25 @@ fn a_query_of_oauth2_auth_narrows_and_never_widens() {
     assert_eq!(auth("", "/public", ""), 202);
     assert_eq!(auth("?allowed_groups=dev", "/public", ""), 403);
 }
+
+#[test]
+fn what_is_decided_for_other_proxies_is_counted_by_route_and_outcome() {
+    let mut rig = rig_with(&format!("{TRUSTED}\nmetrics_address: 127.0.0.1:0"));
+    let metrics = crate::metrics::address(&mut rig);
+    let session = signed_in(&rig, "app.localhost").session("app.localhost");
+    for door in DOORS {
+        Asked::new(door, "/quiet", session.as_str()).at(&rig);
+        Asked::new(door, "/quiet", "").at(&rig);
+        Asked::new(door, "/admin", session.as_str()).at(&rig);
+    }
+    let page = crate::metrics::page(&metrics);
+    let count = |route: &str, outcome: &str| -> u32 {
+        let series =
+            format!("portcullis_requests_total{{route=\"http://app.localhost{route}\",outcome=\"{outcome}\"");
+        let lines = page.lines().filter(|line| line.starts_with(&series));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()).sum()
+    };
+    let doors = u32::try_from(DOORS.len()).unwrap();
+    assert_eq!((count("/quiet", "forwarded"), count("/quiet", "sign_in")), (doors, doors), "{page}");
+    assert_eq!((count("/admin", "refused"), count("/quiet", "own")), (doors, 0), "{page}");
+}

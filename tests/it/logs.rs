@@ -184,3 +184,45 @@ fn fields_that_may_hold_secrets_are_refused_by_name() {
         assert!(code == 2 && said.contains(expected), "{expected}: {said}");
     }
 }
+
+#[test]
+fn a_process_outlives_whoever_reads_its_log() {
+    use std::io::BufRead as _;
+    let rig = Rig::start();
+    let state = tempfile::tempdir().unwrap();
+    let settings = format!("state_dir: {}", state.path().display());
+    let path = state.path().join("c.yaml");
+    std::fs::write(&path, rig.configuration(&Setup { settings, ..Setup::default() })).unwrap();
+    let mut child = std::process::Command::new(crate::rig::BINARY)
+        .args(["run", "-c"])
+        .arg(&path)
+        .env_clear()
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let listening: Value = lines
+        .by_ref()
+        .map(|line| serde_json::from_str::<Value>(&line).unwrap())
+        .find(|one| one["message"] == "listening")
+        .unwrap();
+    drop(lines);
+    let signal = |name: &str| {
+        let done = std::process::Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+        assert!(done.success());
+    };
+    // It says what it reads, and leaves a record of each request, to nobody.
+    signal("-HUP");
+    for _ in 0..3 {
+        std::thread::sleep(std::time::Duration::from_millis(400));
+        let mut stream = std::net::TcpStream::connect(listening["address"].as_str().unwrap()).unwrap();
+        std::io::Write::write_all(
+            &mut stream,
+            b"GET / HTTP/1.1\r\nHost: open.localhost\r\nConnection: close\r\n\r\n",
+        )
+        .unwrap();
+        assert_eq!(Answer::parse(&crate::rig::read_all(&mut stream)).status, 200);
+    }
+    signal("-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

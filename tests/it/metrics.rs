@@ -8,7 +8,7 @@ use crate::sessions::{lasting_upstream, open_websocket};
 
 const METRICS: &str = "metrics_address: 127.0.0.1:0";
 
-fn address(rig: &mut Rig) -> String {
+pub fn address(rig: &mut Rig) -> String {
     rig.server.wait_for("metrics")["address"].as_str().unwrap().to_owned()
 }
 
@@ -19,7 +19,7 @@ fn ask(address: &str, target: &str, fields: &str) -> Answer {
     Answer::parse(&read_all(&mut stream))
 }
 
-fn page(address: &str) -> String {
+pub fn page(address: &str) -> String {
     // Records and numbers of an answer come after it.
     std::thread::sleep(std::time::Duration::from_millis(50));
     let answer = ask(address, "/metrics", "");
@@ -406,4 +406,27 @@ fn the_alerts_say_what_their_tests_expect() {
         .output()
         .unwrap_or_else(|error| panic!("promtool: {error}; tests/run installs it"));
     assert!(done.status.success(), "{done:?}");
+}
+
+#[test]
+fn routes_of_one_name_are_counted_together() {
+    let route = |host: &str| {
+        format!(
+            "\n  - from: http://{host}.localhost\n    name: Both \"of\" them\n    to: http://UPSTREAM\n    allow_public_unauthenticated_access: true"
+        )
+    };
+    let setup = Setup {
+        settings: METRICS.into(),
+        routes: format!("{}{}\n", route("one"), route("two")),
+        ..Setup::default()
+    };
+    let mut rig = Rig::with(setup);
+    let address = address(&mut rig);
+    rig.server.get("one.localhost", "/", "");
+    rig.server.get("two.localhost", "/", "");
+    let text = page(&address);
+    let series =
+        "portcullis_requests_total{route=\"Both \\\"of\\\" them\",outcome=\"forwarded\",code=\"2xx\"}";
+    assert_eq!(value(&text, series), 2.0);
+    assert_eq!(text.matches("Both").count(), 1, "a series twice would be refused: {text}");
 }

@@ -377,7 +377,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
-        let log = self.log.lock().unwrap();
+        // A test that panicked while it held it has said so.
+        let log = self.log.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let panicked = log.iter().any(|line| line.contains("panicked at"));
         if !std::thread::panicking() {
             assert!(!panicked, "the server panicked: {log:#?}");
