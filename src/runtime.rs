@@ -20,7 +20,6 @@ use crate::telemetry::Format;
 mod background;
 mod beside;
 mod examine;
-mod export;
 mod handover;
 mod notify;
 mod reload;

@@ -1,13 +1,12 @@
 //! Everything that a request needs, compiled, immutable, and swapped as a whole.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::http::HeaderName;
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc::Receiver;
 
 use crate::assertion::{ClaimHeader, Form, IssuerFormat};
 use crate::authenticate::{Authenticate, BearerRule, Secret, Wish};
@@ -25,9 +24,10 @@ use crate::session::Sessions;
 use crate::store::Store;
 use crate::telemetry::fields::Fields;
 use crate::telemetry::metrics::{Tally, Workers};
-use crate::telemetry::trace::{Handed, Tracer};
+use crate::telemetry::trace::Tracer;
 use crate::tls::{Acceptor, Certificate, ClientAuths};
 
+mod export;
 mod readiness;
 mod reloads;
 
@@ -74,8 +74,6 @@ pub struct Snapshot {
     pub accepting: Accepting,
     /// Makes traces; `None`: there are none.
     pub tracer: Option<Arc<Tracer>>,
-    /// What has to be sent on for it, until somebody takes that.
-    spans: Mutex<Option<Receiver<Handed>>>,
     /// Which fields records have: those of requests, and those of decisions.
     pub record_fields: Arc<(Fields, Fields)>,
     /// Who may read metrics.
@@ -84,8 +82,6 @@ pub struct Snapshot {
     pub drain: Drain,
     /// What is allowed, and probably not meant: one line each.
     pub doubts: Vec<String>,
-    /// The certificates that are shown.
-    pub certificates: Vec<Certificate>,
     /// What clusters without TLS settings of their own share.
     shared_tls: Arc<SharedTls>,
     /// What upstreams are told, in all the ways that there are.
@@ -253,16 +249,14 @@ impl Snapshot {
             idle: settings.listen.idle,
         };
         let known = before.and_then(|before| before.tracer.as_ref());
-        let (tracer, spans) = match settings.tracing {
-            None => (None, None),
-            Some(wanted) => match known.filter(|known| *known.settings() == wanted) {
-                Some(known) => (Some(known.clone()), None),
-                None => {
-                    let (made, spans) = Tracer::new(wanted);
-                    (Some(made), Some(spans))
-                }
-            },
-        };
+        let tracer = settings.tracing.map(|wanted| {
+            known.filter(|known| *known.settings() == wanted).cloned().unwrap_or_else(|| {
+                let (made, spans) = Tracer::new(wanted);
+                // It ends with the tracer, which another configuration may go on with.
+                parts.control.spawn(export::export(made.settings().clone(), spans));
+                made
+            })
+        });
         let metrics_tls = settings.metrics.certificate.map(|certificate| crate::tls::Settings {
             certificates: vec![certificate],
             protocols: crate::tls::Protocols::Http1,
@@ -271,7 +265,6 @@ impl Snapshot {
         let known = before.and_then(|before| before.metrics.tls.as_ref());
         let metrics =
             MetricsAccess { auth: settings.metrics.auth, tls: acceptor(known, metrics_tls.as_ref())? };
-        let certificates = settings.listen.tls.map(|tls| tls.certificates).unwrap_or_default();
         let known = before.filter(|before| Arc::ptr_eq(&before.signer, &parts.signer));
         let known = known.map_or_else(Forms::new, |before| before.forms.clone());
         let mut forms = Forms::new();
@@ -349,12 +342,10 @@ impl Snapshot {
             error_contact: settings.error_contact,
             accepting,
             tracer,
-            spans: Mutex::new(spans),
             record_fields: Arc::new(settings.record_fields),
             metrics,
             drain: settings.drain,
             doubts: settings.doubts.iter().map(ToString::to_string).collect(),
-            certificates,
             shared_tls: clusters.shared(),
             forms,
         })
@@ -374,9 +365,9 @@ impl Snapshot {
         clusters
     }
 
-    /// What is to be sent on for the tracer; `None` when somebody does already.
-    pub fn spans(&self) -> Option<Receiver<Handed>> {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// The certificates that clients are shown.
+    pub fn certificates(&self) -> &[Certificate] {
+        self.accepting.public.as_ref().map_or(&[], Acceptor::certificates)
     }
 
     /// Connections to upstreams that wait for a request.

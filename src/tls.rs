@@ -28,7 +28,7 @@ use client_auth::Asking;
 pub use client_auth::{
     ClientAuth, ClientAuthError, ClientAuthParts, ClientAuths, NameKind, NameTest, read_pem,
 };
-pub use inspect::{Age, Validity};
+pub use inspect::{Age, Coverage, Validity};
 
 /// A handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(15);
@@ -149,6 +149,11 @@ impl Certificate {
         Ok(Self { key: Arc::new(key), names, is_made_up: false })
     }
 
+    /// Whether it was made here, because none was configured: browsers warn about it, whatever its names are.
+    pub const fn is_made_up(&self) -> bool {
+        self.is_made_up
+    }
+
     /// The DNS names that the certificate is for.
     pub fn names(&self) -> &[Box<str>] {
         &self.names
@@ -189,6 +194,11 @@ impl Acceptor {
             }
         }
         Self::new(&settings)
+    }
+
+    /// The certificates that it shows.
+    pub fn certificates(&self) -> &[Certificate] {
+        &self.0.settings.certificates
     }
 
     /// Completes a handshake.
@@ -291,11 +301,13 @@ impl Names {
     }
 
     fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
-        let named = name.and_then(|name| {
-            let parent = name.split_once('.').map(|(_, parent)| parent);
-            self.exact.get(name).or_else(|| self.wildcard.get(parent?))
-        });
-        named.or(self.first.as_ref())
+        name.and_then(|name| self.named(name)).or(self.first.as_ref())
+    }
+
+    /// The one that is for a name.
+    fn named(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        let parent = name.split_once('.').map(|(_, parent)| parent);
+        self.exact.get(name).or_else(|| self.wildcard.get(parent?))
     }
 }
 

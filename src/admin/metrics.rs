@@ -124,7 +124,7 @@ fn page(state: &Running) -> String {
     page.single(&GENERATION, last.generation);
     page.single(&ROUTES, snapshot.routes.targets().len());
     page.begin(&CERTIFICATE_END);
-    for certificate in &snapshot.certificates {
+    for certificate in snapshot.certificates() {
         if let Some(validity) = certificate.validity() {
             let names = certificate.names().join(",");
             page.value(&CERTIFICATE_END, &[&names], validity.until.as_unix_seconds());

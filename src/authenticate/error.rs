@@ -8,6 +8,8 @@ use super::provider::Provider;
 use crate::session::SessionError;
 use crate::store::StoreError;
 
+/// Where an app client is in Amazon's console.
+pub(super) const APP_CLIENT: &str = "Amazon Cognito > User pools > the pool > App clients > the client";
 /// The longest text of a provider that is shown or logged.
 const LONGEST: usize = 300;
 
@@ -185,10 +187,9 @@ impl SignInError {
             Self::Denied(text) => say(Blame::Person, "You were not signed in", "The identity provider did not let you in.").said(text),
             Self::InvalidScope { scopes, text } => {
                 let place = if cognito {
-                    "Enable them on the app client: Amazon Cognito > User pools > the pool > App clients > the client > \
-                     Login pages > OpenID Connect scopes"
+                    format!("Enable them on the app client: {APP_CLIENT} > Login pages > OpenID Connect scopes")
                 } else {
-                    "Enable them for this client at the provider"
+                    "Enable them for this client at the provider".to_owned()
                 };
                 operator("The provider refuses the requested scopes")
                     .advice(format!("Requested were: {scopes}. {place}, or change idp_scopes."))
@@ -196,13 +197,14 @@ impl SignInError {
             }
             Self::UnauthorizedClient(text) => {
                 let advice = if cognito {
-                    "On the app client, choose under Identity providers who may sign in (Cognito user pool, or your own \
-                     provider) and allow the authorization code grant: Amazon Cognito > User pools > the pool > App clients > \
-                     the client > Login pages."
+                    format!(
+                        "On the app client, choose under Identity providers who may sign in (Cognito user pool, or your own \
+                         provider) and allow the authorization code grant: {APP_CLIENT} > Login pages."
+                    )
                 } else {
-                    "Allow the authorization code flow for this client at the provider."
+                    "Allow the authorization code flow for this client at the provider.".to_owned()
                 };
-                operator("This client may not sign people in").advice(advice.to_owned()).said(text)
+                operator("This client may not sign people in").advice(advice).said(text)
             }
             Self::InvalidClient { had_secret, text } => {
                 let advice = if *had_secret {
@@ -354,11 +356,18 @@ fn explain_discovery(error: &DiscoveryError) -> Explanation {
     match error {
         DiscoveryError::Fetch { .. } => unavailable(&error.to_string()),
         DiscoveryError::NoDomain { pool } => operator("The user pool has no domain").advice(format!(
-            "The user pool {pool} has no domain, so nobody can sign in: Amazon Cognito > User pools > {pool} > Branding > \
-             Domain (older console: App integration > Domain name): create a Cognito or custom domain."
+            "The user pool {pool} has no domain, so nobody can sign in: {}: create a Cognito or custom domain.",
+            domain_of(pool)
         )),
         other => operator("The identity provider's settings cannot be used").advice(format!("{other}.")),
     }
+}
+
+/// Where a pool's domain is in Amazon's console.
+pub(super) fn domain_of(pool: &str) -> String {
+    format!(
+        "Amazon Cognito > User pools > {pool} > Branding > Domain (older console: App integration > Domain name)"
+    )
 }
 
 fn claim_advice(claim: &str, cognito: bool) -> String {

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use ::http::Request;
 use ::http::header::{DATE, LOCATION};
-use base64::Engine as _;
 use bytes::Bytes;
 use serde::Deserialize;
 use url::Url;
 
+use super::authorize_request::Ask;
 use super::discovery::{Discovered, DiscoveryError};
 use super::preset::{Farewell, Kind};
 use super::provider::Provider;
-use super::{Settings, SignInError};
+use super::{Settings, SignInError, Wish};
 use crate::client::{Answer, ClientError};
 use crate::clock::{Clock, Timestamp};
 use crate::crypto;
@@ -77,10 +77,8 @@ struct Refusal {
 pub async fn examine(settings: &Settings, clock: &Clock) -> Vec<Examined> {
     let mut all = Vec::with_capacity(settings.providers.len());
     let signed_out = super::signed_out_url(settings);
-    for (one, callback) in settings.providers.iter().zip(super::callback_urls(settings)) {
+    for (one, callbacks) in settings.providers.iter().zip(super::callbacks(settings)) {
         let provider = Provider::after(&[], one, clock);
-        let aliases = settings.callback_aliases.iter().map(Url::to_string);
-        let callbacks: Vec<String> = std::iter::once(callback).chain(aliases).collect();
         let back = settings.sign_out_at_provider.then_some(signed_out.as_str());
         let about = match settings.providers.len() {
             1 => "identity provider".to_owned(),
@@ -174,17 +172,17 @@ impl Provider {
 
     /// What comes of a sign-in that comes back to this callback.
     async fn examine_callback(&self, at: &Discovered, callback: &str) -> Option<(Finding, SignInError)> {
-        let scopes: Vec<&str> = self.settings.scopes.iter().map(String::as_str).collect();
         let settings = self.settings();
+        let scopes = &settings.scopes;
         let other = || SignInError::Internal(String::new());
-        Some(match self.probe(at, callback, &scopes).await {
+        Some(match self.probe(at, callback, scopes).await {
             Probed::Good => return None,
             Probed::Mismatch => {
-                let near = self.near_miss(at, callback, &scopes).await;
+                let near = self.near_miss(at, callback, scopes).await;
                 (Finding::grave("", sentence::mismatch(callback, near.as_deref(), settings)), other())
             }
             Probed::Refused(SignInError::InvalidScope { text, .. }) => {
-                let refused = self.refused_scopes(at, callback, &scopes).await;
+                let refused = self.refused_scopes(at, callback, scopes).await;
                 let error = SignInError::InvalidScope { scopes: refused.join(" "), text };
                 (Finding::grave("", sentence::refused(&error, settings)), error)
             }
@@ -205,37 +203,25 @@ impl Provider {
     }
 
     /// Asks for the first page of a sign-in, as a browser would.
-    async fn probe(&self, at: &Discovered, callback: &str, scopes: &[&str]) -> Probed {
-        let mut url = at.authorization_endpoint.clone();
-        let verifier = crypto::random_name::<32>();
-        let challenge =
-            base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(crypto::sha256(verifier.as_bytes()));
-        {
-            let mut query = url.query_pairs_mut();
-            query
-                .append_pair("response_type", "code")
-                .append_pair("client_id", &self.settings.client_id)
-                .append_pair("redirect_uri", callback)
-                .append_pair("scope", &scopes.join(" "))
-                .append_pair("state", &crypto::random_name::<16>())
-                .append_pair("code_challenge", &challenge)
-                .append_pair("code_challenge_method", "S256");
-            if self.settings.kind.is_oidc() {
-                query.append_pair("nonce", &crypto::random_name::<16>());
-            }
-            query.extend_pairs(&self.settings.request_params);
-        }
-        if let (true, Some(endpoint)) = (at.requires_par, &at.par_endpoint) {
-            match self.push(at, endpoint, &url).await {
-                Ok(pushed) => {
-                    let client = self.settings.client_id.as_str();
-                    url.query_pairs_mut()
-                        .clear()
-                        .extend_pairs([("client_id", client), ("request_uri", pushed.as_str())]);
-                }
-                Err(error) => return Probed::Refused(error),
-            }
-        }
+    async fn probe(&self, at: &Discovered, callback: &str, scopes: &[String]) -> Probed {
+        let (state, nonce) = (crypto::random_name::<16>(), crypto::random_name::<16>());
+        let (verifier, wish) = (crypto::random_name::<48>(), Wish::default());
+        let ask = Ask {
+            state: &state,
+            redirect_uri: callback,
+            nonce: &nonce,
+            verifier: &verifier,
+            scopes,
+            wish: &wish,
+        };
+        let url = match (self.plain_authorize_url(at, &ask), &at.par_endpoint) {
+            (Ok(url), Some(endpoint)) if at.requires_par => self.push(at, endpoint, &url).await,
+            (url, _) => url,
+        };
+        let url = match url {
+            Ok(url) => url,
+            Err(error) => return Probed::Refused(error),
+        };
         let request = match Request::get(url.as_str()).header("accept", "text/html").body(Bytes::new()) {
             Ok(request) => request,
             Err(error) => return Probed::Failed(ClientError::Url(error.to_string())),
@@ -283,7 +269,7 @@ impl Provider {
     }
 
     /// The callback that is registered instead, when it is one that is easily mistaken for this one.
-    async fn near_miss(&self, at: &Discovered, callback: &str, scopes: &[&str]) -> Option<String> {
+    async fn near_miss(&self, at: &Discovered, callback: &str, scopes: &[String]) -> Option<String> {
         for other in near(callback) {
             if matches!(self.probe(at, &other, scopes).await, Probed::Good) {
                 return Some(other);
@@ -293,16 +279,16 @@ impl Provider {
     }
 
     /// Which of the scopes are refused, one by one.
-    async fn refused_scopes(&self, at: &Discovered, callback: &str, scopes: &[&str]) -> Vec<String> {
+    async fn refused_scopes(&self, at: &Discovered, callback: &str, scopes: &[String]) -> Vec<String> {
         let mut refused = Vec::new();
-        for scope in scopes.iter().filter(|scope| **scope != "openid") {
-            let probed = self.probe(at, callback, &["openid", scope]).await;
+        for scope in scopes.iter().filter(|scope| *scope != "openid") {
+            let probed = self.probe(at, callback, &["openid".to_owned(), scope.clone()]).await;
             if matches!(probed, Probed::Refused(SignInError::InvalidScope { .. })) {
-                refused.push((*scope).to_owned());
+                refused.push(scope.clone());
             }
         }
         // None by itself: all of them together, or `openid`.
-        if refused.is_empty() { scopes.iter().map(|scope| (*scope).to_owned()).collect() } else { refused }
+        if refused.is_empty() { scopes.to_vec() } else { refused }
     }
 
     /// Whether the provider knows us: it is shown a code that cannot be one.

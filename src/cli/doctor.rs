@@ -1,5 +1,6 @@
 //! `portcullis doctor`: what will go wrong, before it does for anybody.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,7 +10,7 @@ use super::{FAILED, WRONG};
 use crate::authenticate::{self, Examined, Finding};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, Settings, Sources};
-use crate::proxy::{Cluster, SharedTls, Unreachable};
+use crate::proxy::{self, Cluster, SharedTls, Unreachable};
 use crate::runtime;
 use crate::tls::{Age, Certificate};
 
@@ -111,15 +112,16 @@ async fn upstreams(settings: &Settings) -> Vec<Finding> {
     let service = settings.authorize_service.iter().map(|(to, _)| ("authorize_service_url".to_owned(), to));
     let routes = settings.routes.iter();
     let routes = routes.filter_map(|route| Some((format!("route {}", route.name), route.cluster.as_ref()?)));
-    let mut known: Vec<&crate::proxy::Settings> = Vec::new();
+    // Many routes lead to the same place, most of them in the same way.
+    let mut known: HashMap<Vec<(&str, u16)>, Vec<&proxy::Settings>> = HashMap::new();
     let (mut clusters, mut findings) = (Vec::new(), Vec::new());
     for (about, to) in service.chain(routes) {
-        // Many routes lead to the same place; far behind, it is looked for no more.
-        let same = |other: &&&crate::proxy::Settings| other.upstreams == to.upstreams && other.tls == to.tls;
-        if known.iter().rev().take(1000).any(|other| same(&other)) {
+        let place = to.upstreams.iter().map(|one| (one.host.as_str(), one.port)).collect();
+        let there = known.entry(place).or_default();
+        if there.iter().any(|other| other.upstreams == to.upstreams && other.tls == to.tls) {
             continue;
         }
-        known.push(to);
+        there.push(to);
         match Cluster::new(to.clone(), 1, &shared) {
             Ok(cluster) => clusters.push((about, cluster)),
             Err(error) => findings.push(Finding::grave(about, error.to_string())),

@@ -42,7 +42,7 @@ pub(super) fn start(snapshot: &Arc<ArcSwap<Snapshot>>, store: &Arc<dyn Store>, c
 /// Says when a certificate ends soon, or has ended.
 async fn watch_certificates(snapshot: Arc<ArcSwap<Snapshot>>, clock: Clock) {
     loop {
-        for certificate in &snapshot.load_full().certificates {
+        for certificate in snapshot.load_full().certificates() {
             let Some(validity) = certificate.validity() else { continue };
             let (names, until) = (certificate.names().join(", "), validity.until);
             match validity.age(clock.now()) {

@@ -13,7 +13,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use super::export::export;
 use super::{RuntimeError, notify, state};
 use crate::config::{self, CallSettings, Files, Loaded, Look, Services, Settings, Sources, Storage};
 use crate::crypto::{KeyRing, Purpose, Signer};
@@ -116,10 +115,6 @@ pub(super) fn follow(snapshot: &Snapshot) -> JoinSet<()> {
     let mut followers = JoinSet::new();
     if snapshot.services.authorize {
         followers.spawn(authenticate.clone().keep_discovered());
-    }
-    if let (Some(tracer), Some(spans)) = (&snapshot.tracer, snapshot.spans()) {
-        // It ends with the tracer, which another configuration may go on with.
-        tokio::spawn(export(tracer.settings().clone(), spans));
     }
     followers.spawn(sessions.clone().watch_use());
     followers.spawn(authenticate.clone().renew_what_lasts());

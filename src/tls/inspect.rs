@@ -7,7 +7,7 @@ use x509_parser::extensions::ParsedExtension;
 use x509_parser::oid_registry::asn1_rs::oid;
 use x509_parser::prelude::FromDer as _;
 
-use super::Certificate;
+use super::{Certificate, Names};
 use crate::clock::Timestamp;
 
 /// One that ends within so long is spoken of.
@@ -21,6 +21,9 @@ pub struct Validity {
     /// Until then.
     pub until: Timestamp,
 }
+
+/// Which hosts certificates are for.
+pub struct Coverage(Names);
 
 /// Where a certificate stands in its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +53,19 @@ impl Validity {
     }
 }
 
+impl Coverage {
+    /// What these are for.
+    pub fn of(certificates: &[Certificate]) -> Self {
+        Self(Names::new(certificates))
+    }
+
+    /// Whether one of them is for a host, which may be a pattern with `*`.
+    pub fn has(&self, host: &str) -> bool {
+        // A label that no certificate names.
+        self.0.named(&host.replace('*', "any-0")).is_some()
+    }
+}
+
 impl Certificate {
     /// When it may be used; `None` when that cannot be read.
     pub fn validity(&self) -> Option<Validity> {
@@ -61,20 +77,6 @@ impl Certificate {
                 until: seconds(validity.not_after.timestamp()),
             })
         })
-    }
-
-    /// Whether it is for a host, which may be a pattern with `*`.
-    pub fn is_for(&self, host: &str) -> bool {
-        if self.is_made_up {
-            // Browsers warn about it, whatever its names are.
-            return true;
-        }
-        // A label that no certificate names.
-        let host = host.replace('*', "any-0");
-        let parent = host.split_once('.').map(|(_, parent)| parent);
-        self.names
-            .iter()
-            .any(|name| **name == *host || name.strip_prefix("*.").is_some_and(|rest| Some(rest) == parent))
     }
 
     /// The issuer whose certificate should follow in the chain and does not. One that has a place where its issuer's can be
@@ -165,7 +167,7 @@ mod tests {
     #[test]
     fn a_certificate_is_for_its_names_and_one_label_of_a_wildcard() {
         let (leaf, key, _) = issued(&["a.test", "*.b.test"], false);
-        let certificate = read(&leaf, &key);
+        let coverage = Coverage::of(&[read(&leaf, &key)]);
         for (host, expected) in [
             ("a.test", true),
             ("x.b.test", true),
@@ -175,7 +177,7 @@ mod tests {
             ("x.y.b.test", false),
             ("*.test", false),
         ] {
-            assert_eq!(certificate.is_for(host), expected, "{host}");
+            assert_eq!(coverage.has(host), expected, "{host}");
         }
     }
 

@@ -2,12 +2,10 @@
 
 use super::super::SignInError;
 use super::super::discovery::DiscoveryError;
+use super::super::error::{APP_CLIENT, domain_of};
 use super::super::preset::Kind;
 use super::super::provider::ProviderSettings;
 use crate::client::{ClientError, DialError};
-
-/// The app client in Amazon's console.
-const APP_CLIENT: &str = "Amazon Cognito > User pools > the pool > App clients > the client";
 
 /// Why its documents cannot be used.
 pub(super) fn discovery(error: &DiscoveryError, settings: &ProviderSettings) -> String {
@@ -34,8 +32,8 @@ pub(super) fn discovery(error: &DiscoveryError, settings: &ProviderSettings) -> 
             "its discovery document can be read, but its keys cannot: {url} is no usable key set ({error})"
         ),
         DiscoveryError::NoDomain { pool } => format!(
-            "the user pool {pool} has no domain, so nobody can sign in: create one at Amazon Cognito > User pools > {pool} > \
-             Branding > Domain (older console: App integration > Domain name)"
+            "the user pool {pool} has no domain, so nobody can sign in: create one at {}",
+            domain_of(pool)
         ),
     }
 }

@@ -8,6 +8,7 @@ use crate::authenticate::{Kind, ProviderSettings};
 use crate::authorize::{Reach, Step};
 use crate::config::routes::RouteSettings;
 use crate::route::Table;
+use crate::tls::{Certificate, Coverage};
 
 impl Resolver<'_> {
     /// Routes that no request can reach.
@@ -88,14 +89,18 @@ impl Resolver<'_> {
                 );
             }
         }
-        let is_covered = |host: &str| tls.certificates.iter().any(|one| one.is_for(host));
-        if let Some(host) = url.host_str().filter(|host| !is_covered(host)) {
+        if tls.certificates.iter().any(Certificate::is_made_up) {
+            // Browsers refuse it for every host.
+            return;
+        }
+        let coverage = Coverage::of(&tls.certificates);
+        if let Some(host) = url.host_str().filter(|host| !coverage.has(host)) {
             let message = format!("no certificate is for {host}, the host of authenticate_service_url");
             self.doubt_at(&[key("authenticate_service_url")], message);
         }
         for route in routes {
             let host = route.matched.host.as_str();
-            if !is_covered(host) {
+            if !coverage.has(host) {
                 let message = format!(
                     "no certificate is for {host}: browsers will refuse it; add one to `{CERTIFICATES}`"
                 );
