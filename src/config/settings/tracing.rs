@@ -7,6 +7,7 @@ use url::Url;
 
 use super::{Resolver, flag, key, text};
 use crate::config::values::Text;
+use crate::http::decode_leniently;
 use crate::telemetry::trace;
 
 impl Resolver<'_> {
@@ -164,9 +165,7 @@ fn share(ratio: f64) -> u64 {
     if ratio >= 1.0 { u64::MAX } else { (ratio * u64::MAX as f64) as u64 }
 }
 
+/// Percent-decoded; a plus is a plus here.
 fn decoded(value: &str) -> String {
-    // A plus is a plus here.
-    let pair = format!("x={}", value.replace('+', "%2B").replace('&', "%26"));
-    let decoded = url::form_urlencoded::parse(pair.as_bytes()).next().map(|(_, value)| value.into_owned());
-    decoded.unwrap_or_default()
+    String::from_utf8_lossy(&decode_leniently(value.as_bytes())).into_owned()
 }
