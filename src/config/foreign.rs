@@ -81,7 +81,7 @@ pub(super) const GLOBAL: &[Foreign] = &[
     inert("envoy_*", ENVOY),
     inert("dns_*", ENVOY),
     inert("session_recording_concurrency", "sessions are not recorded"),
-    inert("health_check_systemd_disabled", "systemd is not notified"),
+    inert("health_check_systemd_disabled", "systemd is told only where it asks to be, by NOTIFY_SOCKET"),
     refused(
         "allow_upgrades",
         "all upgrades are allowed; set allow_websockets: false on a route to forbid them",
@@ -119,8 +119,11 @@ pub(super) const GLOBAL: &[Foreign] = &[
         "it was removed from Pomerium; groups come from the provider's claims",
     ),
     refused("idp_qps", "it was removed from Pomerium; groups come from the provider's claims"),
-    refused("tracing_*", "it was removed from Pomerium; traces are not there yet"),
-    refused("forward_auth_url", "it was removed from Pomerium; forward authentication is not there yet"),
+    refused("tracing_*", "it was removed from Pomerium; set the otel_* keys"),
+    refused(
+        "forward_auth_url",
+        "it was removed from Pomerium; set `decide_only: true` on the routes that another proxy asks for",
+    ),
     refused("headers", "it was renamed in Pomerium: set_response_headers"),
     refused("policy_file", "it was removed from Pomerium: put the routes into the file itself"),
     refused("signing_key_algorithm", "it was removed from Pomerium: the key says its algorithm"),

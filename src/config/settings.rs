@@ -239,7 +239,7 @@ impl Resolver<'_> {
         let callback_path = self.callback_path();
         let aliases = self.aliases(insecure);
         let rules = (self.path_rules(), self.header_rules(&headers), self.forwarded_rules());
-        let storage = self.storage();
+        let storage = self.storage(services);
         let log_format = self.one_of(
             "log_format",
             file.log_format.as_ref(),

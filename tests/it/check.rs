@@ -144,16 +144,16 @@ fn every_file_in_config_is_right_or_has_placeholders() {
     assert!(files >= 6, "{files}");
 }
 
-/// The ConfigMap of `deploy/kubernetes`: refused by name as it is, right once it is filled in.
+/// The ConfigMap of `deploy/kubernetes/base`: refused by name as it is, right once it is filled in.
 #[test]
 fn the_manifests_are_right_once_their_placeholders_are_filled_in() {
-    let map = include_str!("../../deploy/kubernetes/configmap.yaml");
+    let map = include_str!("../../deploy/kubernetes/base/configmap.yaml");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("configmap.yaml");
     let (certificate, key) = write_certificate(directory.path(), "tls", &self_signed("*.example.com"));
     let mounted =
         map.replace("/etc/portcullis/tls/tls.crt", &certificate).replace("/etc/portcullis/tls/tls.key", &key);
-    let secret = include_str!("../../deploy/kubernetes/secret.yaml");
+    let secret = include_str!("../../deploy/kubernetes/base/secret.yaml");
     let environment: Vec<_> = secret
         .lines()
         .skip_while(|line| *line != "stringData:")

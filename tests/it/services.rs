@@ -329,7 +329,11 @@ fn a_configuration_that_could_not_work_is_refused_by_name() {
     let route = "routes: [{from: https://app.example.com, to: http://127.0.0.1:1, allow_any_authenticated_user: true}]";
     let asks = format!("services: proxy\nauthorize_service_url: https://authorize\n{SECRET}\n{route}");
     assert_eq!(check(&asks), (Some(0), String::new()));
+    // What decides has a store that is elsewhere, and what asks has the same configuration.
+    let shared = format!("{asks}\ndatabroker_storage_type: redis\n");
+    assert_eq!(check(&shared), (Some(0), String::new()));
     let refused = [
+        (shared.replace("redis", "etcd"), "databroker_storage_type"),
         (asks.replace("authorize_service_url: https://authorize\n", ""), "authorize_service_url"),
         (asks.replace(&format!("{SECRET}\n"), ""), "shared_secret"),
         (asks.replace("https://authorize", "http://authorize"), "grpc_insecure"),

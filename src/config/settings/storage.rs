@@ -1,6 +1,6 @@
 //! Where sessions are kept.
 
-use super::{Resolver, key};
+use super::{Resolver, Services, key};
 use crate::authenticate::Secret;
 use crate::clock::Clock;
 use crate::store::{PostgresStore, RedisStore};
@@ -39,7 +39,9 @@ enum Kind {
 const CONNECTION: &str = "databroker_storage_connection_string";
 
 impl Resolver<'_> {
-    pub(super) fn storage(&mut self) -> Option<Storage> {
+    /// `None`: a file if `state_dir` can be written; and where `services` has no authorize, for what only asks keeps no
+    /// session. It may have the configuration, but not the secrets, of the process that it asks.
+    pub(super) fn storage(&mut self, services: Services) -> Option<Storage> {
         let possible = [
             ("memory", Kind::Memory),
             ("file", Kind::File),
@@ -48,6 +50,9 @@ impl Resolver<'_> {
         ];
         let file = self.file;
         let kind = self.one_of("databroker_storage_type", file.databroker_storage_type.as_ref(), &possible);
+        if !services.authorize {
+            return None;
+        }
         let typed = self.secret_value(
             CONNECTION,
             file.databroker_storage_connection_string.as_ref(),
