@@ -86,6 +86,10 @@ fn answer(path: &str, state: &Running) -> Response<Body> {
             let providers = authenticate.providers().iter();
             let providers: Vec<_> =
                 providers.map(|one| json!({ "id": one.settings().id, "known": one.is_known(), "findings": *one.findings() })).collect();
+            let troubles = snapshot.acme.iter().flat_map(|acme| acme.troubles());
+            let certificates: Vec<_> = troubles
+                .map(|one| json!({ "host": one.host, "problem": one.what, "tried_again_at": one.next.to_string() }))
+                .collect();
             let status = json!({
                 "ready": ready,
                 "version": env!("CARGO_PKG_VERSION"),
@@ -94,6 +98,7 @@ fn answer(path: &str, state: &Running) -> Response<Body> {
                 "callback_urls": authenticate.callback_urls(),
                 "sign_out_url": authenticate.signed_out_url(),
                 "doubts": snapshot.doubts,
+                "certificates_not_obtained": certificates,
                 "configuration": {
                     "generation": last.generation,
                     "in_force_since": last.since.to_string(),

@@ -218,7 +218,8 @@ impl Listener {
         };
         tokio::spawn(async move {
             match acceptor.accept(stream).await {
-                Ok((stream, tls, protocol)) => {
+                Ok(None) => tracing::debug!(%peer, "a challenge of ACME was answered"),
+                Ok(Some((stream, tls, protocol))) => {
                     context.metrics.handshakes.add();
                     connection.tls = Some(tls);
                     connection.protocol = protocol;

@@ -69,6 +69,11 @@ pub fn redirect(redirect: &Redirect) -> Response<Body> {
     response
 }
 
+/// What an authority of certificates asked for (RFC 8555 §8.3).
+pub fn challenge(answer: String) -> Response<Body> {
+    own(StatusCode::OK, "application/octet-stream", Body::full(answer))
+}
+
 /// To the same place by `https`, for good.
 pub fn to_https(url: &str, method: &Method) -> Response<Body> {
     // Other methods stay what they are (RFC 9110 §15.4.9).

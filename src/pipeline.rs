@@ -30,6 +30,7 @@ use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::Journal;
 use crate::telemetry::metrics::{Held, Tally, UPSTREAM_FAILURES, WorkerMetrics};
 use crate::telemetry::trace::{TRACEPARENT, Trace};
+use crate::tls::acme;
 
 mod client_certificate;
 mod door;
@@ -181,7 +182,7 @@ async fn answer(
     match connection.port {
         Port::Public => {}
         Port::Calls => return Ok(Box::pin(door::call(snapshot, downstream, request, record)).await),
-        Port::Redirect => return to_https(snapshot, downstream, request, seen, record),
+        Port::Redirect => return Box::pin(to_https(snapshot, downstream, request, seen, record)).await,
     }
     if let Some(door) = Door::at(request.uri().path()).filter(|_| snapshot.services.authorize) {
         return Ok(Box::pin(door::answer(snapshot, downstream, door, request, record)).await);
@@ -262,7 +263,7 @@ async fn answer(
 }
 
 /// Sends somebody who came in cleartext to where TLS is spoken. The target stays as it was sent.
-fn to_https(
+async fn to_https(
     snapshot: &Snapshot,
     downstream: &Downstream,
     request: &mut Request<Body>,
@@ -271,6 +272,12 @@ fn to_https(
 ) -> Result<Response<Body>, Exit> {
     let canonical = canonicalise(request, seen, Scheme::Http, snapshot.path_rules, &downstream.host)?;
     record.about(&canonical);
+    let token = request.uri().path().strip_prefix(acme::PATH);
+    if let (Some(acme), Some(token)) = (&snapshot.acme, token)
+        && let Some(answer) = acme.answer_over_http(&canonical.host, token).await
+    {
+        return Ok(pages::challenge(answer));
+    }
     let origin = snapshot.secure_origin(&canonical.host).ok_or(Refusal::NotFound)?;
     let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
     Ok(pages::to_https(&format!("{origin}{target}"), request.method()))

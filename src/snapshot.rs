@@ -25,6 +25,7 @@ use crate::store::Store;
 use crate::telemetry::fields::Fields;
 use crate::telemetry::metrics::{Tally, Workers};
 use crate::telemetry::trace::Tracer;
+use crate::tls::acme::Acme;
 use crate::tls::{Acceptor, Certificate, ClientAuths};
 
 mod export;
@@ -72,6 +73,8 @@ pub struct Snapshot {
     pub error_contact: Option<String>,
     /// How requests are accepted.
     pub accepting: Accepting,
+    /// Certificates that are ordered; `None`: none are.
+    pub acme: Option<Arc<Acme>>,
     /// Makes traces; `None`: there are none.
     pub tracer: Option<Arc<Tracer>>,
     /// Which fields records have: those of requests, and those of decisions.
@@ -204,6 +207,8 @@ pub struct Parts {
     pub keys: KeyRing,
     /// Signs assertions.
     pub signer: Arc<Signer>,
+    /// Certificates that are ordered, if any are.
+    pub acme: Arc<Acme>,
     /// The time.
     pub clock: Clock,
     /// The control plane.
@@ -239,7 +244,7 @@ impl Snapshot {
             None => Sessions::new(settings.session, parts.store, parts.clock.clone()),
         });
         let acceptor = |before: Option<&Acceptor>, tls: Option<&crate::tls::Settings>| {
-            tls.map(|tls| Acceptor::after(before, tls)).transpose()
+            tls.map(|tls| Acceptor::after(before, tls, Some(&parts.acme))).transpose()
         };
         let accepting = before.map(|before| &before.accepting);
         let calls = settings.listen.calls.as_ref().and_then(|calls| calls.tls.as_ref());
@@ -341,6 +346,7 @@ impl Snapshot {
             authenticate_port: url.port(),
             error_contact: settings.error_contact,
             accepting,
+            acme: settings.listen.acme.map(|_| parts.acme),
             tracer,
             record_fields: Arc::new(settings.record_fields),
             metrics,
@@ -366,8 +372,8 @@ impl Snapshot {
     }
 
     /// The certificates that clients are shown.
-    pub fn certificates(&self) -> &[Certificate] {
-        self.accepting.public.as_ref().map_or(&[], Acceptor::certificates)
+    pub fn certificates(&self) -> Vec<Certificate> {
+        self.accepting.public.as_ref().map_or_else(Vec::new, Acceptor::certificates)
     }
 
     /// Connections to upstreams that wait for a request.

@@ -195,7 +195,13 @@ pub trait Store: Send + Sync {
         Box::pin(async { Ok(Vec::new()) })
     }
 
-    /// The right to do something with a session that only one process may do, for a while; `None` when another one has it.
+    /// Where processes that share it put what all of them need; `None` when only one process uses it.
+    fn shelf(&self) -> Option<&dyn Shelf> {
+        None
+    }
+
+    /// The right to do something with a session (or something else of this name) that only one process may do, for a while;
+    /// `None` when another one has it.
     fn lease(&self, session: Id, _: Duration) -> Pending<'_, Option<Lease>> {
         Box::pin(async move { Ok(Some(Lease::alone(session))) })
     }
@@ -220,6 +226,16 @@ pub trait Store: Send + Sync {
     fn endings(&self) -> Option<broadcast::Receiver<Id>> {
         None
     }
+}
+
+/// Where processes that share a store put what all of them need, under names that only they can work out. What is put there
+/// is sealed by whoever puts it.
+pub trait Shelf: Send + Sync {
+    /// Puts something in the place of what was there.
+    fn put(&self, name: Tag, value: Vec<u8>, expires: Timestamp) -> Pending<'_, ()>;
+
+    /// What is there.
+    fn get(&self, name: Tag, now: Timestamp) -> Pending<'_, Option<Vec<u8>>>;
 }
 
 /// What other processes did.

@@ -2,7 +2,8 @@
 //!
 //! A certificate is chosen by the server name that the client asks for: an exact name first, then a
 //! wildcard of one label (RFC 6125 §6.4.3), then the first certificate. TLS 1.2 and 1.3; no 0-RTT, because
-//! early data can be replayed. Which client certificate is asked for is chosen by the same name.
+//! early data can be replayed. Which client certificate is asked for is chosen by the same name. A certificate that was
+//! had by ACME comes before one that is configured.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,9 +22,11 @@ use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use crate::connection::{ClientAuthId, Protocol, Tls};
 
+pub mod acme;
 mod client_auth;
 mod inspect;
 
+use acme::Acme;
 use client_auth::Asking;
 pub use client_auth::{
     ClientAuth, ClientAuthError, ClientAuthParts, ClientAuths, NameKind, NameTest, read_pem,
@@ -42,6 +45,8 @@ pub struct Settings {
     pub protocols: Protocols,
     /// Who has to show a certificate.
     pub client_auths: ClientAuths,
+    /// Whether certificates are ordered, too.
+    pub orders: bool,
 }
 
 /// A certificate chain with its key.
@@ -93,6 +98,8 @@ struct Offers {
     plain: Arc<ServerConfig>,
     /// To the others.
     asking: HashMap<ClientAuthId, Arc<ServerConfig>>,
+    /// Where certificates are that were ordered.
+    acme: Option<Arc<Acme>>,
 }
 
 impl PartialEq for Certificate {
@@ -161,12 +168,13 @@ impl Certificate {
 }
 
 impl Acceptor {
-    /// An acceptor for these certificates.
+    /// An acceptor for these certificates, and for those that `acme` has where the settings want any.
     ///
     /// # Errors
     /// When the versions of TLS cannot be served, which does not happen with the built-in provider.
-    pub fn new(settings: &Settings) -> Result<Self, rustls::Error> {
-        let names = Arc::new(Names::new(&settings.certificates));
+    pub fn new(settings: &Settings, acme: Option<&Arc<Acme>>) -> Result<Self, rustls::Error> {
+        let acme = acme.filter(|_| settings.orders).cloned();
+        let names = Arc::new(Names { acme: acme.clone(), ..Names::new(&settings.certificates) });
         let mut asking = HashMap::new();
         for client_auth in settings.client_auths.all() {
             if let Entry::Vacant(entry) = asking.entry(client_auth.id()) {
@@ -174,7 +182,7 @@ impl Acceptor {
             }
         }
         let plain = offer(&names, settings.protocols, None)?;
-        Ok(Self(Arc::new(Offers { settings: settings.clone(), plain, asking })))
+        Ok(Self(Arc::new(Offers { settings: settings.clone(), plain, asking, acme })))
     }
 
     /// The one of before, when nothing has changed: clients go on to resume what they agreed on with it. Else another, with
@@ -182,8 +190,12 @@ impl Acceptor {
     ///
     /// # Errors
     /// As for [`new`](Self::new).
-    pub fn after(before: Option<&Self>, settings: &Settings) -> Result<Self, rustls::Error> {
-        let Some(before) = before else { return Self::new(settings) };
+    pub fn after(
+        before: Option<&Self>,
+        settings: &Settings,
+        acme: Option<&Arc<Acme>>,
+    ) -> Result<Self, rustls::Error> {
+        let Some(before) = before else { return Self::new(settings, acme) };
         if before.0.settings == *settings {
             return Ok(before.clone());
         }
@@ -193,23 +205,33 @@ impl Acceptor {
                 *certificate = known.clone();
             }
         }
-        Self::new(&settings)
+        Self::new(&settings, acme)
     }
 
-    /// The certificates that it shows.
-    pub fn certificates(&self) -> &[Certificate] {
+    /// The certificates that it shows: those that were had by ACME, and those that are configured.
+    pub fn certificates(&self) -> Vec<Certificate> {
+        let issued = self.0.acme.iter().flat_map(|acme| acme.certificates());
+        issued.chain(self.0.settings.certificates.iter().cloned()).collect()
+    }
+
+    /// Those that are configured alone.
+    pub fn configured(&self) -> &[Certificate] {
         &self.0.settings.certificates
     }
 
-    /// Completes a handshake.
+    /// Completes a handshake; `None`: it was one of an authority, which has its answer now.
     ///
     /// # Errors
     /// When the client breaks it off, speaks no TLS, shows no certificate where one is demanded, or takes longer
     /// than 15 s.
-    pub async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Tls, Protocol)> {
-        let (stream, client_auth) = tokio::time::timeout(HANDSHAKE, self.shake_hands(stream))
+    pub async fn accept(
+        &self,
+        stream: TcpStream,
+    ) -> io::Result<Option<(TlsStream<TcpStream>, Tls, Protocol)>> {
+        let shaken = tokio::time::timeout(HANDSHAKE, self.shake_hands(stream))
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let Some((stream, client_auth)) = shaken else { return Ok(None) };
         let (_, session) = stream.get_ref();
         let shown = session.peer_certificates().filter(|_| client_auth.is_some());
         let tls = Tls {
@@ -221,22 +243,32 @@ impl Acceptor {
             }),
         };
         let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
-        Ok((stream, tls, protocol))
+        Ok(Some((stream, tls, protocol)))
     }
 
     async fn shake_hands(
         &self,
         stream: TcpStream,
-    ) -> io::Result<(TlsStream<TcpStream>, Option<ClientAuthId>)> {
+    ) -> io::Result<Option<(TlsStream<TcpStream>, Option<ClientAuthId>)>> {
         let offers = &*self.0;
-        if offers.settings.client_auths.is_uniform() {
+        if offers.settings.client_auths.is_uniform() && offers.acme.is_none() {
             let (config, client_auth) = offers.of("");
-            return Ok((TlsAcceptor::from(config).accept(stream).await?, client_auth));
+            return Ok(Some((TlsAcceptor::from(config).accept(stream).await?, client_auth)));
         }
         let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
         let name = hello.client_hello().server_name().unwrap_or_default().to_ascii_lowercase();
+        if let Some(acme) = &offers.acme
+            && hello.client_hello().alpn().is_some_and(|offered| offered.eq([acme::PROTOCOL]))
+        {
+            let unknown = || io::Error::other(format!("there is no challenge of ACME for `{name}`"));
+            let answer = Box::pin(acme.answer_in_handshake(&name)).await.ok_or_else(unknown)?;
+            let mut answered = hello.into_stream(answer).await?;
+            // Nothing else is said on it (RFC 8737 §3); whether the other one waits for the end is its own affair.
+            let _ = tokio::io::AsyncWriteExt::shutdown(&mut answered).await;
+            return Ok(None);
+        }
         let (config, client_auth) = offers.of(&name);
-        Ok((hello.into_stream(config).await?, client_auth))
+        Ok(Some((hello.into_stream(config).await?, client_auth)))
     }
 }
 
@@ -282,11 +314,13 @@ struct Names {
     /// By what follows the star and its dot.
     wildcard: HashMap<Box<str>, Arc<CertifiedKey>>,
     first: Option<Arc<CertifiedKey>>,
+    /// Those that were ordered.
+    acme: Option<Arc<Acme>>,
 }
 
 impl Names {
     fn new(certificates: &[Certificate]) -> Self {
-        let mut names = Self { exact: HashMap::new(), wildcard: HashMap::new(), first: None };
+        let mut names = Self { exact: HashMap::new(), wildcard: HashMap::new(), first: None, acme: None };
         for certificate in certificates {
             names.first.get_or_insert_with(|| certificate.key.clone());
             for name in &certificate.names {
@@ -313,7 +347,8 @@ impl Names {
 
 impl ResolvesServerCert for Names {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.find(hello.server_name()).cloned()
+        let ordered = hello.server_name().and_then(|name| self.acme.as_ref()?.find(name));
+        ordered.or_else(|| self.find(hello.server_name()).cloned())
     }
 }
 

@@ -14,11 +14,11 @@ use crate::crypto;
 use crate::http::Body;
 use crate::snapshot::{Running, Snapshot};
 use crate::telemetry::metrics::{
-    self, BUILD_INFO, CERTIFICATE_END, CPU_SECONDS, DROPPED, GENERATION, MOST_FILES, OPEN_FILES,
-    PROVIDER_CALLS, PROVIDER_ERRORS, PROVIDER_FINDINGS, PROVIDER_KNOWN, Page, READY, RECORDS_DROPPED,
-    RELOAD_SUCCESS, RELOAD_TIME, RELOADS, RENEWALS, REQUESTS, RESIDENT, ROUTES, SESSIONS_OPEN, SIGN_INS,
-    SPANS_DROPPED, STARTED, STORE_CALLS, STORE_ERRORS, UPSTREAM_CONNECTS, UPSTREAM_FAILURES, UPSTREAM_IDLE,
-    UPSTREAM_OPENED,
+    self, ACME_TROUBLES, BUILD_INFO, CERTIFICATE_END, CPU_SECONDS, DROPPED, GENERATION, MOST_FILES,
+    OPEN_FILES, ORDERS, PROVIDER_CALLS, PROVIDER_ERRORS, PROVIDER_FINDINGS, PROVIDER_KNOWN, Page, READY,
+    RECORDS_DROPPED, RELOAD_SUCCESS, RELOAD_TIME, RELOADS, RENEWALS, REQUESTS, RESIDENT, ROUTES,
+    SESSIONS_OPEN, SIGN_INS, SPANS_DROPPED, STARTED, STORE_CALLS, STORE_ERRORS, UPSTREAM_CONNECTS,
+    UPSTREAM_FAILURES, UPSTREAM_IDLE, UPSTREAM_OPENED,
 };
 use crate::telemetry::trace;
 
@@ -39,7 +39,8 @@ pub async fn serve(listener: std::net::TcpListener, state: Running) -> io::Resul
             match tls {
                 None => drive(stream, state).await,
                 Some(tls) => match tls.accept(stream).await {
-                    Ok((stream, ..)) => drive(stream, state).await,
+                    Ok(Some((stream, ..))) => drive(stream, state).await,
+                    Ok(None) => {}
                     Err(error) => tracing::debug!(%error, "a TLS handshake for metrics failed"),
                 },
             }
@@ -123,6 +124,8 @@ fn page(state: &Running) -> String {
     page.single(&RELOAD_TIME, last.since.as_unix_seconds());
     page.single(&GENERATION, last.generation);
     page.single(&ROUTES, snapshot.routes.targets().len());
+    ORDERS.write(&mut page);
+    page.single(&ACME_TROUBLES, snapshot.acme.as_ref().map_or(0, |acme| acme.troubles().len()));
     page.begin(&CERTIFICATE_END);
     for certificate in snapshot.certificates() {
         if let Some(validity) = certificate.validity() {

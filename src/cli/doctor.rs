@@ -71,7 +71,7 @@ async fn examine(loaded: &Loaded) -> (Vec<Examined>, Vec<Finding>) {
     let doubts = settings.doubts.iter().map(|doubt| Finding::slight("configuration", doubt.to_string()));
     let certificates = settings.listen.tls.iter().flat_map(|tls| &tls.certificates);
     let certificates = certificates.filter_map(|one| age(one, &clock));
-    let (providers, state, upstreams) = tokio::join!(
+    let (providers, state, upstreams, ordered) = tokio::join!(
         async {
             match settings.services.authorize {
                 true => authenticate::examine(&settings.authenticate, &clock).await,
@@ -81,10 +81,11 @@ async fn examine(loaded: &Loaded) -> (Vec<Examined>, Vec<Finding>) {
         },
         runtime::examine_state(settings),
         upstreams(settings),
+        ordered(settings),
     );
     let of_providers = providers.iter().flat_map(|one| one.findings.clone());
     let mut findings: Vec<Finding> =
-        of_providers.chain(state).chain(certificates).chain(upstreams).chain(doubts).collect();
+        of_providers.chain(state).chain(ordered).chain(certificates).chain(upstreams).chain(doubts).collect();
     // Within each kind as they were found.
     findings.sort_by_key(|one| !one.is_grave);
     (providers, findings)
@@ -104,6 +105,17 @@ fn age(certificate: &Certificate, clock: &Clock) -> Option<Finding> {
         Age::Late => Some(Finding::slight(about, format!("it ends at {}: {renew}", validity.until))),
         Age::Over => Some(Finding::grave(about, format!("it has ended at {}: {renew}", validity.until))),
     }
+}
+
+/// What is in the way of certificates by ACME.
+async fn ordered(settings: &Settings) -> Vec<Finding> {
+    let Some(acme) = &settings.listen.acme else { return Vec::new() };
+    let found = acme.examine().await.into_iter().map(|doubt| match doubt.host {
+        None => Finding::grave("certificates by ACME", doubt.what),
+        // Inside of a network names may mean something else than outside.
+        Some(host) => Finding::slight(format!("certificate for {host}"), doubt.what),
+    });
+    found.collect()
 }
 
 /// Upstreams that cannot be connected to.

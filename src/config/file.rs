@@ -252,6 +252,27 @@ keys! {
         certificate_key_file: Text = "";
         /// More certificates, chosen by the name that is asked for: a list of `cert` and `key` files.
         certificates: CertificatePairs = "";
+        /// Order certificates for the authenticate host and the hosts of routes from an authority, by ACME: for each host that no
+        /// certificate here is for, but for wildcards. The authority asks at the host itself, on port 443, or on port 80
+        /// where http_redirect_addr is set. They are kept in state_dir, or in the session store where processes share it.
+        /// Who sets this agrees to the authority's terms.
+        autocert: Flag = "false";
+        /// The directory of the authority.
+        autocert_ca: Text = "https://acme-v02.api.letsencrypt.org/directory";
+        /// Let's Encrypt's staging authority instead, whose certificates browsers do not trust: to try it out.
+        autocert_use_staging: Flag = "false";
+        /// Where the authority may write to about the account.
+        autocert_email: Text = "";
+        /// For authorities that know their customers by other means: the name of the key they give,
+        autocert_eab_key_id: Text = "";
+        /// and the key, base64url.
+        [secret] autocert_eab_mac_key: Text = "";
+        /// The same, in a file.
+        autocert_eab_mac_key_file: Text = "";
+        /// Trust roots for the authority's own address instead of the system's: base64 of PEM.
+        autocert_trusted_ca: Text = "";
+        /// A file with them, PEM.
+        autocert_trusted_ca_file: Text = "";
         /// Client certificates. `ca` or `ca_file`: the authorities whose certificates are asked for (base64 of PEM, or a
         /// PEM file). `crl` or `crl_file`: lists of revoked certificates; when there is one for an authority of a chain,
         /// there has to be one for each. `enforcement`: `policy_with_default_deny` (whoever shows no valid certificate is
@@ -316,7 +337,7 @@ keys! {
         idp_ca_file: Text = "";
         /// Addresses for names of the provider: a list of `host=address` or `host=address:port`.
         idp_resolve: List = "";
-        /// An HTTP proxy for calls to the provider.
+        /// An HTTP proxy for calls to the provider, and to the authority of certificates.
         idp_http_proxy: Text = "";
         /// Several providers at once, instead of one by the `idp_` keys above: a list of maps with the keys shown here.
         /// People choose one, unless the route has a `provider`.

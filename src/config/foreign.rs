@@ -86,10 +86,11 @@ pub(super) const GLOBAL: &[Foreign] = &[
         "allow_upgrades",
         "all upgrades are allowed; set allow_websockets: false on a route to forbid them",
     ),
-    refused(
-        "autocert*",
-        "certificates from ACME are not there yet; set certificate_file and certificate_key_file",
+    inert(
+        "autocert_dir",
+        "certificates are kept in state_dir, or in the session store where processes share it",
     ),
+    inert("autocert_must_staple", "authorities have ended OCSP: nothing could be stapled"),
     refused("blob_storage", "sessions are not recorded"),
     refused("debug_address", "there is no debug port"),
     refused("google_cloud_serverless_authentication_service_account", "it is not supported"),

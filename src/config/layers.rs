@@ -108,7 +108,7 @@ fn defaults() -> Dict {
 }
 
 /// Keys of Pomerium that `foreign` knows by the beginning of their names only.
-const OTHERS: &[&str] = &["autocert", "metrics_address", "ssh_address"];
+const OTHERS: &[&str] = &["autocert_dir", "autocert_must_staple", "metrics_address", "ssh_address"];
 
 /// `DOWNSTREAM_MTLS_CA_FILE` is `ca_file` below `downstream_mtls`.
 const MTLS: &str = "downstream_mtls_";
@@ -136,8 +136,7 @@ fn environment(variables: &BTreeMap<String, String>, problems: &mut Problems, st
             continue;
         }
         let pomeriums = foreign::GLOBAL.iter().any(|known| known.refused && known.name == key)
-            || OTHERS.contains(&key.as_str())
-            || (!links && key.starts_with("autocert_"));
+            || OTHERS.contains(&key.as_str());
         if !(ours || pomeriums || strict) || text.is_empty() {
             continue;
         }

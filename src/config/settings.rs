@@ -28,6 +28,7 @@ use crate::telemetry::fields::{ACCESS, AUTHORIZE, Fields};
 use crate::telemetry::trace;
 use crate::tls::{self, Certificate, ClientAuths};
 
+mod autocert;
 mod bearer;
 mod doubts;
 mod metrics;
@@ -138,6 +139,8 @@ pub struct ListenSettings {
     pub client_auths: ClientAuths,
     /// Where other proxies ask over gRPC.
     pub calls: Option<CallSettings>,
+    /// Certificates that are ordered.
+    pub acme: Option<tls::acme::Settings>,
     /// `timeout_idle`.
     pub idle: Duration,
 }

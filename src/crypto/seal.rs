@@ -35,6 +35,8 @@ pub enum Purpose {
     Assertion,
     /// That a call comes from a service of ours.
     ServiceCall,
+    /// Certificates by ACME, and what belongs to them.
+    Certificate,
 }
 
 /// A 256-bit key that one browser, or one session, holds.
@@ -60,6 +62,7 @@ impl Purpose {
             Self::Programmatic => b"portcullis programmatic login v1",
             Self::Assertion => b"portcullis assertion key v1",
             Self::ServiceCall => b"portcullis service call v1",
+            Self::Certificate => b"portcullis certificate v1",
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::tls::Age;
+use crate::tls::acme::Acme;
 
 /// What has expired is removed this often.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -18,7 +19,12 @@ const SWEEP: Duration = Duration::from_secs(60);
 const CERTIFICATES: Duration = Duration::from_secs(6 * 3600);
 
 /// Starts it; it ends when this is dropped.
-pub(super) fn start(snapshot: &Arc<ArcSwap<Snapshot>>, store: &Arc<dyn Store>, clock: &Clock) -> JoinSet<()> {
+pub(super) fn start(
+    snapshot: &Arc<ArcSwap<Snapshot>>,
+    store: &Arc<dyn Store>,
+    acme: &Arc<Acme>,
+    clock: &Clock,
+) -> JoinSet<()> {
     let current = snapshot.load_full();
     let (snapshot, store, clock) = (snapshot.clone(), store.clone(), clock.clone());
     let mut background = JoinSet::new();
@@ -35,14 +41,16 @@ pub(super) fn start(snapshot: &Arc<ArcSwap<Snapshot>>, store: &Arc<dyn Store>, c
         }
     });
     background.spawn(current.sessions.clone().listen());
+    background.spawn(acme.clone().run());
     background.spawn(watch_certificates(snapshot, clock));
     background
 }
 
-/// Says when a certificate ends soon, or has ended.
+/// Says when a certificate that somebody has to renew ends soon, or has ended.
 async fn watch_certificates(snapshot: Arc<ArcSwap<Snapshot>>, clock: Clock) {
     loop {
-        for certificate in snapshot.load_full().certificates() {
+        let current = snapshot.load_full();
+        for certificate in current.accepting.public.iter().flat_map(|public| public.configured()) {
             let Some(validity) = certificate.validity() else { continue };
             let (names, until) = (certificate.names().join(", "), validity.until);
             match validity.age(clock.now()) {

@@ -14,11 +14,14 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::{RuntimeError, notify, state};
+use crate::clock::Clock;
 use crate::config::{self, CallSettings, Files, Loaded, Look, Services, Settings, Sources, Storage};
 use crate::crypto::{KeyRing, Purpose, Signer};
 use crate::snapshot::{Parts, Reloads, Snapshot};
+use crate::store::Store;
 use crate::telemetry::metrics::RELOADS;
 use crate::telemetry::{self, Format};
+use crate::tls::acme::{Acme, Vault};
 
 /// How often the files are looked at,
 const LOOK: Duration = Duration::from_millis(250);
@@ -133,6 +136,34 @@ pub(super) fn signer(settings: &Settings, keys: &KeyRing) -> Result<Signer, Runt
         pems => Signer::from_pems(pems),
     };
     signer.map_err(|error| RuntimeError::Other(format!("signing_key: {error}")))
+}
+
+/// What orders certificates, if any are ordered.
+pub(super) fn acme(
+    settings: &Settings,
+    keys: &KeyRing,
+    store: &Arc<dyn Store>,
+    clock: &Clock,
+) -> Result<Arc<Acme>, RuntimeError> {
+    let wanted = settings.listen.acme.clone();
+    let vault = if store.is_shared() {
+        Vault::Shared(store.clone())
+    } else {
+        let directory = &settings.state_dir;
+        if wanted.is_some() {
+            state::make_directory(directory).map_err(|error| RuntimeError::State {
+                what: format!(
+                    "autocert keeps certificates in state_dir, and {} cannot be used",
+                    directory.display()
+                ),
+                error: error.to_string(),
+            })?;
+        }
+        Vault::Files(directory.join("acme"))
+    };
+    let acme = Acme::new(vault, clock.clone(), tokio::runtime::Handle::current());
+    acme.configure(wanted, keys);
+    Ok(Arc::new(acme))
 }
 
 /// `HUP`, which ends a process that does not ask for it.
@@ -256,6 +287,7 @@ impl Reloader {
         if signer != *parts.signer {
             parts.signer = Arc::new(signer);
         }
+        let orders = settings.listen.acme.clone();
         let (log_level, own, before) = (settings.log_level.clone(), parts.clone(), self.snapshot.load_full());
         let built = aside(move || Snapshot::build(settings, own, Some(&before))).await;
         let built = built?.map_err(|error| error.to_string())?;
@@ -264,6 +296,7 @@ impl Reloader {
         // Sessions are read by it before anything is decided by it.
         built.sessions.take_over();
         let built = Arc::new(built);
+        self.parts.acme.configure(orders, &self.parts.keys);
         self.followers = follow(&built);
         self.retired.push(self.snapshot.swap(built));
         telemetry::set_level(&log_level);

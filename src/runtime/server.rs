@@ -119,7 +119,15 @@ pub(super) async fn serve(
     let signer = reload::signer(&settings, &keys)?;
     let (format, fixed) = (settings.log_format, Fixed::of(&settings));
     let control = tokio::runtime::Handle::current();
-    let parts = Parts { store: store.clone(), keys, signer: Arc::new(signer), clock: clock.clone(), control };
+    let acme = reload::acme(&settings, &keys, &store, &clock)?;
+    let parts = Parts {
+        store: store.clone(),
+        keys,
+        signer: Arc::new(signer),
+        acme: acme.clone(),
+        clock: clock.clone(),
+        control,
+    };
     let snapshot = Snapshot::build(settings, parts.clone(), None)
         .map_err(|error| RuntimeError::Other(error.to_string()))?;
     let encrypted = snapshot.accepting.public.is_some();
@@ -154,13 +162,16 @@ pub(super) async fn serve(
         weak
     };
 
+    if tokio::time::timeout(FIRST_WORD, acme.load()).await.is_err() {
+        tracing::error!("certificates cannot be looked up yet: the session store does not answer");
+    }
     let sessions = snapshot.load_full().sessions.clone();
     match tokio::time::timeout(FIRST_WORD, sessions.begin_to_listen()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!(%error, "the session store cannot be used yet"),
         Err(_) => tracing::error!("the session store does not answer yet"),
     }
-    let background = background::start(&snapshot, &store, &clock);
+    let background = background::start(&snapshot, &store, &acme, &clock);
     let followers = reload::follow(&snapshot.load());
     let running = Running {
         readiness: Arc::new(Readiness::new(clock.clone())),

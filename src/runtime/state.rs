@@ -89,7 +89,7 @@ pub(super) fn open(settings: &Settings) -> Result<Opened, RuntimeError> {
     }
 }
 
-fn make_directory(directory: &Path) -> io::Result<()> {
+pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     write_probe(directory)
 }

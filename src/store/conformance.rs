@@ -243,6 +243,26 @@ async fn a_lease_is_one_process_own_until_it_is_given_back_or_over(store: &dyn S
 }
 
 /// `by_itself`: what has expired goes without being swept.
+/// Where there is one, everybody finds what was put there last, until it expires.
+async fn a_shelf_holds_what_was_put_there_last(store: &dyn Store, by_itself: bool) {
+    let Some(shelf) = store.shelf() else {
+        assert!(!store.is_shared(), "processes that share it need a shelf");
+        return;
+    };
+    let [name, other] = [Tag(crypto::sha256(&Id::random().0)), Tag(crypto::sha256(&Id::random().0))];
+    assert_eq!(shelf.get(name, NOW).await.unwrap(), None);
+    shelf.put(name, b"first".to_vec(), LATER).await.unwrap();
+    shelf.put(other, b"other".to_vec(), LATER).await.unwrap();
+    shelf.put(name, vec![0; 100_000], LATER).await.unwrap();
+    assert_eq!(shelf.get(name, NOW).await.unwrap(), Some(vec![0; 100_000]));
+    assert_eq!(shelf.get(other, NOW).await.unwrap(), Some(b"other".to_vec()));
+    if !by_itself {
+        assert_eq!(shelf.get(name, LATER).await.unwrap(), None);
+        store.sweep(LATER).await.unwrap();
+        assert_eq!(shelf.get(name, NOW).await.unwrap(), None, "it was swept");
+    }
+}
+
 async fn all(store: &dyn Store, by_itself: bool) {
     others_hear_of_ends_and_changes(store).await;
     a_lease_is_one_process_own_until_it_is_given_back_or_over(store).await;
@@ -254,6 +274,7 @@ async fn all(store: &dyn Store, by_itself: bool) {
     a_key_is_said_first_by_one(store).await;
     the_last_use_is_the_latest_that_was_told(store).await;
     a_session_is_found_by_whose_it_is_and_listed(store).await;
+    a_shelf_holds_what_was_put_there_last(store, by_itself).await;
     people_who_never_sign_in_cannot_fill_it(store).await;
 }
 

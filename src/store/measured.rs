@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use super::{HandleRecord, Id, Keep, Lease, News, Page, Pending, SessionRecord, Store, Tag};
+use super::{HandleRecord, Id, Keep, Lease, News, Page, Pending, SessionRecord, Shelf, Store, Tag};
 use crate::clock::{Clock, Timestamp};
 use crate::telemetry::metrics::{STORE_CALLS, STORE_ERRORS};
 
@@ -99,6 +99,10 @@ impl Store for Measured {
 
     fn outlives(&self) -> bool {
         self.store.outlives()
+    }
+
+    fn shelf(&self) -> Option<&dyn Shelf> {
+        self.store.shelf()
     }
 
     fn is_shared(&self) -> bool {

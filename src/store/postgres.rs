@@ -22,7 +22,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::form::{encode, failed};
 use super::waiting::{BUDGET, OVERHEAD};
 use super::{
-    Event, HandleRecord, Id, Keep, Lease, News, Page, Pending, SessionRecord, Store, StoreError, Tag, form,
+    Event, HandleRecord, Id, Keep, Lease, News, Page, Pending, SessionRecord, Shelf, Store, StoreError, Tag,
+    form,
 };
 use crate::clock::Timestamp;
 use crate::crypto;
@@ -40,7 +41,7 @@ const PAGE: usize = 500;
 
 const SCHEMA: &str = include_str!("postgres.sql");
 /// The number that the schema ends with.
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 
 type Parameters<'a> = [&'a (dyn ToSql + Sync)];
 
@@ -423,6 +424,7 @@ impl Store for PostgresStore {
                 h AS (DELETE FROM portcullis.handles WHERE expires <= $1 RETURNING 1), \
                 k AS (DELETE FROM portcullis.kept WHERE expires <= $1 RETURNING 1), \
                 w AS (DELETE FROM portcullis.said WHERE expires <= $1), \
+                p AS (DELETE FROM portcullis.shelf WHERE expires <= $1), \
                 l AS (DELETE FROM portcullis.leases WHERE until < clock_timestamp()), \
                 e AS (DELETE FROM portcullis.events WHERE at < clock_timestamp() - interval '1 hour') \
                 SELECT (SELECT count(*) FROM s) + (SELECT count(*) FROM h) + (SELECT count(*) FROM k)";
@@ -484,6 +486,10 @@ impl Store for PostgresStore {
         })
     }
 
+    fn shelf(&self) -> Option<&dyn Shelf> {
+        Some(self)
+    }
+
     fn lease(&self, session: Id, span: Duration) -> Pending<'_, Option<Lease>> {
         Box::pin(async move {
             let lease = Lease { session, owner: Id::random() };
@@ -502,6 +508,24 @@ impl Store for PostgresStore {
         Box::pin(async move {
             let statement = "DELETE FROM portcullis.leases WHERE session = $1 AND owner = $2";
             self.ask(statement, &[&&lease.session.0[..], &&lease.owner.0[..]]).await.map(drop)
+        })
+    }
+}
+
+impl Shelf for PostgresStore {
+    fn put(&self, name: Tag, value: Vec<u8>, expires: Timestamp) -> Pending<'_, ()> {
+        Box::pin(async move {
+            let statement = "INSERT INTO portcullis.shelf (name, expires, value) VALUES ($1, $2, $3) \
+                ON CONFLICT (name) DO UPDATE SET expires = $2, value = $3";
+            self.ask(statement, &[&&name.0[..], &millis(expires), &value]).await.map(drop)
+        })
+    }
+
+    fn get(&self, name: Tag, now: Timestamp) -> Pending<'_, Option<Vec<u8>>> {
+        Box::pin(async move {
+            let statement = "SELECT value FROM portcullis.shelf WHERE name = $1 AND expires > $2";
+            let rows = self.ask(statement, &[&&name.0[..], &millis(now)]).await?;
+            rows.first().map(|row| row.try_get(0)).transpose().map_err(failed)
         })
     }
 }

@@ -14,7 +14,7 @@ use ::redis::{Cmd, FromRedisValue, Value, cmd};
 use super::form::{decode, encode};
 use super::waiting::{BUDGET, OVERHEAD};
 use super::{
-    Event, HandleRecord, Id, Keep, Lease, News, Page, Pending, SessionRecord, Store, StoreError, Tag,
+    Event, HandleRecord, Id, Keep, Lease, News, Page, Pending, SessionRecord, Shelf, Store, StoreError, Tag,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::crypto;
@@ -113,6 +113,10 @@ fn lease_key(id: Id) -> String {
 
 fn said_key(id: Id) -> String {
     format!("portcullis:said:{}", id.to_text())
+}
+
+fn shelf_key(name: Tag) -> String {
+    format!("portcullis:shelf:{}", crypto::encode(&name.0))
 }
 
 fn used_key(id: Id) -> String {
@@ -419,6 +423,10 @@ impl Store for RedisStore {
         })
     }
 
+    fn shelf(&self) -> Option<&dyn Shelf> {
+        Some(self)
+    }
+
     fn lease(&self, session: Id, span: Duration) -> Pending<'_, Option<Lease>> {
         Box::pin(async move {
             let lease = Lease { session, owner: Id::random() };
@@ -436,5 +444,16 @@ impl Store for RedisStore {
             release.arg(RELEASE).arg(1).arg(lease_key(lease.session)).arg(&lease.owner.0[..]);
             self.ask::<Value>(&release).await.map(drop)
         })
+    }
+}
+
+/// Redis removes what has expired by itself, by its own clock.
+impl Shelf for RedisStore {
+    fn put(&self, name: Tag, value: Vec<u8>, expires: Timestamp) -> Pending<'_, ()> {
+        Box::pin(async move { Self::put(self, shelf_key(name), &value, expires).await })
+    }
+
+    fn get(&self, name: Tag, _: Timestamp) -> Pending<'_, Option<Vec<u8>>> {
+        Box::pin(async move { Self::get(self, shelf_key(name)).await })
     }
 }

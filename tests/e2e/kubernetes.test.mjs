@@ -75,6 +75,8 @@ const renderings = {
   'helm, autoscaling': () => helm({ ...redis, autoscaling: { enabled: true } }),
   'helm, split': () => helm({ split: { enabled: true }, replicaCount: 3 }),
   'helm, split with several that decide': () => helm({ ...redis, split: { enabled: true, authorizeReplicaCount: 2 }, autoscaling: { enabled: true } }),
+  'helm, certificates by ACME': () => helm({ tls: { existingSecret: '' }, service: { redirectHttp: true }, config: { ...values.config, autocert: true } }),
+  'helm, certificates by ACME, replicas': () => helm({ ...redis, replicaCount: 2, tls: { existingSecret: '' }, config: { ...values.config, autocert: true } }),
   'helm, everything': () => helm(everything),
 };
 
@@ -255,6 +257,8 @@ const refused = {
   'processes without a secret in common': [{ ...redis, replicaCount: 2, secrets: { ...redis.secrets, SHARED_SECRET: '' } }, /SHARED_SECRET is missing/],
   'a key of the chart\'s': [{ config: { ...values.config, state_dir: '/x' } }, /config.state_dir is set by the chart; what to use instead: sessionStore.persistence/],
   'certificates twice': [{ config: { ...values.config, certificates: [] } }, /config.certificates and tls.existingSecret are both set/],
+  'certificates that end with the process': [{ sessionStore: { type: 'memory' }, config: { ...values.config, autocert: true } }, /config.autocert needs a place that outlives the process/],
+  'certificates that each process orders': [{ split: { enabled: true }, config: { ...values.config, autocert: true } }, /each process would order certificates for itself/],
   'a store that is none': [{ sessionStore: { type: 'etcd' } }, /sessionStore.type: .*must be one of the following: "file", "memory", "redis", "postgres"/],
   'a value that is none': [{ replicas: 3 }, /Additional property replicas is not allowed/],
   'a value of another type': [{ replicaCount: '3' }, /replicaCount: Invalid type/],

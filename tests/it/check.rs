@@ -357,7 +357,15 @@ fn what_could_weaken_access_is_refused_at_load() {
             "downstream_mtls: {match_subject_alt_names: [{dns: x, uri: y}]}",
             "one key with a regular expression",
         ),
-        ("autocert: true", "ACME"),
+        ("autocert_eab_key_id: x", "autocert_eab_mac_key: is missing: autocert_eab_key_id needs it"),
+        ("autocert_eab_mac_key: YWJj", "autocert_eab_key_id: is missing"),
+        ("autocert_eab_key_id: x\nautocert_eab_mac_key: '%'", "autocert_eab_mac_key: base64url was expected"),
+        ("autocert_ca: acme", "autocert_ca: `acme` is not a URL"),
+        ("autocert_ca: http://ca.example.com/dir", "is not the `https://` URL of an ACME directory"),
+        ("autocert_email: jane", "`jane` is not an e-mail address"),
+        ("autocert_trusted_ca: x", "autocert_trusted_ca: base64 of PEM was expected"),
+        ("autocert_trusted_ca_file: /nonexistent", "/nonexistent cannot be read"),
+        ("autocert: maybe", "autocert"),
         ("services: proxy", "authorize_service_url: is missing"),
         ("services: everything", "is not one of all, proxy"),
         ("shared_secret: 80ldlrU2d7w+wVpKNfevk6fmb8otEx6CqOfshj2LwhQ=", "printed in a public guide"),
@@ -559,5 +567,60 @@ fn what_is_wrong_with_a_route_is_said_at_once() {
         "emial: unknown policy criterion `emial`",
     ] {
         assert!(checked.err.contains(line), "{line}: {}", checked.err);
+    }
+}
+
+/// Which hosts a certificate is ordered for, and what is said of the others; the authority itself is seen in
+/// `tests/e2e/acme.test.mjs`.
+#[test]
+fn what_autocert_cannot_do_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.yaml");
+    let (certificate, key) = write_certificate(directory.path(), "own", &self_signed("own.example.com"));
+    let said = |settings: &str, hosts: &[&str]| {
+        let routes: String = hosts
+            .iter()
+            .map(|host| format!("  - {{from: 'https://{host}', to: 'http://127.0.0.1:1', allow_any_authenticated_user: true}}\n"))
+            .collect();
+        let url = "authenticate_service_url: https://authenticate.example.com";
+        std::fs::write(&path, format!("{PROVIDER}{url}\nautocert: true\n{settings}\nroutes:\n{routes}"))
+            .unwrap();
+        let checked =
+            run(&["check", "-c", path.to_str().unwrap()], &[("IDP_CLIENT_SECRET", "a-secret-of-ones-own")]);
+        assert_eq!(checked.code, 0, "{}", checked.err);
+        checked.err
+    };
+    let own = format!("certificates: [{{cert: {certificate}, key: {key}}}]");
+    assert_eq!(said("", &["app.example.com"]), "");
+    assert_eq!(said(&own, &["app.example.com", "own.example.com"]), "");
+    for (settings, host, expected) in [
+        (
+            "",
+            "*.example.com",
+            "no certificate is for *.example.com (none is ordered for a wildcard or an address)",
+        ),
+        (own.as_str(), "*.example.com", "no certificate is for *.example.com (none is ordered"),
+        ("", "192.0.2.1", "no certificate is for 192.0.2.1 (none is ordered"),
+        (
+            "insecure_server: true",
+            "app.example.com",
+            "autocert: this key has no effect here: with insecure_server",
+        ),
+        (
+            "autocert_ca: https://ca.example.com/dir\nautocert_use_staging: true",
+            "app.example.com",
+            "autocert_use_staging: this key has no effect here: autocert_ca says",
+        ),
+        ("autocert_must_staple: true", "app.example.com", "authorities have ended OCSP"),
+        ("autocert_dir: s3://bucket", "app.example.com", "certificates are kept in state_dir"),
+        (
+            "services: proxy\nauthorize_service_url: https://authorize.example.com\nshared_secret: q1Zc0nJt1h8m7yM5m3qJb4m7pVw0yqv1C3eXkq0mZ3E=",
+            "app.example.com",
+            "autocert: this process has no store",
+        ),
+    ] {
+        let found = said(settings, &[host]);
+        assert_eq!(found.lines().count(), 1, "{settings} {host}: {found}");
+        assert!(found.contains(expected), "{settings} {host}: {found}");
     }
 }

@@ -101,6 +101,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- fail "secrets.SHARED_SECRET is missing, which several processes have in common: openssl rand -base64 32" }}
 {{- end }}
 {{- end }}
+{{- include "portcullis.refuseAutocert" . }}
 {{- $owned := dict "address" "service.port" "health_check_addr" "nothing: probes use it" "metrics_address" "nothing: the Service of metrics uses it" "http_redirect_addr" "service.redirectHttp" "state_dir" "sessionStore.persistence" "databroker_storage_type" "sessionStore.type" "services" "split.enabled" "grpc_address" "split.enabled" "authorize_service_url" "split.enabled" }}
 {{- range $key, $instead := $owned }}
 {{- if hasKey $.Values.config $key }}
@@ -109,6 +110,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- if and .Values.tls.existingSecret (hasKey .Values.config "certificates") }}
 {{- fail "config.certificates and tls.existingSecret are both set: with tls.existingSecret \"\" the chart leaves certificates to config" }}
+{{- end }}
+{{- end }}
+
+{{/* Certificates by ACME have to outlive the processes, and to be where all of them find them. */}}
+{{- define "portcullis.refuseAutocert" -}}
+{{- if .Values.config.autocert }}
+{{- if eq .Values.sessionStore.type "memory" }}
+{{- fail "config.autocert needs a place that outlives the process, or certificates are ordered anew at each start: set sessionStore.type to file, redis or postgres" }}
+{{- end }}
+{{- if .Values.split.enabled }}
+{{- fail "config.autocert and split.enabled: what forwards has no store, so each process would order certificates for itself; use cert-manager, or no split" }}
+{{- end }}
 {{- end }}
 {{- end }}
 

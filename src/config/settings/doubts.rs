@@ -89,20 +89,27 @@ impl Resolver<'_> {
                 );
             }
         }
-        if tls.certificates.iter().any(Certificate::is_made_up) {
+        let ordered = |host: &str| listen.acme.iter().any(|acme| acme.hosts.iter().any(|one| **one == *host));
+        let is_made_up = tls.certificates.iter().any(Certificate::is_made_up);
+        if is_made_up && listen.acme.is_none() {
             // Browsers refuse it for every host.
             return;
         }
-        let coverage = Coverage::of(&tls.certificates);
-        if let Some(host) = url.host_str().filter(|host| !coverage.has(host)) {
+        let own = Coverage::of(if is_made_up { &[] } else { &tls.certificates });
+        let has = |host: &str| own.has(host) || ordered(host);
+        if let Some(host) = url.host_str().filter(|host| !has(host)) {
             let message = format!("no certificate is for {host}, the host of authenticate_service_url");
             self.doubt_at(&[key("authenticate_service_url")], message);
         }
         for route in routes {
             let host = route.matched.host.as_str();
-            if !coverage.has(host) {
+            if !has(host) {
+                let why = match listen.acme {
+                    Some(_) => " (none is ordered for a wildcard or an address)",
+                    None => "",
+                };
                 let message = format!(
-                    "no certificate is for {host}: browsers will refuse it; add one to `{CERTIFICATES}`"
+                    "no certificate is for {host}{why}: browsers will refuse it; add one to `{CERTIFICATES}`"
                 );
                 self.doubt_at(&route.place, message);
             }

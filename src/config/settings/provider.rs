@@ -30,6 +30,14 @@ const RESERVED: [&str; 8] = [
     "code_challenge",
     "code_challenge_method",
 ];
+/// A proxy for outgoing calls; `None`: that is none.
+pub(super) fn read_proxy(Text(typed): &Text) -> Option<::http::Uri> {
+    typed
+        .parse()
+        .ok()
+        .filter(|proxy: &::http::Uri| proxy.scheme_str() == Some("http") && proxy.host().is_some())
+}
+
 /// Keys of the one provider that each of several has of its own.
 const OF_ONE: [&str; 16] = [
     "idp_provider",
@@ -350,19 +358,13 @@ impl Resolver<'_> {
                 }
             }
         }
-        let proxy = match &file.idp_http_proxy {
-            None => None,
-            Some(Text(typed)) => match typed.parse::<::http::Uri>() {
-                Ok(proxy) if proxy.scheme_str() == Some("http") && proxy.host().is_some() => Some(proxy),
-                _ => {
-                    self.error_at(
-                        &at("idp_http_proxy"),
-                        format!("`{typed}` is not a URL such as `http://proxy.example.com:3128`"),
-                    );
-                    None
-                }
-            },
-        };
+        let proxy = file.idp_http_proxy.as_ref().and_then(read_proxy);
+        if let Some(Text(typed)) = file.idp_http_proxy.as_ref().filter(|_| proxy.is_none()) {
+            self.error_at(
+                &at("idp_http_proxy"),
+                format!("`{typed}` is not a URL such as `http://proxy.example.com:3128`"),
+            );
+        }
         client::Settings { roots, names: client::Names::new(names), proxy }
     }
 

@@ -54,6 +54,7 @@ impl Resolver<'_> {
         }
         let certificates = self.certificates();
         let calls = self.calls(services, &certificates);
+        let acme = self.autocert(services, insecure, url, routes, &certificates);
         let client_auths = client_auths?;
         let tls = if insecure {
             None
@@ -63,7 +64,12 @@ impl Resolver<'_> {
                 certificates.extend(self.self_signed(url, routes));
             }
             let protocols = protocols.flatten().unwrap_or_default();
-            Some(tls::Settings { certificates, protocols, client_auths: client_auths.clone() })
+            Some(tls::Settings {
+                certificates,
+                protocols,
+                client_auths: client_auths.clone(),
+                orders: acme.is_some(),
+            })
         };
         Some(ListenSettings {
             address,
@@ -72,6 +78,7 @@ impl Resolver<'_> {
             tls,
             client_auths,
             calls,
+            acme,
             idle: span(file.timeout_idle).unwrap_or(Duration::from_secs(300)),
         })
     }
@@ -108,7 +115,8 @@ impl Resolver<'_> {
         }
         let (certificates, protocols) = (certificates.to_vec(), Protocols::Http2);
         let client_auths = ClientAuths::default();
-        Some(CallSettings { address, tls: Some(tls::Settings { certificates, protocols, client_auths }) })
+        let tls = tls::Settings { certificates, protocols, client_auths, orders: false };
+        Some(CallSettings { address, tls: Some(tls) })
     }
 
     pub(super) fn certificates(&mut self) -> Vec<Certificate> {

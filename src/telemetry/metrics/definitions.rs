@@ -99,6 +99,10 @@ definitions! {
         "Which configuration is in force, counted from 1.";
     ROUTES = Gauge "portcullis_routes" []
         "Routes of the configuration in force.";
+    ORDERS_TOTAL = Counter "portcullis_acme_orders_total" ["outcome"]
+        "Certificates that were ordered by ACME, by outcome: issued, failed.";
+    ACME_TROUBLES = Gauge "portcullis_acme_hosts_without_certificate" []
+        "Hosts for which no certificate, or no newer one, could be had by ACME; /status says why.";
     CERTIFICATE_END = Gauge "portcullis_certificate_not_after_timestamp_seconds" ["certificate"]
         "When a certificate that clients are shown ends, by its names: Unix time.";
     PROVIDER_KNOWN = Gauge "portcullis_provider_known" ["provider"]
@@ -144,4 +148,6 @@ pub static STORE_ERRORS: Family<Counter> = Family::new(&STORE_ERRORS_TOTAL);
 /// Configurations that were read.
 pub static RELOADS: Family<Counter> = Family::new(&RELOADS_TOTAL);
 /// Records that were lost.
+pub static ORDERS: Family<Counter> = Family::new(&ORDERS_TOTAL);
+/// See [`RECORDS_DROPPED`].
 pub static DROPPED: super::tally::Sum = super::tally::Sum::new();
