@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
@@ -32,20 +33,27 @@ pub use metrics::serve as metrics;
 pub async fn serve(listener: std::net::TcpListener, state: Running) -> io::Result<()> {
     each(listener, move |stream| {
         let state = state.clone();
-        async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let response = answer(request.uri().path(), &state);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = served.await {
-                tracing::trace!(%error, "a health connection ended");
-            }
-        }
+        drive(stream, "health", move |request| std::future::ready(answer(request.uri().path(), &state)))
     })
     .await
+}
+
+/// Serves one connection; `what` it is for.
+async fn drive<S, F>(stream: S, what: &'static str, answer: impl Fn(Request<Incoming>) -> F)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    F: Future<Output = Response<Body>>,
+{
+    let service = service_fn(move |request| {
+        let answered = answer(request);
+        async move { Ok::<_, Infallible>(answered.await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = served.await {
+        tracing::trace!(%error, what, "a connection ended");
+    }
 }
 
 /// Serves each connection on a task of its own; they end with this.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use clap::{Parser, Subcommand};
+use serde_json::json;
 
+use crate::config::Problem;
 use crate::runtime::Answers;
 use crate::snapshot::{Running, Snapshot};
 
@@ -71,6 +73,20 @@ struct FileArgument {
 const FAILED: u8 = 1;
 /// Wrong usage or configuration.
 const WRONG: u8 = 2;
+
+/// Says what is wrong with a configuration, and how often, on standard error; `as_json`: also on standard output.
+fn refuse(problems: &[Problem], as_json: bool) -> ExitCode {
+    for problem in problems {
+        eprintln!("{problem}");
+    }
+    let count = problems.len();
+    eprintln!("{count} problem{} found", if count == 1 { "" } else { "s" });
+    if as_json {
+        let problems: Vec<_> = problems.iter().map(Problem::to_string).collect();
+        println!("{}", json!({ "ok": false, "problems": problems }));
+    }
+    ExitCode::from(WRONG)
+}
 
 /// What is answered beside the road, for the runtime.
 const ANSWERS: Answers = Answers { health, metrics, control };

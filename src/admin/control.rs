@@ -3,7 +3,6 @@
 //! HTTP and JSON over a Unix socket in `state_dir`, which only the owner of the process may open. No token and no key is
 //! ever in an answer, but for that of a service account when it is made.
 
-use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +11,6 @@ use ::http::{Method, Request, Response, StatusCode};
 use arc_swap::ArcSwap;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::net::UnixListener;
@@ -65,18 +62,10 @@ pub async fn serve(listener: Arc<UnixListener>, snapshot: Arc<ArcSwap<Snapshot>>
     loop {
         let (stream, _) = listener.accept().await?;
         let snapshot = snapshot.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
+        tokio::spawn(super::drive(stream, "control", move |request| {
             let snapshot = snapshot.load_full();
-            async move { Ok::<_, Infallible>(reply(answer(&snapshot, request).await)) }
-        });
-        tokio::spawn(async move {
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = served.await {
-                tracing::trace!(%error, "a control connection ended");
-            }
-        });
+            async move { reply(answer(&snapshot, request).await) }
+        }));
     }
 }
 

@@ -1,14 +1,10 @@
 //! The page that Prometheus reads.
 
-use std::convert::Infallible;
 use std::io;
 
 use ::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use ::http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::crypto;
 use crate::http::Body;
@@ -36,10 +32,11 @@ pub async fn serve(listener: std::net::TcpListener, state: Running) -> io::Resul
         let state = state.clone();
         async move {
             let tls = state.snapshot.load().metrics.tls.clone();
+            let page = move |request| std::future::ready(answer(&request, &state));
             match tls {
-                None => drive(stream, state).await,
+                None => super::drive(stream, "metrics", page).await,
                 Some(tls) => match tls.accept(stream).await {
-                    Ok(Some((stream, ..))) => drive(stream, state).await,
+                    Ok(Some((stream, ..))) => super::drive(stream, "metrics", page).await,
                     Ok(None) => {}
                     Err(error) => tracing::debug!(%error, "a TLS handshake for metrics failed"),
                 },
@@ -47,19 +44,6 @@ pub async fn serve(listener: std::net::TcpListener, state: Running) -> io::Resul
         }
     })
     .await
-}
-
-async fn drive(stream: impl AsyncRead + AsyncWrite + Unpin, state: Running) {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(&request, &state);
-        async move { Ok::<_, Infallible>(response) }
-    });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = served.await {
-        tracing::trace!(%error, "a connection for metrics ended");
-    }
 }
 
 fn answer(request: &Request<Incoming>, state: &Running) -> Response<Body> {

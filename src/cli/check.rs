@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::WRONG;
 use crate::authenticate::{callback_urls, signed_out_url};
 use crate::config::{self, Loaded, Problem, Sources};
 
@@ -40,18 +39,7 @@ pub(super) fn main(arguments: &Arguments) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Err(problems) => {
-            for problem in &problems {
-                eprintln!("{problem}");
-            }
-            let count = problems.len();
-            eprintln!("{count} problem{} found", if count == 1 { "" } else { "s" });
-            if arguments.json {
-                let problems: Vec<_> = problems.iter().map(Problem::to_string).collect();
-                println!("{}", json!({ "ok": false, "problems": problems }));
-            }
-            ExitCode::from(WRONG)
-        }
+        Err(problems) => super::refuse(&problems, arguments.json),
     }
 }
 

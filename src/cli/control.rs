@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
-use crate::config::{self, CONTROL_SOCKET, Sources};
+use crate::config::{self, CONTROL_SOCKET, Problem, Sources};
 
 /// The largest answer that is read.
 const LARGEST: usize = 64 * 1024 * 1024;
@@ -27,7 +27,7 @@ pub(super) struct Service {
 /// Why there is no answer.
 pub(super) enum Unanswered {
     /// The configuration is wrong.
-    Configuration(Vec<String>),
+    Configuration(Vec<Problem>),
     /// Nobody answers, or the service says no.
     Failed(String),
 }
@@ -37,9 +37,8 @@ impl Service {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
         }
-        let loaded = config::load(&Sources::from_process(self.config.clone())).map_err(|problems| {
-            Unanswered::Configuration(problems.iter().map(ToString::to_string).collect())
-        })?;
+        let loaded = config::load(&Sources::from_process(self.config.clone()));
+        let loaded = loaded.map_err(Unanswered::Configuration)?;
         Ok(loaded.settings.state_dir.join(CONTROL_SOCKET))
     }
 
@@ -92,12 +91,7 @@ async fn exchange(
 /// Says why there is no answer; the exit code.
 pub(super) fn complain(unanswered: &Unanswered) -> ExitCode {
     match unanswered {
-        Unanswered::Configuration(problems) => {
-            for problem in problems {
-                eprintln!("{problem}");
-            }
-            ExitCode::from(super::WRONG)
-        }
+        Unanswered::Configuration(problems) => super::refuse(problems, false),
         Unanswered::Failed(error) => {
             eprintln!("portcullis: {error}");
             ExitCode::from(super::FAILED)

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
-use super::{FAILED, WRONG};
+use super::FAILED;
 use crate::authenticate::{self, Examined, Finding};
 use crate::clock::Clock;
 use crate::config::{self, Loaded, Settings, Sources};
@@ -35,16 +35,7 @@ const AT_ONCE: usize = 32;
 pub(super) fn main(arguments: &Doctor) -> ExitCode {
     let loaded = match config::load(&Sources::from_process(arguments.config.clone())) {
         Ok(loaded) => loaded,
-        Err(problems) => {
-            for problem in &problems {
-                eprintln!("{problem}");
-            }
-            if arguments.json {
-                let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
-                println!("{}", json!({ "ok": false, "problems": problems }));
-            }
-            return ExitCode::from(WRONG);
-        }
+        Err(problems) => return super::refuse(&problems, arguments.json),
     };
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");

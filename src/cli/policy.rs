@@ -11,7 +11,6 @@ use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
-use super::WRONG;
 use crate::authorize::{Facts, Place, Reason, Traced};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, RouteSettings, Sources};
@@ -72,12 +71,8 @@ struct Verdict<'p> {
 impl Policies {
     /// Reads a configuration; its problems are printed.
     fn load(file: Option<PathBuf>) -> Result<Self, ExitCode> {
-        let loaded = config::load(&Sources::from_process(file)).map_err(|problems| {
-            for problem in &problems {
-                eprintln!("{problem}");
-            }
-            ExitCode::from(WRONG)
-        })?;
+        let loaded = config::load(&Sources::from_process(file));
+        let loaded = loaded.map_err(|problems| super::refuse(&problems, false))?;
         for warning in loaded.remarks() {
             eprintln!("warning: {warning}");
         }

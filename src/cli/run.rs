@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{FAILED, FileArgument, WRONG};
+use super::{FAILED, FileArgument};
 use crate::config::{self, Sources};
 use crate::runtime;
 
@@ -22,13 +22,8 @@ pub(super) fn main(arguments: &RunArguments) -> ExitCode {
     let (outcome, files) = config::read(&sources);
     let loaded = match outcome {
         Ok(loaded) => loaded,
-        Err(problems) => {
-            // The log's form is not known yet; standard error it is all the same.
-            for problem in problems {
-                eprintln!("{problem}");
-            }
-            return ExitCode::from(WRONG);
-        }
+        // The log's form is not known yet; standard error it is all the same.
+        Err(problems) => return super::refuse(&problems, false),
     };
     runtime::start_log(loaded.settings.log_format, &loaded.settings.log_level);
     for remark in loaded.remarks() {

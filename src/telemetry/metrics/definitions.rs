@@ -60,7 +60,7 @@ definitions! {
     UPSTREAM_SECONDS = Histogram "portcullis_upstream_duration_seconds" []
         "From the decision to the head of the upstream's answer.";
     UPSTREAM_ERRORS = Counter "portcullis_upstream_errors_total" ["error"]
-        "Requests that an upstream did not answer, by error: connect, tls, timeout, broken.";
+        "Requests that could not be forwarded to their end, by error: connect, tls, timeout, broken (the upstream's answer), client (who asked went away, or sent no more), rewrite (the path that the route makes is none).";
     UPSTREAM_OPENED = Counter "portcullis_upstream_connections_opened_total" []
         "Connections that were opened to upstreams.";
     UPSTREAM_IDLE = Gauge "portcullis_upstream_connections_idle" []
