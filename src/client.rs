@@ -9,10 +9,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ::http::header::HOST;
-use ::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
+use ::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -41,6 +42,8 @@ pub struct Client {
     owner: Option<Arc<str>>,
     /// Whether cleartext may leave this machine.
     in_cleartext_too: bool,
+    /// Whether HTTP/2 is spoken, and nothing else.
+    over_http2: bool,
 }
 
 /// How long a call may take and how large an answer may be.
@@ -74,6 +77,8 @@ pub struct Answer {
     pub status: StatusCode,
     /// The header fields.
     pub headers: HeaderMap,
+    /// Those after the body.
+    pub trailers: HeaderMap,
     /// The whole body.
     pub body: Bytes,
 }
@@ -164,10 +169,23 @@ impl Hop {
 impl Client {
     /// A client with these trust roots and names.
     pub fn new(settings: Settings) -> Self {
+        Self::speaking(settings, false)
+    }
+
+    /// The same over HTTP/2, as calls of gRPC are made; without TLS, by prior knowledge (RFC 9113 §3.3).
+    pub fn over_http2(settings: Settings) -> Self {
+        Self::speaking(settings, true)
+    }
+
+    fn speaking(settings: Settings, over_http2: bool) -> Self {
         let roots = settings.roots;
         let connector = move || {
             let roots = roots.unwrap_or_else(crate::crypto::system_roots);
-            let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+            let mut config =
+                rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+            if over_http2 {
+                config.alpn_protocols = vec![b"h2".to_vec()];
+            }
             TlsConnector::from(Arc::new(config))
         };
         Self {
@@ -177,6 +195,7 @@ impl Client {
             limits: Limits::default(),
             owner: None,
             in_cleartext_too: false,
+            over_http2,
         }
     }
 
@@ -257,40 +276,41 @@ impl Client {
     {
         let http =
             |error: hyper::Error| ClientError::Http { host: host.to_owned(), error: error.to_string() };
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+        let stream = TokioIo::new(stream);
+        if self.over_http2 {
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.map_err(http)?;
+            let driver = tokio::spawn(connection);
+            let answer = match sender.send_request(request.map(Full::new)).await {
+                Ok(answer) => self.receive(answer, host).await,
+                Err(error) => Err(http(error)),
+            };
+            driver.abort();
+            return answer;
+        }
+        let request =
+            relative(request).map_err(|error| ClientError::Http { host: host.to_owned(), error })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(http)?;
         let driver = tokio::spawn(connection);
-        let answer = self.receive(&mut sender, request, host).await;
+        let answer = match sender.send_request(request).await {
+            Ok(answer) => self.receive(answer, host).await,
+            Err(error) => Err(http(error)),
+        };
         driver.abort();
         answer
     }
 
-    async fn receive(
-        &self,
-        sender: &mut hyper::client::conn::http1::SendRequest<Full<Bytes>>,
-        request: Request<Bytes>,
-        host: &str,
-    ) -> Result<Answer, ClientError> {
-        let http = |error: String| ClientError::Http { host: host.to_owned(), error };
-        let (mut parts, body) = request.into_parts();
-        let authority =
-            parts.uri.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
-        parts
-            .headers
-            .insert(HOST, HeaderValue::from_str(&authority).map_err(|error| http(error.to_string()))?);
-        parts.headers.insert(::http::header::CONNECTION, HeaderValue::from_static("close"));
-        parts.uri = parts.uri.path_and_query().map_or("/", |path| path.as_str()).parse().unwrap_or_default();
-        let request = Request::from_parts(parts, Full::new(body));
-        let answer = sender.send_request(request).await.map_err(|error| http(error.to_string()))?;
+    async fn receive(&self, answer: Response<Incoming>, host: &str) -> Result<Answer, ClientError> {
         let (parts, body) = answer.into_parts();
         let body = Limited::new(body, self.limits.size).collect().await.map_err(|error| {
             if error.is::<http_body_util::LengthLimitError>() {
                 ClientError::Size { host: host.to_owned(), size: self.limits.size }
             } else {
-                http(error.to_string())
+                ClientError::Http { host: host.to_owned(), error: error.to_string() }
             }
         })?;
-        Ok(Answer { status: parts.status, headers: parts.headers, body: body.to_bytes() })
+        let trailers = body.trailers().cloned().unwrap_or_default();
+        Ok(Answer { status: parts.status, headers: parts.headers, trailers, body: body.to_bytes() })
     }
 
     /// Asks an HTTP proxy for a tunnel (RFC 9110 §9.3.6).
@@ -319,6 +339,16 @@ impl Client {
             None => Err(fail("its answer to CONNECT is not HTTP".into())),
         }
     }
+}
+
+/// A request as HTTP/1.1 has it, on a connection of its own.
+fn relative(request: Request<Bytes>) -> Result<Request<Full<Bytes>>, String> {
+    let (mut parts, body) = request.into_parts();
+    let authority = parts.uri.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
+    parts.headers.insert(HOST, HeaderValue::from_str(&authority).map_err(|error| error.to_string())?);
+    parts.headers.insert(::http::header::CONNECTION, HeaderValue::from_static("close"));
+    parts.uri = parts.uri.path_and_query().map_or("/", |path| path.as_str()).parse().unwrap_or_default();
+    Ok(Request::from_parts(parts, Full::new(body)))
 }
 
 impl ClientError {

@@ -14,6 +14,7 @@ mod credentials;
 mod ending;
 pub mod folded;
 pub mod forwarded;
+pub mod grpc;
 pub mod headers;
 mod path;
 mod request;

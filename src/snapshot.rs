@@ -265,6 +265,7 @@ impl Snapshot {
         let metrics_tls = settings.metrics.certificate.map(|certificate| crate::tls::Settings {
             certificates: vec![certificate],
             protocols: crate::tls::Protocols::Http1,
+            client_auths: ClientAuths::everywhere(settings.metrics.client_auth),
             ..crate::tls::Settings::default()
         });
         let known = before.and_then(|before| before.metrics.tls.as_ref());

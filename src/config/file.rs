@@ -158,8 +158,8 @@ keys! {
         otel_exporter_otlp_endpoint: Text = "http://localhost:4318";
         /// The whole URL for traces.
         otel_exporter_otlp_traces_endpoint: Text = "";
-        /// `http/protobuf` is spoken.
-        otel_exporter_otlp_protocol: Text = "";
+        /// `http/protobuf` or `grpc`, whose collector is at `http://localhost:4317` unless another one is named.
+        otel_exporter_otlp_protocol: Text = "http/protobuf";
         /// The same, for traces.
         otel_exporter_otlp_traces_protocol: Text = "";
         /// Fields of the calls to it: `name=value,name=value`, percent-encoded.
@@ -206,6 +206,10 @@ keys! {
         metrics_certificate_file: Text = "";
         /// Its key in a file, PEM.
         metrics_certificate_key_file: Text = "";
+        /// Whose certificates have to be shown there: base64 of PEM.
+        metrics_client_ca: Text = "";
+        /// The same, in a file, PEM.
+        metrics_client_ca_file: Text = "";
         /// How long a stopping server waits for what is under way, in all.
         drain_timeout: Span = "30s";
         /// How long it goes on accepting connections first, after `/readyz` has said that it stops, so that balancers hear of

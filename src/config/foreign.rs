@@ -95,10 +95,6 @@ pub(super) const GLOBAL: &[Foreign] = &[
     refused("debug_address", "there is no debug port"),
     refused("google_cloud_serverless_authentication_service_account", "it is not supported"),
     refused("mcp_*", "MCP is not supported"),
-    refused(
-        "metrics_client_ca*",
-        "who reads metrics is known by metrics_basic_auth; client certificates are not asked for there",
-    ),
     inert("otel_log_level", "there is one log; set log_level"),
     inert("otel_attribute_value_length_limit", "attributes are as long as what they are of"),
     refused("ssh_*", "SSH is not supported"),

@@ -1,6 +1,7 @@
 //! What a configuration means: each module's own settings.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::HeaderName;
@@ -60,6 +61,8 @@ pub struct MetricsSettings {
     pub auth: Option<Secret>,
     /// `metrics_certificate`: TLS is spoken there.
     pub certificate: Option<Certificate>,
+    /// `metrics_client_ca`: whose certificates have to be shown there.
+    pub client_auth: Option<Arc<tls::ClientAuth>>,
 }
 
 /// How a server stops.

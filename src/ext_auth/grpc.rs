@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use ::http::header::CONTENT_TYPE;
 use ::http::{HeaderMap, HeaderValue, Response};
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt as _, Limited};
 use prost::Message;
 
+pub use crate::http::grpc::{frame, status};
 use crate::http::headers::{GRPC_MESSAGE, GRPC_STATUS};
 use crate::http::{Body, BodyError, Stream};
 
@@ -109,27 +110,10 @@ pub fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Status> {
     M::decode(message).map_err(|_| Status::malformed("the message cannot be read"))
 }
 
-/// The status in the trailers of an answer, or in its head, and what is said about it; `None` when there is none.
-pub fn status(fields: &HeaderMap) -> Option<(&str, &str)> {
-    let text = |name| fields.get(name).and_then(|value| value.to_str().ok());
-    Some((text(&GRPC_STATUS)?, text(&GRPC_MESSAGE).unwrap_or_default()))
-}
-
 /// The answer to a call that succeeded.
 pub fn reply(message: &impl Message) -> Response<Body> {
     let trailers = HeaderMap::from_iter([(GRPC_STATUS.clone(), HeaderValue::from_static("0"))]);
     headers(Body::stream(Box::new(Reply { message: Some(frame(message)), trailers: Some(trailers) })))
-}
-
-/// A message in its frame.
-pub fn frame(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut out = BytesMut::with_capacity(5 + length);
-    out.put_u8(0);
-    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    // There is room for it.
-    let _ = message.encode(&mut out);
-    out.freeze()
 }
 
 /// Answers whether a service is up. Without a name: whether anything is.

@@ -1,12 +1,13 @@
-//! Sends spans on to an OpenTelemetry collector: OTLP over HTTP, in protobuf.
+//! Sends spans on to an OpenTelemetry collector: OTLP in protobuf, over HTTP or gRPC.
 
 use std::time::Duration;
 
 use ::http::Request;
-use ::http::header::CONTENT_TYPE;
+use ::http::header::{CONTENT_TYPE, TE};
 use tokio::sync::mpsc;
 
 use crate::client::{self, Client, Limits};
+use crate::http::grpc;
 use crate::telemetry::trace::{DROPPED, Handed, Settings, Span};
 
 /// An answer is short.
@@ -15,7 +16,11 @@ const LARGEST: usize = 64 * 1024;
 /// Sends what is handed over, in batches, until the tracer is gone.
 pub(super) async fn export(settings: Settings, mut handed: mpsc::Receiver<Handed>) {
     let limits = Limits { time: settings.timeout, size: LARGEST };
-    let client = Client::new(client::Settings::default()).in_cleartext_too().with_limits(limits);
+    let client = match settings.over_grpc {
+        true => Client::over_http2(client::Settings::default()),
+        false => Client::new(client::Settings::default()),
+    };
+    let client = client.in_cleartext_too().with_limits(limits);
     let mut waiting: Vec<Span> = Vec::new();
     let (mut is_failing, mut flushed) = (false, Vec::new());
     loop {
@@ -63,11 +68,30 @@ pub(super) async fn export(settings: Settings, mut handed: mpsc::Receiver<Handed
 }
 
 async fn send(client: &Client, settings: &Settings, spans: Vec<Span>) -> Result<(), String> {
-    let mut request = Request::post(&settings.endpoint).header(CONTENT_TYPE, "application/x-protobuf");
+    let message = settings.encode(spans);
+    let (kind, message) = match settings.over_grpc {
+        true => ("application/grpc", grpc::frame_encoded(&message)),
+        false => ("application/x-protobuf", message),
+    };
+    let mut request = Request::post(&settings.endpoint).header(CONTENT_TYPE, kind);
+    if settings.over_grpc {
+        request = request.header(TE, "trailers");
+    }
     for (name, value) in &settings.headers {
         request = request.header(name, value);
     }
-    let request = request.body(settings.encode(spans)).map_err(|error| error.to_string())?;
+    let request = request.body(message).map_err(|error| error.to_string())?;
     let answer = client.call(request).await.map_err(|error| error.to_string())?;
-    if answer.status.is_success() { Ok(()) } else { Err(format!("it answered {}", answer.status.as_u16())) }
+    if !answer.status.is_success() {
+        return Err(format!("it answered {}", answer.status.as_u16()));
+    }
+    if settings.over_grpc {
+        // The status is after the body, or in the head when there is none.
+        return match grpc::status(&answer.trailers).or_else(|| grpc::status(&answer.headers)) {
+            Some(("0", _)) => Ok(()),
+            Some((code, message)) => Err(format!("it answered gRPC status {code} {message}")),
+            None => Err("it answered without a gRPC status".into()),
+        };
+    }
+    Ok(())
 }

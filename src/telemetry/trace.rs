@@ -24,8 +24,10 @@ pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// How traces are made and sent on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// `otel_exporter_otlp_traces_endpoint`: where they are sent to.
+    /// `otel_exporter_otlp_traces_endpoint`: where they are sent to, the whole URL.
     pub endpoint: String,
+    /// `otel_exporter_otlp_protocol` is `grpc`, and not `http/protobuf`.
+    pub over_grpc: bool,
     /// `otel_exporter_otlp_headers`: fields of those calls.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// `otel_exporter_otlp_timeout`.
@@ -305,6 +307,7 @@ mod tests {
     fn tracer(share: u64, follows_parent: bool) -> Arc<Tracer> {
         let settings = Settings {
             endpoint: String::new(),
+            over_grpc: false,
             headers: Vec::new(),
             timeout: Duration::from_secs(1),
             share,

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use crate::client_certificates::{Card, authority, issue, params};
 use crate::rig::{Answer, ROUTES, Rig, Setup, read_all, self_signed, write_certificate};
 use crate::sessions::{lasting_upstream, open_websocket};
 
@@ -190,15 +191,48 @@ fn metrics_are_on_their_own_port_alone_and_for_those_who_are_known() {
 }
 
 #[test]
+fn with_an_authority_only_its_certificates_may_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let (cert, key) = write_certificate(directory.path(), "metrics", &self_signed("metrics.localhost"));
+    let [wanted, other] = ["wanted", "other"].map(authority);
+    let authorities = directory.path().join("ca.pem");
+    std::fs::write(&authorities, wanted.pem()).unwrap();
+    let known = issue(directory.path(), "known", &params(1), &wanted, &[]);
+    let unknown = issue(directory.path(), "unknown", &params(2), &other, &[]);
+    let tls = format!("{METRICS}\nmetrics_certificate_file: {cert}\nmetrics_certificate_key_file: {key}");
+    let wants = format!("metrics_client_ca_file: {}", authorities.display());
+    let mut rig = Rig::settings(&format!("{tls}\n{wants}"));
+    let address = address(&mut rig);
+    let port = address.rsplit(':').next().unwrap();
+    let read = |card: Option<&Card>| {
+        let mut curl = Command::new("curl");
+        curl.args(["-s", "--cacert", &cert, "--resolve", &format!("metrics.localhost:{port}:127.0.0.1")]);
+        if let Some(Card { chain, key }) = card {
+            curl.args(["--cert", chain, "--key", key]);
+        }
+        let done = curl.arg(format!("https://metrics.localhost:{port}/metrics")).output().unwrap();
+        (done.status.success(), String::from_utf8_lossy(&done.stdout).contains("portcullis_ready 1"))
+    };
+    assert_eq!(read(Some(&known)), (true, true));
+    assert_eq!(read(None), (false, false));
+    assert_eq!(read(Some(&unknown)), (false, false));
+    let settings = format!("{METRICS}\n{wants}");
+    let (_, said) = rig.check(&Setup { settings, ..Setup::default() });
+    assert!(said.contains("metrics_certificate: is missing: metrics_client_ca needs it"), "{said}");
+}
+
+#[test]
 fn what_is_wrong_with_who_may_read_is_said_without_the_password() {
     let rig = Rig::start();
     for (settings, expected) in [
         ("metrics_address: nowhere", "metrics_address: `nowhere` is not `host:port`"),
         ("metrics_basic_auth: geheim-geheim", "metrics_basic_auth: base64 of `user:password` was expected"),
         ("metrics_certificate_file: /nowhere.pem", "metrics_certificate_file: "),
+        ("metrics_client_ca_file: /nowhere.pem", "metrics_client_ca_file: /nowhere.pem cannot be read"),
+        ("metrics_client_ca: bm9uZQ==", "metrics_client_ca: "),
         (
-            "metrics_client_ca_file: /ca.pem",
-            "metrics_client_ca_file: this key is refused: who reads metrics is known by metrics_basic_auth",
+            "metrics_basic_auth: dTpw\nmetrics_basic_auth_file: /x",
+            "metrics_basic_auth is set too; set one of them",
         ),
     ] {
         let settings = if settings.contains("metrics_address") {

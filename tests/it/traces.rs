@@ -349,8 +349,8 @@ fn what_is_wrong_with_its_settings_is_said() {
     for (settings, expected) in [
         ("otel_traces_exporter: jaeger", "otel_traces_exporter"),
         (
-            "otel_exporter_otlp_protocol: grpc",
-            "only `http/protobuf` is spoken; collectors take it at port 4318",
+            "otel_exporter_otlp_protocol: http/json",
+            "`http/json` is not spoken; `grpc` and `http/protobuf` are",
         ),
         ("otel_exporter_otlp_endpoint: collector", "is not an http:// or https:// URL"),
         ("otel_traces_sampler_arg: 2", "`2` is not a number from 0 to 1"),

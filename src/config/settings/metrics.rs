@@ -1,14 +1,15 @@
 //! What is recorded, where metrics are read, and by whom.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 
 use super::{MetricsSettings, Resolver, is_listen_address, key, text};
 use crate::authenticate::Secret;
 use crate::config::problem::nearest;
-use crate::config::routes;
 use crate::config::values::{List, Text};
 use crate::telemetry::fields::{Catalogue, FieldError, Fields};
-use crate::tls::Certificate;
+use crate::tls::{Certificate, ClientAuth, ClientAuthParts};
 
 impl Resolver<'_> {
     /// `access_log_fields` or `authorize_log_fields`.
@@ -31,7 +32,7 @@ impl Resolver<'_> {
         fields
     }
 
-    /// `metrics_address`, `metrics_basic_auth`, `metrics_certificate` and its key.
+    /// `metrics_address`, `metrics_basic_auth`, `metrics_certificate` and its key, `metrics_client_ca`.
     pub(super) fn metrics(&mut self) -> MetricsSettings {
         let address = text(self.file.metrics_address.as_ref());
         if address.is_empty() {
@@ -40,24 +41,23 @@ impl Resolver<'_> {
         if !is_listen_address(&address) {
             self.error("metrics_address", format!("`{address}` is not `host:port` or `:port`"));
         }
-        MetricsSettings {
-            address: Some(address),
-            auth: self.metrics_auth(),
-            certificate: self.metrics_certificate(),
+        let certificate = self.metrics_certificate();
+        let client_auth = self.metrics_client_auth();
+        if client_auth.is_some() && certificate.is_none() {
+            self.missing(
+                "metrics_certificate",
+                "metrics_client_ca needs it: certificates are shown over TLS",
+            );
         }
+        MetricsSettings { address: Some(address), auth: self.metrics_auth(), certificate, client_auth }
     }
 
     fn metrics_auth(&mut self) -> Option<Secret> {
         let file = self.file;
-        let (name, shown) = match (&file.metrics_basic_auth, &file.metrics_basic_auth_file) {
-            (Some(Text(shown)), _) if !shown.is_empty() => ("metrics_basic_auth", shown.trim().to_owned()),
-            (_, Some(Text(path))) if !path.is_empty() => {
-                let name = "metrics_basic_auth_file";
-                let bytes = self.read_file(&[key(name)], path)?;
-                (name, String::from_utf8_lossy(&bytes).trim().to_owned())
-            }
-            _ => return None,
-        };
+        let name = "metrics_basic_auth";
+        let shown =
+            self.secret_value(name, typed(&file.metrics_basic_auth), typed(&file.metrics_basic_auth_file))?;
+        let shown = shown.trim().to_owned();
         let decoded = base64::engine::general_purpose::STANDARD.decode(&shown).unwrap_or_default();
         let sound =
             decoded.iter().position(|byte| *byte == b':').is_some_and(|at| at > 0 && at + 1 < decoded.len());
@@ -71,33 +71,18 @@ impl Resolver<'_> {
 
     fn metrics_certificate(&mut self) -> Option<Certificate> {
         let file = self.file;
-        let typed =
-            |one: &Option<Text>| one.as_ref().map(|Text(text)| text.clone()).filter(|text| !text.is_empty());
-        let part = |this: &mut Self, name: &str, inline: Option<String>, path: Option<String>| match (
-            inline, path,
-        ) {
-            (Some(inline), _) => {
-                let read = routes::pem_or_base64(&inline);
-                if read.is_none() {
-                    this.error(name, "base64 of PEM was expected");
-                }
-                read
-            }
-            (None, Some(path)) => this.read_file(&[key(&format!("{name}_file"))], &path),
-            (None, None) => None,
-        };
-        let chain = part(
-            self,
+        let chain = self.pem(
+            &[],
             "metrics_certificate",
             typed(&file.metrics_certificate),
             typed(&file.metrics_certificate_file),
-        );
-        let private = part(
-            self,
+        )?;
+        let private = self.pem(
+            &[],
             "metrics_certificate_key",
             typed(&file.metrics_certificate_key),
             typed(&file.metrics_certificate_key_file),
-        );
+        )?;
         match (chain, private) {
             (Some(chain), Some(private)) => match Certificate::from_pem(&chain, &private) {
                 Ok(certificate) => Some(certificate),
@@ -117,4 +102,30 @@ impl Resolver<'_> {
             }
         }
     }
+
+    /// `metrics_client_ca`: whoever reads metrics has to show a certificate of these authorities.
+    fn metrics_client_auth(&mut self) -> Option<Arc<ClientAuth>> {
+        let file = self.file;
+        let name = "metrics_client_ca";
+        let authorities =
+            self.pem(&[], name, typed(&file.metrics_client_ca), typed(&file.metrics_client_ca_file))??;
+        let wanted = ClientAuthParts {
+            authorities: &authorities,
+            depth: 1,
+            rejects: true,
+            ..ClientAuthParts::default()
+        };
+        match ClientAuth::new(wanted) {
+            Ok(wanted) => Some(Arc::new(wanted)),
+            Err(error) => {
+                self.error(name, error.to_string());
+                None
+            }
+        }
+    }
+}
+
+/// What was typed, unless it is nothing.
+fn typed(value: &Option<Text>) -> Option<&Text> {
+    value.as_ref().filter(|Text(text)| !text.is_empty())
 }

@@ -10,6 +10,11 @@ use crate::config::values::Text;
 use crate::http::decode_leniently;
 use crate::telemetry::trace;
 
+/// Where a collector takes gRPC, unless something else is said.
+const GRPC_COLLECTOR: &str = "http://localhost:4317";
+/// The method that takes traces (opentelemetry.proto.collector.trace.v1).
+const GRPC_METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+
 impl Resolver<'_> {
     /// How traces are made and sent on; `None`: they are not.
     pub(super) fn tracing(&mut self) -> Option<trace::Settings> {
@@ -26,13 +31,18 @@ impl Resolver<'_> {
                 .filter(|text| !text.is_empty())
         };
         let protocol = either(&file.otel_exporter_otlp_traces_protocol, &file.otel_exporter_otlp_protocol);
-        if protocol.is_some_and(|protocol| protocol != "http/protobuf") {
-            self.error(
-                "otel_exporter_otlp_protocol",
-                "only `http/protobuf` is spoken; collectors take it at port 4318",
-            );
-        }
-        let endpoint = self.trace_endpoint();
+        let over_grpc = match protocol.as_deref() {
+            None | Some("http/protobuf") => false,
+            Some("grpc") => true,
+            Some(other) => {
+                self.error(
+                    "otel_exporter_otlp_protocol",
+                    format!("`{other}` is not spoken; `grpc` and `http/protobuf` are"),
+                );
+                false
+            }
+        };
+        let endpoint = self.trace_endpoint(over_grpc);
         let headers = either(&file.otel_exporter_otlp_traces_headers, &file.otel_exporter_otlp_headers);
         let headers = headers.map_or_else(Vec::new, |headers| self.trace_headers(&headers));
         let timeout = either(&file.otel_exporter_otlp_traces_timeout, &file.otel_exporter_otlp_timeout);
@@ -47,6 +57,7 @@ impl Resolver<'_> {
         };
         Some(trace::Settings {
             endpoint: endpoint?,
+            over_grpc,
             headers,
             timeout,
             share,
@@ -58,15 +69,21 @@ impl Resolver<'_> {
         })
     }
 
-    /// The whole URL for traces, or the base for everything.
-    fn trace_endpoint(&mut self) -> Option<String> {
+    /// The whole URL for traces, or the base for everything; with gRPC both are the base.
+    fn trace_endpoint(&mut self, over_grpc: bool) -> Option<String> {
         let file = self.file;
-        let (name, typed) = match &file.otel_exporter_otlp_traces_endpoint {
-            Some(Text(url)) if !url.is_empty() => ("otel_exporter_otlp_traces_endpoint", url.clone()),
-            _ => {
-                let base = text(file.otel_exporter_otlp_endpoint.as_ref());
-                ("otel_exporter_otlp_endpoint", format!("{}/v1/traces", base.trim_end_matches('/')))
+        let (name, typed, is_whole) = match &file.otel_exporter_otlp_traces_endpoint {
+            Some(Text(url)) if !url.is_empty() => ("otel_exporter_otlp_traces_endpoint", url.clone(), true),
+            _ if over_grpc && !self.layers.is_set("otel_exporter_otlp_endpoint") => {
+                ("otel_exporter_otlp_endpoint", GRPC_COLLECTOR.to_owned(), false)
             }
+            _ => ("otel_exporter_otlp_endpoint", text(file.otel_exporter_otlp_endpoint.as_ref()), false),
+        };
+        let base = typed.trim_end_matches('/');
+        let typed = match (over_grpc, is_whole) {
+            (true, _) => format!("{base}{GRPC_METHOD}"),
+            (false, false) => format!("{base}/v1/traces"),
+            (false, true) => typed,
         };
         match Url::parse(&typed) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Some(url.to_string()),

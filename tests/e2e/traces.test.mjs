@@ -1,0 +1,101 @@
+// Traces as a collector receives them: Rotel, which takes OTLP over gRPC and HTTP and says what it got.
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import fs from 'node:fs';
+import http from 'node:http';
+import os from 'node:os';
+import path from 'node:path';
+import { test as any } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { application, binary, freePort } from './lib.mjs';
+
+const test = (name, run) => any(name, { timeout: 60000 }, run);
+const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '../..');
+const TRACE = '0af7651916cd43dd8448eb211c80319c';
+const PARENT = 'b7ad6b7169203331';
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+const started = new Set();
+process.on('exit', () => started.forEach((child) => child.kill('SIGKILL')));
+
+function start(command, words, env) {
+  const child = spawn(command, words, { env: { PATH: process.env.PATH, ...env } });
+  started.add(child);
+  child.log = '';
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (data) => { child.log += data; });
+  child.ended = new Promise((done) => child.on('close', done));
+  child.stop = () => { child.kill('SIGTERM'); return child.ended; };
+  return child;
+}
+
+async function until(what, condition, ms = 20000) {
+  for (const end = Date.now() + ms; ;) {
+    const found = await condition();
+    if (found) return found;
+    if (Date.now() > end) assert.fail(`${what}: not within ${ms} ms`);
+    await pause(50);
+  }
+}
+
+const get = (port, headers) => new Promise((done, fail) => {
+  http.get({ host: '127.0.0.1', port, path: '/x', headers: { host: 'app.localhost', ...headers } }, (answer) => {
+    answer.resume();
+    answer.on('end', () => done(answer.statusCode));
+  }).on('error', fail);
+});
+
+async function gate(app, more) {
+  const state = fs.mkdtempSync(path.join(os.tmpdir(), 'portcullis-traces-'));
+  const config = path.join(state, 'config.json');
+  fs.writeFileSync(config, JSON.stringify({
+    address: '127.0.0.1:0', health_check_addr: '127.0.0.1:0', insecure_server: true, state_dir: state, authenticate_service_url: 'http://authenticate.localhost',
+    idp_provider: 'oidc', idp_provider_url: 'http://127.0.0.1:9', idp_client_id: 'x', idp_client_secret: 'a-secret-of-ones-own', trusted_proxies: ['127.0.0.1/32'],
+    routes: [{ from: 'http://app.localhost', to: `http://127.0.0.1:${app.port}`, allow_public_unauthenticated_access: true }],
+  }));
+  const child = start(binary, ['run', '-c', config], { OTEL_TRACES_EXPORTER: 'otlp', OTEL_BSP_SCHEDULE_DELAY: '100', OTEL_SERVICE_NAME: 'gate', ...more });
+  const address = await until('listening', () => /"listening","address":"127\.0\.0\.1:(\d+)"/.exec(child.log));
+  return Object.assign(child, { port: Number(address[1]), remove: async () => { await child.stop(); fs.rmSync(state, { recursive: true }); } });
+}
+
+async function collector() {
+  const [grpc, web] = [await freePort(), await freePort()];
+  const child = start(path.join(root, 'target/rotel/rotel/rotel-agent'), ['start', '--exporter', 'blackhole', '--debug-log', 'traces', '--debug-log-verbosity', 'detailed',
+    '--otlp-grpc-endpoint', `127.0.0.1:${grpc}`, '--otlp-http-endpoint', `127.0.0.1:${web}`], { ROTEL_ENVIRONMENT: 'test' });
+  await until('the collector', async () => {
+    await pause(200);
+    return get(web, {}).then(() => true, () => child.exitCode !== null && assert.fail(child.log));
+  });
+  return Object.assign(child, { grpc, web });
+}
+
+const ways = {
+  grpc: ({ grpc }) => ({ OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc', OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${grpc}` }),
+  'grpc, for traces alone': ({ grpc }) => ({ OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: 'grpc', OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: `http://127.0.0.1:${grpc}/` }),
+  'http/protobuf': ({ web }) => ({ OTEL_EXPORTER_OTLP_PROTOCOL: 'http/protobuf', OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${web}` }),
+};
+for (const [name, variables] of Object.entries(ways)) {
+  test(`a collector receives the spans of a request (${name})`, async () => {
+    const app = await application();
+    const receives = await collector();
+    const sends = await gate(app, variables(receives));
+    assert.equal(await get(sends.port, { traceparent: `00-${TRACE}-${PARENT}-01` }), 200);
+    await until('the trace', () => receives.log.includes(TRACE)).catch((error) => assert.fail(`${error.message}\n${receives.log.slice(-2000)}\n${sends.log}`));
+    assert.equal((receives.log.match(new RegExp(TRACE, 'g')) ?? []).length, 3, receives.log);
+    assert.match(receives.log, new RegExp(PARENT), 'the span that was sent is the parent');
+    assert.match(receives.log, /service\.name: Str\(gate\)|service\.name.*gate/);
+    assert.doesNotMatch(sends.log, /traces cannot be sent on/);
+    await sends.remove();
+    await receives.stop();
+    await app.stop();
+  });
+}
+
+test('a collector that does not take them is named, and nobody waits', async () => {
+  const app = await application();
+  const receives = await collector();
+  const wrong = await gate(app, { OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc', OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${receives.web}` });
+  assert.equal(await get(wrong.port, {}), 200);
+  await until('a complaint', () => /traces cannot be sent on; they are dropped/.test(wrong.log));
+  await wrong.remove();
+  await receives.stop();
+  await app.stop();
+});
