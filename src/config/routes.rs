@@ -86,6 +86,11 @@ pub(super) struct Defaults {
 pub(super) struct ClaimNames(Vec<ClaimHeader>);
 
 impl ClaimNames {
+    /// The claims.
+    pub(super) fn claims(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|one| one.claim.as_str())
+    }
+
     pub(super) fn read(resolver: &mut Resolver<'_>) -> Self {
         let pairs: Vec<(Option<HeaderName>, String)> = match &resolver.file.jwt_claims_headers {
             None => Vec::new(),

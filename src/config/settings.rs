@@ -271,6 +271,7 @@ impl Resolver<'_> {
 
         self.doubt_routes(&routes);
         self.doubt_policies(&routes, &providers);
+        self.doubt_claims(&headers, &providers);
         self.doubt_certificates(&routes, &url, &listen);
 
         let origin = |provider: &ProviderSettings| {

@@ -238,6 +238,24 @@ fn routes_and_policies_that_are_probably_not_meant_are_named_with_their_place() 
         &["looks at e-mail addresses", "no `email`"],
     );
     assert_eq!(case.examine("", &mail).0, 0);
+    // R1.5: no name where one is shown.
+    for (settings, parts) in [
+        (
+            "idp_scopes: [openid, email]\njwt_claims_headers: [email, name, groups]",
+            ["jwt_claims_headers", "`name` comes with the scope `profile`", "the header stays empty"],
+        ),
+        (
+            "idp_scopes: [openid, email]\njwt_claims_headers: {X-Who: preferred_username}",
+            ["jwt_claims_headers", "`preferred_username` comes with the scope `profile`", "idp_scopes of"],
+        ),
+        (
+            "idp_scopes: [openid, email, profile]\nrequire_claims: [name, phone_number]",
+            ["require_claims", "`phone_number` comes with the scope `phone`", "nobody is let in then"],
+        ),
+    ] {
+        contains(&case.only(settings, APP), &parts);
+    }
+    assert_eq!(case.examine("jwt_claims_headers: [name, email]\nrequire_claims: [name]", APP).0, 0);
     // The same in the log of a process that runs with it, and in its status.
     let public = route("    allow_public_unauthenticated_access: true");
     assert_eq!(case.examine("", &public), (0, Vec::new()), "it is said, so it is meant");

@@ -3,10 +3,10 @@
 
 use url::Url;
 
-use super::{ListenSettings, Resolver, key};
+use super::{ListenSettings, Resolver, key, list};
 use crate::authenticate::{Kind, ProviderSettings};
 use crate::authorize::{Reach, Step};
-use crate::config::routes::RouteSettings;
+use crate::config::routes::{self, RouteSettings};
 use crate::route::Table;
 use crate::tls::{Certificate, Coverage};
 
@@ -69,6 +69,30 @@ impl Resolver<'_> {
         }
     }
 
+    /// Claims that are passed on or demanded, and that come with a scope that is not asked for.
+    pub(super) fn doubt_claims(&mut self, passed_on: &routes::ClaimNames, providers: &[ProviderSettings]) {
+        let demanded = list(self.file.require_claims.as_ref());
+        let passed_on = passed_on
+            .claims()
+            .map(|claim| ("jwt_claims_headers", claim.to_owned(), "the header stays empty"));
+        let demanded = demanded
+            .into_iter()
+            .map(|claim| ("require_claims", claim, "nobody may have it, and nobody is let in then"));
+        for (name, claim, outcome) in passed_on.chain(demanded) {
+            let Some(scope) = scope_of(&claim) else { continue };
+            let lacks = |one: &&ProviderSettings| {
+                one.kind.is_oidc() && !one.scopes.iter().any(|known| known == scope)
+            };
+            if let Some(provider) = providers.iter().find(lacks) {
+                let message = format!(
+                    "the claim `{claim}` comes with the scope `{scope}`, which idp_scopes of `{}` lacks: {outcome}",
+                    provider.id
+                );
+                self.doubt_at(&[key(name)], message);
+            }
+        }
+    }
+
     /// Hosts that no certificate is for, and chains that are not whole.
     pub(super) fn doubt_certificates(
         &mut self,
@@ -125,6 +149,19 @@ impl Resolver<'_> {
     fn named(&self, route: &RouteSettings) -> String {
         self.layers.problem(&route.place, String::new()).key
     }
+}
+
+/// The scope that a claim comes with (OpenID Connect Core §5.4).
+fn scope_of(claim: &str) -> Option<&'static str> {
+    Some(match claim {
+        "name" | "family_name" | "given_name" | "middle_name" | "nickname" | "preferred_username"
+        | "profile" | "picture" | "website" | "gender" | "birthdate" | "zoneinfo" | "locale"
+        | "updated_at" => "profile",
+        "email" | "email_verified" => "email",
+        "address" => "address",
+        "phone_number" | "phone_number_verified" => "phone",
+        _ => return None,
+    })
 }
 
 /// The key of certificates.
