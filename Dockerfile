@@ -1,5 +1,5 @@
 # A static binary, the certificates of the public authorities, and nothing else. No shell, no libc, not root.
-#   docker build -t portcullis .
+#   docker build -t portcullis .                                                with DOCKER_BUILDKIT=1 before Docker 23
 #   docker buildx build --platform linux/amd64,linux/arm64 -t portcullis .     both are built on this machine's own
 #   docker run -p 8443:443 -v ./portcullis.yaml:/etc/portcullis/config.yaml:ro portcullis
 FROM --platform=$BUILDPLATFORM rust:1.95-bookworm AS build

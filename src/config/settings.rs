@@ -272,7 +272,7 @@ impl Resolver<'_> {
         self.doubt_routes(&routes);
         self.doubt_policies(&routes, &providers);
         self.doubt_claims(&headers, &providers);
-        self.doubt_certificates(&routes, &url, &listen);
+        self.doubt_certificates(&routes, &url, &listen, services);
 
         let origin = |provider: &ProviderSettings| {
             let origin = Origin { fingerprint: provider.fingerprint(), reading: provider.reading.clone() };

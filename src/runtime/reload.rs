@@ -287,7 +287,11 @@ impl Reloader {
         if signer != *parts.signer {
             parts.signer = Arc::new(signer);
         }
-        let orders = settings.listen.acme.clone();
+        let mut orders = settings.listen.acme.clone();
+        if let Some(orders) = &mut orders {
+            // It is in force from the next start on.
+            orders.over_http = self.fixed.redirect.is_some();
+        }
         let (log_level, own, before) = (settings.log_level.clone(), parts.clone(), self.snapshot.load_full());
         let built = aside(move || Snapshot::build(settings, own, Some(&before))).await;
         let built = built?.map_err(|error| error.to_string())?;

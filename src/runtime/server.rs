@@ -133,6 +133,10 @@ pub(super) async fn serve(
     let encrypted = snapshot.accepting.public.is_some();
     let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
 
+    if tokio::time::timeout(FIRST_WORD, acme.load()).await.is_err() {
+        tracing::error!("certificates cannot be looked up yet: the session store does not answer");
+    }
+
     let over = Arc::new(AtomicBool::new(false));
     let (phases, phase) = watch::channel(Phase::Serving);
     let (alive, mut all_gone) = mpsc::channel::<()>(1);
@@ -162,9 +166,6 @@ pub(super) async fn serve(
         weak
     };
 
-    if tokio::time::timeout(FIRST_WORD, acme.load()).await.is_err() {
-        tracing::error!("certificates cannot be looked up yet: the session store does not answer");
-    }
     let sessions = snapshot.load_full().sessions.clone();
     match tokio::time::timeout(FIRST_WORD, sessions.begin_to_listen()).await {
         Ok(Ok(())) => {}

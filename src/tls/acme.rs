@@ -7,6 +7,7 @@
 
 mod challenge;
 mod examine;
+mod issued;
 mod order;
 mod renewal;
 mod vault;
@@ -29,6 +30,7 @@ use crate::crypto::{self, KeyRing};
 
 pub use challenge::PATH;
 pub use examine::Doubt;
+use issued::Issued;
 pub use vault::Vault;
 
 /// `acme-tls/1`, the protocol of a handshake that answers a challenge (RFC 8737 §3).
@@ -57,7 +59,7 @@ pub struct Acme {
     /// The server's secrets, which seal what others can read.
     keys: ArcSwapOption<KeyRing>,
     vault: Vault,
-    account: tokio::sync::Mutex<Option<(Settings, instant_acme::Account)>>,
+    account: tokio::sync::Mutex<order::Known>,
     /// By host.
     issued: ArcSwap<FxHashMap<Box<str>, Issued>>,
     troubles: Mutex<BTreeMap<Box<str>, Trouble>>,
@@ -65,18 +67,6 @@ pub struct Acme {
     again: Notify,
     clock: Clock,
     control: tokio::runtime::Handle,
-}
-
-/// A certificate of the authority's.
-#[derive(Clone)]
-struct Issued {
-    certificate: Certificate,
-    /// When it was issued.
-    obtained: Timestamp,
-    /// When another one is ordered.
-    renew: Timestamp,
-    /// When the authority is asked again whether that is still so.
-    ask: Timestamp,
 }
 
 /// Why a host has no certificate, or no newer one.
@@ -125,8 +115,13 @@ impl Settings {
             && self.client == other.client
     }
 
+    /// How orders for a host went.
+    fn history(&self, host: &str) -> String {
+        format!("{}/history/{host}", self.authority())
+    }
+
     fn certificate(&self, host: &str) -> String {
-        format!("{}/{host}", self.authority())
+        format!("{}/certificates/{host}", self.authority())
     }
 }
 
@@ -149,7 +144,14 @@ impl Acme {
     /// From now on these certificates are wanted (`None`: none), and what failed is tried again.
     pub fn configure(&self, settings: Option<Settings>, keys: &KeyRing) {
         self.keys.store(Some(Arc::new(keys.clone())));
+        let hosts = settings.as_ref().map_or_else(Vec::new, |settings| settings.hosts.clone());
         self.settings.store(settings.map(Arc::new));
+        // A host that has another certificate now is to be shown that one.
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).retain(|host, _| hosts.contains(host));
+        self.issued.rcu(|all| {
+            let kept = all.iter().filter(|(host, _)| hosts.contains(host));
+            kept.map(|(host, issued)| (host.clone(), issued.clone())).collect::<FxHashMap<_, _>>()
+        });
         self.again.notify_one();
     }
 
@@ -191,7 +193,10 @@ impl Acme {
         // The road has no connection to the store.
         let read = self.control.spawn(async move { own.read(&name).await });
         match read.await {
-            Ok(Ok(found)) => serde_json::from_slice(&found?).ok(),
+            Ok(Ok(found)) => {
+                let found: challenge::Challenge = serde_json::from_slice(&found?).ok()?;
+                (found.until > self.clock.now()).then_some(found)
+            }
             Ok(Err(error)) => {
                 tracing::error!(host, error, "a challenge of ACME cannot be looked up");
                 None
@@ -201,6 +206,11 @@ impl Acme {
     }
 
     async fn read(&self, name: &str) -> Result<Option<Vec<u8>>, String> {
+        Ok(self.find_kept(name).await?.map(|(value, _)| value))
+    }
+
+    /// What is kept, and whether it is sealed with a secret that is not the first one.
+    async fn find_kept(&self, name: &str) -> Result<Option<(Vec<u8>, bool)>, String> {
         self.vault.read(name, self.keys.load().as_deref(), self.clock.now()).await
     }
 
@@ -208,7 +218,18 @@ impl Acme {
         self.vault.write(name, value, self.keys.load().as_deref(), expires).await
     }
 
-    fn show(&self, host: &str, issued: Issued) {
+    /// Whether a certificate of this authority is still wanted for a host.
+    fn wants(&self, settings: &Settings, host: &str) -> bool {
+        let current = self.settings.load();
+        current.as_ref().is_some_and(|current| {
+            current.directory == settings.directory && current.hosts.iter().any(|known| **known == *host)
+        })
+    }
+
+    fn show(&self, settings: &Settings, host: &str, issued: Issued) {
+        if !self.wants(settings, host) {
+            return;
+        }
         self.issued.rcu(|all| {
             let mut all = FxHashMap::clone(all);
             all.insert(host.into(), issued.clone());

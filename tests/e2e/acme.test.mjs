@@ -253,12 +253,17 @@ test('a certificate is renewed in its time, no request fails, and the one before
   await authority.stop();
 });
 
-test('of processes that share a store one orders, any one answers, and all show the same certificate', async () => {
-  const authority = await Authority.start();
+async function sharedStore() {
   const redisPort = await freePort();
   const redis = start('redis-server', ['--port', `${redisPort}`, '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no']);
   await until('Redis', () => redis.log.includes('Ready to accept'));
   const more = { address: '127.0.0.1:0', databroker_storage_type: 'redis', databroker_storage_connection_string: `redis://127.0.0.1:${redisPort}/0`, shared_secret: 'q1Zc0nJt1h8m7yM5m3qJb4m7pVw0yqv1C3eXkq0mZ3E=' };
+  return { redis, redisPort, more };
+}
+
+test('of processes that share a store one orders, any one answers, and all show the same certificate', async () => {
+  const authority = await Authority.start();
+  const { redis, redisPort, more } = await sharedStore();
   // What the authority asks reaches the process that did not order, as a balancer may have it.
   const held = [];
   const balancer = net.createServer((socket) => held.push(socket)).listen(authority.ports.tls, '127.0.0.1');
@@ -291,10 +296,71 @@ test('of processes that share a store one orders, any one answers, and all show 
   await authority.pebble.stop();
   const third = await new Gate(authority, { more }).run();
   for (const name of names) assert.ok(await issued(third.port, name), name);
+  // Another secret: what was sealed with the one before is sealed anew by whoever reads its configuration again.
+  const another = 'mPcUJzvJqnuzEGVTs0a2wF4Ds0GEMbpoQYFBdhfWGAU=';
+  orders.write({ shared_secret: [another, more.shared_secret] });
+  await until('the reload', () => orders.said('another configuration is in force'));
+  await pause(1000);
+  const fourth = await new Gate(authority, { more: { ...more, shared_secret: another } }).run();
+  for (const name of names) assert.equal((await shown(fourth.port, name)).serial, (await shown(orders.port, name)).serial, name);
   balancer.close();
-  for (const gate of [orders, answers, third]) await gate.remove();
+  for (const gate of [orders, answers, third, fourth]) await gate.remove();
   await redis.stop();
   await authority.stop();
+});
+
+test('what fails at one process is not tried by the others, and what a stopping one began another one finishes', async () => {
+  const authority = await Authority.start();
+  const { redis, more } = await sharedStore();
+  for (const host of names) await authority.name('set-servfail', { host });
+  const [one, other] = [new Gate(authority, { more }), new Gate(authority, { more })];
+  await Promise.all([one.run(), other.run()]);
+  const failures = () => one.how_often('no certificate could be had') + other.how_often('no certificate could be had');
+  await until('failures', () => failures() >= 2);
+  await pause(8000);
+  assert.equal(failures(), 2, 'one for each host');
+  assert.equal((await one.status()).certificates_not_obtained.length + (await other.status()).certificates_not_obtained.length, 2);
+  await other.stop();
+  // Now the names lead here, and the first process is stopped while it is asked.
+  for (const host of names) await authority.name('clear-servfail', { host });
+  const held = [];
+  const balancer = net.createServer((socket) => held.push(socket)).listen(authority.ports.tls, '127.0.0.1');
+  one.process.kill('SIGHUP');
+  await until('a question', () => held.length > 0);
+  await one.stop();
+  held.splice(0).forEach((socket) => socket.destroy());
+  const next = await new Gate(authority, { more }).run();
+  const lead = (socket) => {
+    const onward = net.connect(next.port, '127.0.0.1');
+    socket.pipe(onward).pipe(socket);
+    [socket, onward].forEach((end) => end.on('error', () => {}));
+  };
+  held.splice(0).forEach(lead);
+  balancer.removeAllListeners('connection').on('connection', lead);
+  for (const name of names) await until(name, () => issued(next.port, name));
+  balancer.close();
+  for (const gate of [one, other, next]) await gate.remove();
+  await redis.stop();
+  await authority.stop();
+});
+
+test('another authority replaces the certificates of the one before at once', async () => {
+  const trial = await Authority.start();
+  const gate = await new Gate(trial).run();
+  for (const name of names) await until(name, () => issued(gate.port, name));
+  const real = await Authority.start({ tlsPort: trial.ports.tls });
+  gate.write({ autocert_ca: `https://localhost:${real.ports.directory}/dir`, autocert_trusted_ca_file: `${real.directory}/ca.pem` });
+  const ca = await real.root();
+  for (const name of names) {
+    await until(name, async () => {
+      const now = await shown(gate.port, name, { rejectUnauthorized: true, ca });
+      assert.ok(now.error || now.issuer.includes('Pebble'));
+      return !now.error;
+    });
+  }
+  await gate.remove();
+  await real.stop();
+  await trial.stop();
 });
 
 test('an authority that knows its customers by other means is told who orders', async () => {

@@ -77,6 +77,7 @@ const renderings = {
   'helm, split with several that decide': () => helm({ ...redis, split: { enabled: true, authorizeReplicaCount: 2 }, autoscaling: { enabled: true } }),
   'helm, certificates by ACME': () => helm({ tls: { existingSecret: '' }, service: { redirectHttp: true }, config: { ...values.config, autocert: true } }),
   'helm, certificates by ACME, replicas': () => helm({ ...redis, replicaCount: 2, tls: { existingSecret: '' }, config: { ...values.config, autocert: true } }),
+  'helm, a long name': () => helm({ nameOverride: 'a-name-of-many-words-'.repeat(4), image: { tag: 'v'.repeat(80) }, split: { enabled: true } }),
   'helm, everything': () => helm(everything),
 };
 

@@ -593,6 +593,13 @@ fn what_autocert_cannot_do_is_said() {
     let own = format!("certificates: [{{cert: {certificate}, key: {key}}}]");
     assert_eq!(said("", &["app.example.com"]), "");
     assert_eq!(said(&own, &["app.example.com", "own.example.com"]), "");
+    // Where another proxy forwards, it has the certificate.
+    let asked = "  - {from: 'https://*.example.com', decide_only: true, allow_any_authenticated_user: true}";
+    let url = "authenticate_service_url: https://authenticate.example.com";
+    std::fs::write(&path, format!("{PROVIDER}{url}\nautocert: true\nroutes:\n{asked}\n")).unwrap();
+    let secret = [("IDP_CLIENT_SECRET", "a-secret-of-ones-own")];
+    let checked = run(&["check", "-c", path.to_str().unwrap()], &secret);
+    assert_eq!((checked.code, checked.err.as_str()), (0, ""));
     for (settings, host, expected) in [
         (
             "",

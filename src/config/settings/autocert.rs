@@ -91,7 +91,7 @@ impl Resolver<'_> {
                 proxy: file.idp_http_proxy.as_ref().and_then(read_proxy),
                 ..client::Settings::default()
             },
-            hosts: hosts(url, routes, certificates),
+            hosts: hosts(services, url, routes, certificates),
             over_http: !text(file.http_redirect_addr.as_ref()).is_empty(),
         })
     }
@@ -131,11 +131,19 @@ impl Resolver<'_> {
     }
 }
 
-/// The hosts that a certificate is ordered for. An authority gives one for a wildcard by DNS alone, and for an address seldom.
-fn hosts(url: Option<&Url>, routes: &[RouteSettings], certificates: &[Certificate]) -> Vec<Box<str>> {
+/// The hosts that a certificate is ordered for: those that lead to this process. An authority gives one for a wildcard by
+/// DNS alone, and for an address seldom.
+fn hosts(
+    services: Services,
+    url: Option<&Url>,
+    routes: &[RouteSettings],
+    certificates: &[Certificate],
+) -> Vec<Box<str>> {
     let coverage = Coverage::of(certificates);
-    let authenticate = url.and_then(Url::host_str);
-    let exact = routes.iter().filter_map(|route| route.matched.host.exact());
+    let authenticate = url.and_then(Url::host_str).filter(|_| services.authenticate);
+    // Where another proxy forwards, it has the certificate.
+    let forwarded = routes.iter().filter(|route| services.proxy && route.cluster.is_some());
+    let exact = forwarded.filter_map(|route| route.matched.host.exact());
     let mut hosts: Vec<Box<str>> = Vec::new();
     let mut known = std::collections::HashSet::new();
     for host in authenticate.into_iter().chain(exact) {

@@ -3,7 +3,7 @@
 
 use url::Url;
 
-use super::{ListenSettings, Resolver, key, list};
+use super::{ListenSettings, Resolver, Services, key, list};
 use crate::authenticate::{Kind, ProviderSettings};
 use crate::authorize::{Reach, Step};
 use crate::config::routes::{self, RouteSettings};
@@ -99,6 +99,7 @@ impl Resolver<'_> {
         routes: &[RouteSettings],
         url: &Url,
         listen: &ListenSettings,
+        services: Services,
     ) {
         let Some(tls) = &listen.tls else { return };
         for certificate in &tls.certificates {
@@ -121,11 +122,12 @@ impl Resolver<'_> {
         }
         let own = Coverage::of(if is_made_up { &[] } else { &tls.certificates });
         let has = |host: &str| own.has(host) || ordered(host);
-        if let Some(host) = url.host_str().filter(|host| !has(host)) {
+        if let Some(host) = url.host_str().filter(|host| services.authenticate && !has(host)) {
             let message = format!("no certificate is for {host}, the host of authenticate_service_url");
             self.doubt_at(&[key("authenticate_service_url")], message);
         }
-        for route in routes {
+        // Where another proxy forwards, it has the certificate.
+        for route in routes.iter().filter(|route| services.proxy && route.cluster.is_some()) {
             let host = route.matched.host.as_str();
             if !has(host) {
                 let why = match listen.acme {

@@ -9,6 +9,7 @@ use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 
 use super::PROTOCOL;
+use crate::clock::Timestamp;
 use crate::crypto;
 
 /// Where HTTP-01 is answered, before the token (RFC 8555 §8.3).
@@ -21,6 +22,8 @@ pub(super) struct Challenge {
     pub(super) token: String,
     /// The key authorization (RFC 8555 §8.1).
     pub(super) answer: String,
+    /// It is over then.
+    pub(super) until: Timestamp,
 }
 
 /// The name that it is kept under.

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::http::{Request, Response};
 use bytes::Bytes;
@@ -23,6 +23,8 @@ use crate::clock::Timestamp;
 
 /// The authority may take so long to look, and then to sign.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// What is said when the authority says nothing.
+const NO_REASON: &str = "the authority refuses the order, and does not say why";
 /// A challenge is forgotten after this.
 const CHALLENGE: Duration = Duration::from_secs(15 * 60);
 /// An account lasts as long as it is used.
@@ -31,6 +33,8 @@ const ACCOUNT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const OTHERS: Duration = Duration::from_secs(30);
 /// and it is looked for this often.
 const LOOK: Duration = Duration::from_secs(1);
+/// For so long an authority is not asked again that did not answer.
+const JUST: Duration = Duration::from_secs(10);
 /// The authority does not know the account (RFC 8555 §6.7).
 const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 
@@ -43,9 +47,24 @@ pub(super) struct Pair {
     pub(super) obtained: Timestamp,
 }
 
-/// Why there is no certificate: what, in words.
-#[derive(Debug)]
-pub(super) struct Failed(pub(super) String);
+/// Why there is no certificate, in words.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failed {
+    /// Where things are kept.
+    #[error("{0}")]
+    Store(String),
+    /// The authority, or the way to it.
+    #[error("{0}")]
+    Order(String),
+}
+
+/// What is known of accounts.
+#[derive(Default)]
+pub(super) struct Known {
+    account: Option<(Settings, Account)>,
+    /// Why there is none, and since when.
+    failed: Option<(Settings, Instant, String)>,
+}
 
 /// Calls of the authority.
 struct Calls(Client);
@@ -72,8 +91,8 @@ impl HttpClient for Calls {
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
         match error {
-            Error::Api(problem) => Self(said(&problem)),
-            error => Self(error.to_string()),
+            Error::Api(problem) => Self::Order(said(&problem)),
+            error => Self::Order(error.to_string()),
         }
     }
 }
@@ -107,29 +126,44 @@ fn said(problem: &Problem) -> String {
 impl Acme {
     /// The account at the authority, made when there is none.
     pub(super) async fn account(&self, settings: &Settings) -> Result<Account, Failed> {
-        // One at a time: the first one makes it, and the others have it.
+        // One at a time: the first one makes it or finds that it cannot, and the others have what it has.
         let mut held = self.account.lock().await;
-        if let Some((_, account)) = held.as_ref().filter(|(of, _)| of.has_account_of(settings)) {
+        if let Some((_, account)) = held.account.as_ref().filter(|(of, _)| of.has_account_of(settings)) {
             return Ok(account.clone());
         }
+        let now = self.clock.instant();
+        if let Some((of, when, what)) = &held.failed
+            && of.has_account_of(settings)
+            && now.saturating_duration_since(*when) < JUST
+        {
+            return Err(Failed::Order(what.clone()));
+        }
+        let found = self.find_account(settings).await;
+        held.failed = match &found {
+            Err(Failed::Order(what)) => Some((settings.clone(), self.clock.instant(), what.clone())),
+            _ => None,
+        };
+        held.account = found.as_ref().ok().map(|account| (settings.clone(), account.clone()));
+        found
+    }
+
+    async fn find_account(&self, settings: &Settings) -> Result<Account, Failed> {
         let name = settings.account();
         let limit = self.clock.instant() + OTHERS;
-        let account = loop {
+        loop {
             if let Some(known) = self.credentials(&name).await? {
-                break builder(settings).from_credentials(known).await?;
+                return Ok(builder(settings).from_credentials(known).await?);
             }
-            if let Some(lock) = self.vault.lock(&name).await.map_err(Failed)? {
+            if let Some(lock) = self.vault.lock(&name).await.map_err(Failed::Store)? {
                 let made = self.make_account(settings).await;
                 lock.release().await;
-                break made?;
+                return made;
             }
             if self.clock.instant() > limit {
-                return Err(Failed("another process was to make the account, and did not".into()));
+                return Err(Failed::Order("another process was to make the account, and did not".into()));
             }
             tokio::time::sleep(LOOK).await;
-        };
-        *held = Some((settings.clone(), account.clone()));
-        Ok(account)
+        }
     }
 
     /// Whoever makes it has its lock.
@@ -147,21 +181,47 @@ impl Acme {
         let made = builder(settings).create(&wanted, settings.directory.clone(), bound.as_ref()).await;
         let (account, credentials) = made?;
         let kept = serde_json::to_vec(&credentials).map_err(Error::Json)?;
-        self.write(&name, kept, self.clock.now() + ACCOUNT).await.map_err(Failed)?;
+        self.write(&name, kept, self.clock.now() + ACCOUNT).await.map_err(Failed::Store)?;
         let (directory, account_url) = (&settings.directory, account.id());
         tracing::info!(directory, account = account_url, "an account with the authority was made");
         Ok(account)
     }
 
-    /// The authority does not know the account any more.
-    async fn forget_account(&self, settings: &Settings) -> Result<(), Failed> {
-        *self.account.lock().await = None;
-        self.write(&settings.account(), Vec::new(), self.clock.now() + ACCOUNT).await.map_err(Failed)
+    /// The authority does not know this account any more. Somebody else may have made another one already.
+    async fn forget_account(&self, settings: &Settings, id: &str) -> Result<(), Failed> {
+        let name = settings.account();
+        let mut held = self.account.lock().await;
+        if held.account.as_ref().is_some_and(|(_, account)| account.id() == id) {
+            held.account = None;
+        }
+        let Some(lock) = self.vault.lock(&name).await.map_err(Failed::Store)? else { return Ok(()) };
+        let forgotten = async {
+            let kept = self.read(&name).await?;
+            let kept: Option<serde_json::Value> = kept.and_then(|kept| serde_json::from_slice(&kept).ok());
+            let is_it = kept.is_some_and(|kept| kept.get("id").and_then(|known| known.as_str()) == Some(id));
+            if is_it { self.write(&name, Vec::new(), self.clock.now() + ACCOUNT).await } else { Ok(()) }
+        };
+        let forgotten = forgotten.await.map_err(Failed::Store);
+        lock.release().await;
+        forgotten
     }
 
+    /// The account that is kept; brought under the secret that is used now.
     async fn credentials(&self, name: &str) -> Result<Option<AccountCredentials>, Failed> {
-        let kept = self.read(name).await.map_err(Failed)?;
-        Ok(kept.and_then(|kept| serde_json::from_slice(&kept).ok()))
+        let Some((kept, is_old)) = self.find_kept(name).await.map_err(Failed::Store)? else {
+            return Ok(None);
+        };
+        if is_old {
+            self.write(name, kept.clone(), self.clock.now() + ACCOUNT).await.map_err(Failed::Store)?;
+        }
+        Ok(serde_json::from_slice(&kept).ok())
+    }
+
+    /// Brings the account under the secret that is used now. Where that fails it is done when it is needed.
+    pub(super) async fn reseal_account(&self, settings: &Settings) {
+        if let Err(error) = self.credentials(&settings.account()).await {
+            tracing::warn!(%error, "the account with the authority cannot be looked up");
+        }
     }
 
     /// Orders a certificate for a host; `attempt`: how often that failed before; `replaces`: the one that it replaces.
@@ -194,7 +254,7 @@ impl Acme {
             && problem.r#type.as_deref() == Some(NO_ACCOUNT)
         {
             // The authority began anew; so does the next attempt.
-            self.forget_account(settings).await?;
+            self.forget_account(settings, account.id()).await?;
             ordered = self.account(settings).await?.new_order(&NewOrder::new(&identifiers)).await;
         }
         let mut order = ordered?;
@@ -235,16 +295,16 @@ impl Acme {
             kinds.sort_by_key(|kind| *kind != ChallengeType::TlsAlpn01);
             let kind = kinds.get(attempt.checked_rem(kinds.len()).unwrap_or_default()).cloned();
             let Some(kind) = kind else {
-                return Err(Failed(
+                return Err(Failed::Order(
                     "the authority asks for neither TLS-ALPN-01 nor HTTP-01 (for which http_redirect_addr is needed)".into(),
                 ));
             };
             let Some(mut challenge) = authorization.challenge(kind.clone()) else { continue };
             let token = challenge.token.clone();
             let answer = challenge.key_authorization().as_str().to_owned();
-            let kept = serde_json::to_vec(&Challenge { token, answer }).map_err(Error::Json)?;
             let until: Timestamp = self.clock.now() + CHALLENGE;
-            self.write(&challenge::name(host), kept, until).await.map_err(Failed)?;
+            let kept = serde_json::to_vec(&Challenge { token, answer, until }).map_err(Error::Json)?;
+            self.write(&challenge::name(host), kept, until).await.map_err(Failed::Store)?;
             tracing::debug!(host, challenge = ?kind, "the authority looks whether the host is served here");
             challenge.set_ready().await?;
         }
@@ -253,7 +313,7 @@ impl Acme {
             Ok(_) => Ok(()),
             // Some authorities say of an order only that it is no good.
             Err(Error::Api(problem)) => match refused(order).await {
-                Failed(what) if what.is_empty() => Err(Failed(said(&problem))),
+                Failed::Order(what) if what == NO_REASON => Err(Failed::Order(said(&problem))),
                 failed => Err(failed),
             },
             Err(error) => Err(error.into()),
@@ -274,5 +334,5 @@ async fn refused(order: &mut Order) -> Failed {
             }
         }
     }
-    Failed(found.join("; "))
+    Failed::Order(if found.is_empty() { NO_REASON.to_owned() } else { found.join("; ") })
 }

@@ -4,37 +4,26 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use instant_acme::{CertificateIdentifier, Error};
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::order::Pair;
-use super::{Acme, Issued, Settings, Trouble};
+use super::order::Failed;
+use super::{Acme, Settings, Trouble};
 use crate::clock::Timestamp;
-use crate::crypto;
 use crate::telemetry::metrics::ORDERS;
-use crate::tls::{Certificate, Validity};
 
 /// So many are ordered at a time.
 const AT_A_TIME: usize = 4;
 /// One order, all of it.
 const ORDER: Duration = Duration::from_secs(240);
-/// Another process is given so long to order.
+/// Another process is given so long to order, and the store to come back.
 const OTHERS: Duration = Duration::from_secs(5);
 /// The first pause after a failure; each further one is four times as long: an authority that lets a name fail five times an
-/// hour is asked four times.
+/// hour is asked four times, by all processes together.
 const PAUSE: Duration = Duration::from_secs(60);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_secs(6 * 3600);
-/// A certificate is not renewed sooner, nor within the first third of its time.
-const SOONEST: Duration = Duration::from_secs(3600);
-/// A certificate is kept so long after its end.
-const AFTERWARDS: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The authority is asked about a certificate this often, unless it says how often; and not more often than the first.
-const ASK: [Duration; 3] =
-    [Duration::from_secs(60), Duration::from_secs(6 * 3600), Duration::from_secs(24 * 3600)];
-/// Without an answer, sooner.
-const ASK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// What is to be done about a host.
 #[derive(Clone, Copy, Default)]
@@ -43,27 +32,26 @@ struct Plan {
     next: Timestamp,
     /// How often it failed in a row.
     failures: usize,
+    /// What failed before then does not count: a configuration was read.
+    anew: Timestamp,
 }
 
-/// When a certificate is to be replaced: at a point of the authority's window (RFC 9773 §4.2), or else after two thirds of
-/// its time; not when it has only just been had, and not at its very end, whatever the window is. `seed` chooses the point,
-/// the same one in every process.
-fn renew_at(
-    validity: Validity,
-    obtained: Timestamp,
-    window: Option<(Timestamp, Timestamp)>,
-    seed: u64,
-) -> Timestamp {
-    let life = validity.until.since(validity.from);
-    let wanted = match window {
-        Some((start, end)) if end > start => {
-            let span = u64::try_from(end.since(start).as_millis()).unwrap_or(u64::MAX).max(1);
-            start + Duration::from_millis(seed % span)
-        }
-        Some((start, _)) => start,
-        None => validity.from + life / 3 * 2,
-    };
-    wanted.min(validity.from + life / 10 * 9).max(obtained + SOONEST.min(life / 3))
+/// How it went for a host, for all processes.
+#[derive(Serialize, Deserialize)]
+struct History {
+    failures: usize,
+    /// When it failed last,
+    at: Timestamp,
+    /// and when it is tried again.
+    next: Timestamp,
+}
+
+/// What came of it.
+enum Done {
+    /// There is something to do then.
+    Next(Timestamp),
+    /// Somebody else is at it, or it is not time yet.
+    Wait(Timestamp),
 }
 
 fn pause(failures: usize) -> Duration {
@@ -71,263 +59,166 @@ fn pause(failures: usize) -> Duration {
     PAUSE.saturating_mul(factor).min(LONGEST)
 }
 
-/// Reads what was kept; `None` when it cannot be used.
-fn read_pair(kept: &[u8]) -> Option<(Certificate, Timestamp)> {
-    let pair: Pair = serde_json::from_slice(kept).ok()?;
-    let certificate = Certificate::from_pem(pair.chain.as_bytes(), pair.key.as_bytes()).ok()?;
-    Some((certificate, pair.obtained))
-}
-
-fn seed(certificate: &Certificate) -> u64 {
-    let hash = crypto::sha256(certificate.key.cert.first().map_or(&[][..], |first| first));
-    hash.first_chunk().map_or(0, |eight| u64::from_be_bytes(*eight))
-}
-
 impl Acme {
-    /// Shows what is kept already. At the start, before anybody is served.
-    pub async fn load(&self) {
-        let Some(settings) = self.settings.load_full() else { return };
-        for host in &settings.hosts {
-            if let Err(error) = self.look(&settings, host).await {
-                tracing::error!(%host, error, "a certificate cannot be looked up");
-            }
-        }
-    }
-
     /// Orders what is missing and renews what is due, for as long as it is polled.
     pub async fn run(self: Arc<Self>) {
         let mut plans: HashMap<Box<str>, Plan> = HashMap::new();
         let mut known: Option<Arc<Settings>> = None;
+        let places = Arc::new(Semaphore::new(AT_A_TIME));
+        let mut under_way: JoinSet<(Box<str>, Plan)> = JoinSet::new();
+        let mut at_work = std::collections::HashSet::new();
         loop {
-            let Some(settings) = self.settings.load_full() else {
-                self.forget(&[]);
-                self.again.notified().await;
-                continue;
-            };
-            if known.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &settings)) {
-                // A configuration was read: what failed is tried again, by what it says now.
-                plans.values_mut().for_each(|plan| plan.next = Timestamp::default());
-                plans.retain(|host, _| settings.hosts.contains(host));
-                self.forget(&settings.hosts);
-                known = Some(settings.clone());
-            }
             let now = self.clock.now();
-            let places = Arc::new(Semaphore::new(AT_A_TIME));
-            let mut under_way = JoinSet::new();
-            for host in &settings.hosts {
-                let plan = plans.get(host).copied().unwrap_or_default();
-                if plan.next > now {
+            let settings = self.settings.load_full();
+            if let Some(settings) = &settings
+                && known.as_ref().is_none_or(|known| !Arc::ptr_eq(known, settings))
+            {
+                // A configuration was read: what failed is tried again, by what it says now.
+                plans.values_mut().for_each(|plan| *plan = Plan { next: now, anew: now, ..*plan });
+                plans.retain(|host, _| settings.hosts.contains(host));
+                known = Some(settings.clone());
+                let (own, settings) = (self.clone(), settings.clone());
+                self.control.spawn(async move { own.reseal_account(&settings).await });
+            }
+            for host in settings.iter().flat_map(|settings| &settings.hosts) {
+                let plan = plans.get(host).copied().unwrap_or(Plan { anew: now, ..Plan::default() });
+                let Some(settings) = settings.clone().filter(|_| plan.next <= now && !at_work.contains(host))
+                else {
                     continue;
-                }
-                let (own, settings, host, places) =
-                    (self.clone(), settings.clone(), host.clone(), places.clone());
+                };
+                let (own, host, places) = (self.clone(), host.clone(), places.clone());
+                at_work.insert(host.clone());
+                plans.insert(host.clone(), plan);
                 under_way.spawn(async move {
                     let _place = places.acquire_owned().await;
                     let plan = own.attend(&settings, &host, plan).await;
                     (host, plan)
                 });
             }
-            while let Some(done) = under_way.join_next().await {
-                plans.extend(done.ok());
-            }
-            let now = self.clock.now();
-            let next = plans.values().map(|plan| plan.next.since(now)).min().unwrap_or(LONGEST);
+            let waiting = plans.iter().filter(|(host, _)| !at_work.contains(*host));
+            let next = waiting.map(|(_, plan)| plan.next.since(now)).min().unwrap_or(LONGEST);
             tokio::select! {
+                Some(done) = under_way.join_next() => {
+                    if let Ok((host, plan)) = done {
+                        at_work.remove(&host);
+                        // One that began under another configuration is looked at again.
+                        let is_current = plans.get(&host).is_none_or(|now| now.anew <= plan.anew);
+                        if is_current {
+                            plans.insert(host, plan);
+                        }
+                    }
+                }
                 () = tokio::time::sleep(next.max(Duration::from_secs(1))) => {}
                 () = self.again.notified() => {}
             }
         }
     }
 
-    /// Keeps what is about these hosts alone.
-    fn forget(&self, but: &[Box<str>]) {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).retain(|host, _| but.contains(host));
-        if self.issued.load().keys().any(|host| !but.contains(host)) {
-            self.issued.rcu(|all| {
-                let kept = all.iter().filter(|(host, _)| but.contains(host));
-                kept.map(|(host, issued)| (host.clone(), issued.clone()))
-                    .collect::<rustc_hash::FxHashMap<_, _>>()
-            });
-        }
-    }
-
     async fn attend(self: &Arc<Self>, settings: &Settings, host: &str, plan: Plan) -> Plan {
-        let tried = self.provide(settings, host, plan.failures).await;
+        let tried = self.provide(settings, host, plan).await;
         let now = self.clock.now();
-        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        match tried {
-            Ok(next) => {
-                troubles.remove(host);
-                Plan { next, failures: 0 }
+        let (what, next, failures) = match tried {
+            Ok(Done::Next(next)) => {
+                self.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+                return Plan { next, failures: 0, ..plan };
             }
-            Err(what) => {
-                let failures = plan.failures + 1;
+            Ok(Done::Wait(next)) => return Plan { next, ..plan },
+            // It is not the authority's fault, and it does not count.
+            Err((Failed::Store(what), failures)) => (what, now + OTHERS, failures),
+            Err((Failed::Order(what), failures)) => {
                 let next = now + pause(failures);
                 ORDERS.add(&["failed"]);
-                let has_one = self.issued.load().contains_key(host);
-                let until = if has_one {
-                    "the one before is shown"
-                } else {
-                    "browsers refuse the one that is made up"
-                };
-                tracing::error!(
-                    host,
-                    error = what,
-                    next = %next,
-                    "no certificate could be had; until then {until}"
-                );
-                troubles.insert(host.into(), Trouble { host: host.into(), what, next });
-                Plan { next, failures }
+                let history = History { failures, at: now, next };
+                let kept = serde_json::to_vec(&history).unwrap_or_default();
+                if let Err(error) = self.write(&settings.history(host), kept, next + LONGEST).await {
+                    tracing::warn!(
+                        host,
+                        error,
+                        "other processes cannot be told that no certificate could be had"
+                    );
+                }
+                (what, next, failures)
             }
+        };
+        if !self.wants(settings, host) {
+            return Plan { next, failures, ..plan };
         }
+        let has_one = self.issued.load().contains_key(host);
+        let until =
+            if has_one { "the one before is shown" } else { "browsers refuse the one that is made up" };
+        let trouble = Trouble { host: host.into(), what, next };
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        if troubles.get(host).is_none_or(|known| known.what != trouble.what) || failures != plan.failures {
+            tracing::error!(host, error = trouble.what, %next, "no certificate could be had; until then {until}");
+        }
+        troubles.insert(host.into(), trouble);
+        Plan { next, failures, ..plan }
     }
 
-    /// Sees to it that a host has a certificate, and says when to look again.
+    /// Sees to it that a host has a certificate. After a failure: how many there were.
     async fn provide(
         self: &Arc<Self>,
         settings: &Settings,
         host: &str,
-        failures: usize,
-    ) -> Result<Timestamp, String> {
-        if let Some(next) = self.not_due(settings, host).await? {
-            return Ok(next);
+        plan: Plan,
+    ) -> Result<Done, (Failed, usize)> {
+        let failures = plan.failures;
+        let store = |what| (Failed::Store(what), failures);
+        let as_before = |failed| (failed, failures);
+        if plan.failures == 0 && self.clock.now().since(plan.anew) < OTHERS {
+            // What is kept is brought under the secret that is used now.
+            self.look(settings, host).await.map_err(as_before)?;
         }
-        let name = settings.certificate(host);
-        let Some(lock) = self.vault.lock(&name).await? else { return Ok(self.clock.now() + OTHERS) };
+        if let Some(next) = self.not_due(settings, host).await.map_err(as_before)? {
+            return Ok(Done::Next(next));
+        }
+        let lock = self.vault.lock(&settings.certificate(host)).await.map_err(store)?;
+        let Some(lock) = lock else { return Ok(Done::Wait(self.clock.now() + OTHERS)) };
         let ordered = async {
-            // Another process may have been faster.
-            if let Some(next) = self.not_due(settings, host).await? {
-                return Ok(next);
+            // Another process may have been faster, or have failed.
+            if let Some(next) = self.not_due(settings, host).await.map_err(as_before)? {
+                return Ok(Done::Next(next));
             }
-            let before = self.issued.load().get(host).cloned();
+            let kept = self.read(&settings.history(host)).await.map_err(store)?;
+            let history = kept.and_then(|kept| serde_json::from_slice::<History>(&kept).ok());
+            let history = history.filter(|history| history.at >= plan.anew);
+            let failures = history.as_ref().map_or(failures, |history| failures.max(history.failures));
+            if let Some(history) = history.filter(|history| history.next > self.clock.now()) {
+                return Ok(Done::Wait(history.next));
+            }
+            let before = self.issued.load().get(host).filter(|issued| issued.is_of(settings)).cloned();
             let before = before.as_ref().and_then(|issued| issued.certificate.key.cert.first());
             let ordered = Box::pin(self.order(settings, host, failures, before));
             let pair = match tokio::time::timeout(ORDER, ordered).await {
-                Ok(pair) => pair.map_err(|failed| failed.0)?,
-                Err(_) => return Err(format!("the authority took longer than {ORDER:?}")),
+                Ok(Ok(pair)) => pair,
+                Ok(Err(Failed::Store(what))) => return Err((Failed::Store(what), failures)),
+                Ok(Err(failed)) => return Err((failed, failures + 1)),
+                Err(_) => {
+                    let what = format!("the authority took longer than {ORDER:?}");
+                    return Err((Failed::Order(what), failures + 1));
+                }
             };
-            let certificate = Certificate::from_pem(pair.chain.as_bytes(), pair.key.as_bytes())
-                .map_err(|error| format!("what the authority issued cannot be used: {error}"))?;
-            let validity = certificate.validity().ok_or("what the authority issued has no end")?;
             ORDERS.add(&["issued"]);
-            let kept = serde_json::to_vec(&pair).map_err(|error| error.to_string())?;
-            if let Err(error) = self.write(&name, kept, validity.until + AFTERWARDS).await {
-                // It is good until this process ends.
-                tracing::error!(host, error, "a new certificate cannot be kept");
+            if failures > 0
+                && let Err(error) = self
+                    .vault
+                    .remove(&settings.history(host), self.keys.load().as_deref(), self.clock.now())
+                    .await
+            {
+                tracing::warn!(host, error, "that orders failed before cannot be forgotten");
             }
-            let issued = self.ask(settings, certificate, pair.obtained, validity).await;
-            let renew = issued.renew;
-            self.show(host, issued);
-            tracing::info!(host, until = %validity.until, renewed = %renew, "a certificate was issued");
-            Ok(renew)
+            let next = self.take(settings, host, &pair).await.map_err(|failed| (failed, failures + 1))?;
+            Ok(Done::Next(next))
         };
         let ordered = ordered.await;
         lock.release().await;
         ordered
-    }
-
-    /// When there is something to do about a host that has what it needs; `None`: now.
-    async fn not_due(&self, settings: &Settings, host: &str) -> Result<Option<Timestamp>, String> {
-        let soonest = |issued: &Issued| {
-            let now = self.clock.now();
-            (issued.renew > now && issued.ask > now).then(|| issued.renew.min(issued.ask))
-        };
-        if let Some(next) = self.issued.load().get(host).and_then(soonest) {
-            return Ok(Some(next));
-        }
-        self.look(settings, host).await?;
-        let Some(mut issued) = self.issued.load().get(host).cloned() else { return Ok(None) };
-        if issued.ask <= self.clock.now()
-            && let Some(validity) = issued.certificate.validity()
-        {
-            issued = self.ask(settings, issued.certificate, issued.obtained, validity).await;
-            self.show(host, issued.clone());
-        }
-        Ok(soonest(&issued))
-    }
-
-    /// Shows what is kept for a host, when that is newer than what is shown.
-    async fn look(&self, settings: &Settings, host: &str) -> Result<(), String> {
-        let Some(kept) = self.read(&settings.certificate(host)).await? else { return Ok(()) };
-        let Some((certificate, obtained)) = read_pair(&kept) else {
-            tracing::error!(host, "what is kept as its certificate cannot be used; another one is ordered");
-            return Ok(());
-        };
-        let Some(validity) = certificate.validity() else { return Ok(()) };
-        let known = self.issued.load().get(host).and_then(|issued| issued.certificate.validity());
-        if known.is_none_or(|known| known.until < validity.until) {
-            // Served first, and asked about when there is time.
-            let renew = renew_at(validity, obtained, None, seed(&certificate));
-            self.show(host, Issued { certificate, obtained, renew, ask: Timestamp::default() });
-        }
-        Ok(())
-    }
-
-    /// Asks the authority when a certificate is to be renewed (RFC 9773).
-    async fn ask(
-        &self,
-        settings: &Settings,
-        certificate: Certificate,
-        obtained: Timestamp,
-        validity: Validity,
-    ) -> Issued {
-        let now = self.clock.now();
-        let seed = seed(&certificate);
-        let (window, pause) = match self.window(settings, &certificate).await {
-            Ok((window, pause)) => (Some(window), pause.clamp(ASK[0], ASK[2])),
-            Err(Error::Unsupported(_)) => (None, ASK[2]),
-            Err(error) => {
-                tracing::debug!(%error, "the authority does not say when to renew");
-                (None, ASK_AGAIN)
-            }
-        };
-        Issued { renew: renew_at(validity, obtained, window, seed), ask: now + pause, obtained, certificate }
-    }
-
-    async fn window(
-        &self,
-        settings: &Settings,
-        certificate: &Certificate,
-    ) -> Result<((Timestamp, Timestamp), Duration), Error> {
-        let first = certificate.key.cert.first().ok_or(Error::Str("a certificate"))?;
-        let name =
-            CertificateIdentifier::try_from(first).map_err(|_| Error::Unsupported("its authority's key"))?;
-        let account = self.account(settings).await.map_err(|failed| Error::Other(failed.0.into()))?;
-        let (info, pause) = account.renewal_info(&name).await?;
-        let at = |time: i64| Timestamp::from_unix_seconds(u64::try_from(time).unwrap_or_default());
-        let window = info.suggested_window;
-        Ok(((at(window.start.unix_timestamp()), at(window.end.unix_timestamp())), pause))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const fn at(seconds: u64) -> Timestamp {
-        Timestamp::from_unix_seconds(seconds)
-    }
-
-    #[test]
-    fn it_is_renewed_within_the_authoritys_window_or_after_two_thirds() {
-        let day = 24 * 3600;
-        let validity = Validity { from: at(100 * day), until: at(190 * day) };
-        let renew = |window, seed| renew_at(validity, validity.from, window, seed);
-        assert_eq!(renew(None, 7), at(160 * day));
-        let window = Some((at(150 * day), at(152 * day)));
-        for seed in [0, 1, 99_999, u64::MAX] {
-            assert!(renew(window, seed) >= at(150 * day) && renew(window, seed) < at(152 * day), "{seed}");
-        }
-        assert_ne!(renew(window, 1000), renew(window, 70_000));
-        // An empty one, or one the wrong way round, begins when it begins.
-        assert_eq!(renew(Some((at(120 * day), at(120 * day))), 9), at(120 * day));
-        assert_eq!(renew(Some((at(120 * day), at(110 * day))), 9), at(120 * day));
-        // One in the past: now, but not again and again; one after its end: before that.
-        assert_eq!(renew(Some((at(5), at(6))), 9), validity.from + SOONEST);
-        assert_eq!(renew(Some((at(500 * day), at(501 * day))), 9), at(181 * day));
-        let brief = Validity { from: at(day), until: at(day + 30) };
-        assert_eq!(renew_at(brief, at(day + 1), Some((at(5), at(6))), 9), at(day + 11));
-    }
 
     #[test]
     fn pauses_grow_and_end() {

@@ -27,33 +27,38 @@ pub enum Vault {
 
 /// The right to order, which one process has.
 pub(super) enum Lock {
-    File(fs::File),
-    Lease(Arc<dyn Store>, Lease),
+    /// Closing it unlocks it.
+    File {
+        _file: fs::File,
+    },
+    Lease(Arc<dyn Store>, Option<Lease>),
 }
 
 impl Vault {
+    /// What has this name, and whether it is sealed with a secret that is not the first one.
     pub(super) async fn read(
         &self,
         name: &str,
         keys: Option<&KeyRing>,
         now: Timestamp,
-    ) -> Result<Option<Vec<u8>>, String> {
+    ) -> Result<Option<(Vec<u8>, bool)>, String> {
         match self {
             Self::Files(directory) => {
                 let path = directory.join(name);
                 let text = path.display().to_string();
                 match blocking(move || fs::read(path)).await {
-                    Ok(value) => Ok(Some(value)),
+                    Ok(value) => Ok(Some((value, false))),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                     Err(error) => Err(format!("{text} cannot be read: {error}")),
                 }
             }
             Self::Shared(store) => {
                 let (Some(shelf), Some(keys)) = (store.shelf(), keys) else { return Ok(None) };
-                for tag in keys.tags(Purpose::Certificate, &[name.as_bytes()]) {
+                for (at, tag) in keys.tags(Purpose::Certificate, &[name.as_bytes()]).into_iter().enumerate() {
                     if let Some(sealed) = shelf.get(Tag(tag), now).await.map_err(|error| error.to_string())? {
                         // What was sealed with a secret that is not known any more is not there.
-                        return Ok(keys.open(Purpose::Certificate, &[name.as_bytes()], &sealed));
+                        let opened = keys.open(Purpose::Certificate, &[name.as_bytes()], &sealed);
+                        return Ok(opened.map(|value| (value, at > 0)));
                     }
                 }
                 Ok(None)
@@ -110,13 +115,13 @@ impl Vault {
     pub(super) async fn lock(&self, name: &str) -> Result<Option<Lock>, String> {
         match self {
             Self::Files(directory) => {
-                let (root, path) = (directory.clone(), directory.join(format!("{name}.lock")));
+                let (root, path) = (directory.clone(), directory.join(".locks").join(name));
                 let text = path.display().to_string();
                 let locked = blocking(move || {
                     make_parent(&root, &path)?;
                     let file = private().create(true).truncate(false).write(true).open(&path)?;
                     match file.try_lock() {
-                        Ok(()) => Ok(Some(Lock::File(file))),
+                        Ok(()) => Ok(Some(Lock::File { _file: file })),
                         Err(fs::TryLockError::WouldBlock) => Ok(None),
                         Err(fs::TryLockError::Error(error)) => Err(error),
                     }
@@ -127,7 +132,7 @@ impl Vault {
                 let hash = crypto::sha256(format!("portcullis acme {name}").as_bytes());
                 let id = hash.first_chunk().map_or_else(Id::random, |half| Id(*half));
                 let lease = store.lease(id, LOCKED).await.map_err(|error| error.to_string())?;
-                Ok(lease.map(|lease| Lock::Lease(store.clone(), lease)))
+                Ok(lease.map(|lease| Lock::Lease(store.clone(), Some(lease))))
             }
         }
     }
@@ -135,15 +140,26 @@ impl Vault {
 
 impl Lock {
     /// Gives the right back.
-    pub(super) async fn release(self) {
-        match self {
-            // Closing it unlocks it.
-            Self::File(file) => drop(file),
-            Self::Lease(store, lease) => {
-                if let Err(error) = store.release(lease).await {
-                    tracing::warn!(%error, "a lock of ACME is held until it is over");
-                }
-            }
+    pub(super) async fn release(mut self) {
+        if let Self::Lease(store, lease) = &mut self
+            && let Some(lease) = lease.take()
+            && let Err(error) = store.release(lease).await
+        {
+            tracing::warn!(%error, "a lock of ACME is held until it is over");
+        }
+    }
+}
+
+/// An order that is broken off gives it back too.
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Self::Lease(store, lease) = self
+            && let Some(lease) = lease.take()
+            && let Ok(control) = tokio::runtime::Handle::try_current()
+        {
+            let store = store.clone();
+            // Without it the lock ends by itself, later.
+            control.spawn(async move { store.release(lease).await });
         }
     }
 }
@@ -163,7 +179,8 @@ fn make_parent(root: &Path, path: &Path) -> io::Result<()> {
 fn write_file(root: &Path, path: &Path, value: &[u8]) -> io::Result<()> {
     use std::io::Write as _;
     make_parent(root, path)?;
-    let beside = path.with_added_extension("new");
+    let beside = root.join(".new").join(crypto::random_name::<12>());
+    make_parent(root, &beside)?;
     let mut file = private().create(true).truncate(true).write(true).open(&beside)?;
     file.write_all(value)?;
     file.sync_all()?;
