@@ -271,7 +271,9 @@ impl Resolver<'_> {
 
         self.doubt_routes(&routes);
         self.doubt_policies(&routes, &providers);
-        self.doubt_claims(&headers, &providers);
+        if services.authorize {
+            self.doubt_claims(&headers, &providers);
+        }
         self.doubt_certificates(&routes, &url, &listen, services);
 
         let origin = |provider: &ProviderSettings| {

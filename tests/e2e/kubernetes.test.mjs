@@ -202,7 +202,9 @@ for (const [name, render] of Object.entries(renderings)) {
       const store = variables.DATABROKER_STORAGE_TYPE ?? /databroker_storage_type: (\w+)/.exec(config)[1];
       const several = one.spec.replicas !== 1;
       assert.ok(variables.SERVICES === 'proxy,authenticate' || !several || store === 'redis', `${one.metadata.name}: ${store}`);
-      assert.equal(one.spec.strategy.type, several || store !== 'file' ? 'RollingUpdate' : 'Recreate');
+      const keeps = store === 'file' && variables.SERVICES !== 'proxy,authenticate';
+      assert.ok(!several || !keeps);
+      assert.equal(one.spec.strategy.type, keeps ? 'Recreate' : 'RollingUpdate', one.metadata.name);
       // What only asks has no secret of the provider.
       assert.equal('IDP_CLIENT_SECRET' in variables, variables.SERVICES !== 'proxy,authenticate');
     }

@@ -330,7 +330,9 @@ fn a_configuration_that_could_not_work_is_refused_by_name() {
     let asks = format!("services: proxy\nauthorize_service_url: https://authorize\n{SECRET}\n{route}");
     assert_eq!(check(&asks), (Some(0), String::new()));
     // What decides has a store that is elsewhere, and what asks has the same configuration.
-    let shared = format!("{asks}\ndatabroker_storage_type: redis\n");
+    let shared = format!(
+        "{asks}\ndatabroker_storage_type: redis\njwt_claims_headers: [email, name]\nrequire_claims: [name]\n"
+    );
     assert_eq!(check(&shared), (Some(0), String::new()));
     let refused = [
         (shared.replace("redis", "etcd"), "databroker_storage_type"),
