@@ -32,8 +32,10 @@ struct Plan {
     next: Timestamp,
     /// How often it failed in a row.
     failures: usize,
-    /// What failed before then does not count: a configuration was read.
+    /// What failed before then does not count: a configuration was read,
     anew: Timestamp,
+    /// since when nobody has looked at what is kept.
+    is_fresh: bool,
 }
 
 /// How it went for a host, for all processes.
@@ -74,14 +76,17 @@ impl Acme {
                 && known.as_ref().is_none_or(|known| !Arc::ptr_eq(known, settings))
             {
                 // A configuration was read: what failed is tried again, by what it says now.
-                plans.values_mut().for_each(|plan| *plan = Plan { next: now, anew: now, ..*plan });
+                plans
+                    .values_mut()
+                    .for_each(|plan| *plan = Plan { next: now, anew: now, is_fresh: true, ..*plan });
                 plans.retain(|host, _| settings.hosts.contains(host));
                 known = Some(settings.clone());
                 let (own, settings) = (self.clone(), settings.clone());
                 self.control.spawn(async move { own.reseal_account(&settings).await });
             }
             for host in settings.iter().flat_map(|settings| &settings.hosts) {
-                let plan = plans.get(host).copied().unwrap_or(Plan { anew: now, ..Plan::default() });
+                let plan =
+                    plans.get(host).copied().unwrap_or(Plan { anew: now, is_fresh: true, ..Plan::default() });
                 let Some(settings) = settings.clone().filter(|_| plan.next <= now && !at_work.contains(host))
                 else {
                     continue;
@@ -120,9 +125,9 @@ impl Acme {
         let (what, next, failures) = match tried {
             Ok(Done::Next(next)) => {
                 self.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
-                return Plan { next, failures: 0, ..plan };
+                return Plan { next, failures: 0, is_fresh: false, ..plan };
             }
-            Ok(Done::Wait(next)) => return Plan { next, ..plan },
+            Ok(Done::Wait(next)) => return Plan { next, is_fresh: false, ..plan },
             // It is not the authority's fault, and it does not count.
             Err((Failed::Store(what), failures)) => (what, now + OTHERS, failures),
             Err((Failed::Order(what), failures)) => {
@@ -165,7 +170,7 @@ impl Acme {
         let failures = plan.failures;
         let store = |what| (Failed::Store(what), failures);
         let as_before = |failed| (failed, failures);
-        if plan.failures == 0 && self.clock.now().since(plan.anew) < OTHERS {
+        if plan.is_fresh {
             // What is kept is brought under the secret that is used now.
             self.look(settings, host).await.map_err(as_before)?;
         }
