@@ -68,6 +68,8 @@ pub struct State {
     codes: HashMap<String, HashMap<String, String>>,
     pushed: HashMap<String, HashMap<String, String>>,
     pub refresh_tokens: Vec<String>,
+    /// The parts of every token.
+    issued: Vec<String>,
 }
 
 /// A call that was made.
@@ -108,6 +110,7 @@ impl Provider {
             codes: HashMap::new(),
             pushed: HashMap::new(),
             refresh_tokens: Vec::new(),
+            issued: Vec::new(),
         }));
         let shared = state.clone();
         std::thread::spawn(move || {
@@ -131,6 +134,14 @@ impl Provider {
     /// Calls to a path so far.
     pub fn calls(&self, path: &str) -> Vec<Call> {
         self.state.lock().unwrap().calls.iter().filter(|call| call.path == path).cloned().collect()
+    }
+
+    /// Of the tokens that were issued so far, any part that a text shows. (What begins like a token is not looked for: sealed
+    /// bytes begin so by chance.)
+    pub fn token_within(&self, text: &str) -> Option<String> {
+        let state = self.state.lock().unwrap();
+        assert!(!state.issued.is_empty(), "no token was issued");
+        state.issued.iter().find(|part| text.contains(part.as_str())).cloned()
     }
 }
 
@@ -287,6 +298,10 @@ impl State {
             let token = crypto::random_name::<12>();
             self.refresh_tokens.push(token.clone());
             answer["refresh_token"] = json!(token);
+        }
+        for name in ["access_token", "id_token", "refresh_token"] {
+            self.issued
+                .extend(answer[name].as_str().into_iter().flat_map(|token| token.split('.')).map(Into::into));
         }
         if let Some(change) = &self.change_answer {
             change(&mut answer);
