@@ -339,6 +339,11 @@ impl Resolver<'_> {
         self.problems.error(problem);
     }
 
+    fn warn(&mut self, name: &str, message: impl Into<String>) {
+        let problem = self.layers.problem(&[key(name)], message.into());
+        self.problems.warn(problem);
+    }
+
     fn missing(&mut self, name: &str, message: &str) {
         self.missing_at(&[key(name)], message);
     }

@@ -218,6 +218,10 @@ impl Acme {
         self.vault.write(name, value, self.keys.load().as_deref(), expires).await
     }
 
+    async fn remove(&self, name: &str) -> Result<(), String> {
+        self.vault.remove(name, self.keys.load().as_deref(), self.clock.now()).await
+    }
+
     /// Whether a certificate of this authority is still wanted for a host.
     fn wants(&self, settings: &Settings, host: &str) -> bool {
         let current = self.settings.load();

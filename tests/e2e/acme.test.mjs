@@ -1,7 +1,7 @@
 // Certificates by ACME from a real authority: Pebble, the one that Let's Encrypt tests clients with. It looks names up at its
 // own DNS server (pebble-challtestsrv), rejects some nonces, and knows nobody again after a restart.
 import assert from 'node:assert/strict';
-import { spawn, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import http from 'node:http';
 import https from 'node:https';
@@ -11,34 +11,11 @@ import path from 'node:path';
 import { test as any } from 'node:test';
 import tls from 'node:tls';
 import { fileURLToPath } from 'node:url';
-import { binary, freePort } from './lib.mjs';
+import { binary, freePort, launch as start, pause, until } from './lib.mjs';
 
 const test = (name, run) => any(name, { timeout: 180000 }, run);
 const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '../..');
 const tool = (name) => [path.join(root, 'target/debian/usr/bin', name), `/usr/bin/${name}`].find((file) => fs.existsSync(file));
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-const started = new Set();
-process.on('exit', () => started.forEach((child) => child.kill('SIGKILL')));
-
-function start(command, words, env = {}) {
-  const child = spawn(command, words, { env: { PATH: process.env.PATH, ...env } });
-  started.add(child);
-  child.log = '';
-  for (const stream of [child.stdout, child.stderr]) stream.on('data', (data) => { child.log += data; });
-  child.ended = new Promise((done) => child.on('close', (code) => { started.delete(child); done(code); }));
-  child.stop = (signal = 'SIGTERM') => { child.kill(signal); return child.ended; };
-  return child;
-}
-
-async function until(what, condition, ms = 40000) {
-  for (const end = Date.now() + ms; ;) {
-    const found = await condition();
-    if (found) return found;
-    if (Date.now() > end) assert.fail(`${what}: not within ${ms} ms`);
-    await pause(100);
-  }
-}
-
 const get = (url, options = {}) => new Promise((done, fail) => {
   const request = (url.startsWith('https') ? https : http).request(url, { rejectUnauthorized: false, ...options }, (response) => {
     let body = '';
@@ -261,6 +238,17 @@ async function sharedStore() {
   return { redis, redisPort, more };
 }
 
+// From now on a balancer leads to a process what comes, and what it held.
+function leadTo(gate, balancer, held) {
+  const lead = (socket) => {
+    const onward = net.connect(gate.port, '127.0.0.1');
+    socket.pipe(onward).pipe(socket);
+    [socket, onward].forEach((end) => end.on('error', () => {}));
+  };
+  held.splice(0).forEach(lead);
+  balancer.removeAllListeners('connection').on('connection', lead);
+}
+
 test('of processes that share a store one orders, any one answers, and all show the same certificate', async () => {
   const authority = await Authority.start();
   const { redis, redisPort, more } = await sharedStore();
@@ -270,13 +258,7 @@ test('of processes that share a store one orders, any one answers, and all show 
   const orders = await new Gate(authority, { more }).run();
   await until('a question', () => held.length >= 2);
   const answers = await new Gate(authority, { more }).run();
-  const lead = (socket) => {
-    const onward = net.connect(answers.port, '127.0.0.1');
-    socket.pipe(onward).pipe(socket);
-    [socket, onward].forEach((one) => one.on('error', () => {}));
-  };
-  held.splice(0).forEach(lead);
-  balancer.removeAllListeners('connection').on('connection', lead);
+  leadTo(answers, balancer, held);
   for (const name of names) {
     const one = await until(name, () => issued(orders.port, name));
     const other = await until(name, () => issued(answers.port, name));
@@ -330,13 +312,7 @@ test('what fails at one process is not tried by the others, and what a stopping 
   await one.stop();
   held.splice(0).forEach((socket) => socket.destroy());
   const next = await new Gate(authority, { more }).run();
-  const lead = (socket) => {
-    const onward = net.connect(next.port, '127.0.0.1');
-    socket.pipe(onward).pipe(socket);
-    [socket, onward].forEach((end) => end.on('error', () => {}));
-  };
-  held.splice(0).forEach(lead);
-  balancer.removeAllListeners('connection').on('connection', lead);
+  leadTo(next, balancer, held);
   for (const name of names) await until(name, () => issued(next.port, name));
   balancer.close();
   for (const gate of [one, other, next]) await gate.remove();

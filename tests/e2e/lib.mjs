@@ -49,6 +49,29 @@ function start(command, args, env, ready) {
   return up.then((found) => Object.assign(child, { found }));
 }
 
+export const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+// A process whose output is in `log`, with no environment but what is given; ended with the tests.
+export function launch(command, words, env = {}) {
+  const child = spawn(command, words, { env: { PATH: process.env.PATH, ...env } });
+  running.add(child);
+  child.log = '';
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (data) => { child.log += data; });
+  child.ended = new Promise((done) => child.on('close', (code) => { running.delete(child); done(code); }));
+  child.stop = (signal = 'SIGTERM') => { child.kill(signal); return child.ended; };
+  return child;
+}
+
+// What a condition says, once it says something.
+export async function until(what, condition, ms = 40000) {
+  for (const end = Date.now() + ms; ;) {
+    const found = await condition();
+    if (found) return found;
+    if (Date.now() > end) throw new Error(`${what}: not within ${ms} ms`);
+    await pause(100);
+  }
+}
+
 // An application that shows what it was sent, and echoes WebSocket messages.
 export async function application() {
   const server = http.createServer((request, response) => {

@@ -1,41 +1,18 @@
 // Traces as a collector receives them: Rotel, which takes OTLP over gRPC and HTTP and says what it got.
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import fs from 'node:fs';
 import http from 'node:http';
 import os from 'node:os';
 import path from 'node:path';
 import { test as any } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { application, binary, freePort } from './lib.mjs';
+import { application, binary, freePort, launch as start, pause, until as patiently } from './lib.mjs';
 
+const until = (what, condition) => patiently(what, condition, 20000);
 const test = (name, run) => any(name, { timeout: 60000 }, run);
 const root = path.join(path.dirname(fileURLToPath(import.meta.url)), '../..');
 const TRACE = '0af7651916cd43dd8448eb211c80319c';
 const PARENT = 'b7ad6b7169203331';
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-const started = new Set();
-process.on('exit', () => started.forEach((child) => child.kill('SIGKILL')));
-
-function start(command, words, env) {
-  const child = spawn(command, words, { env: { PATH: process.env.PATH, ...env } });
-  started.add(child);
-  child.log = '';
-  for (const stream of [child.stdout, child.stderr]) stream.on('data', (data) => { child.log += data; });
-  child.ended = new Promise((done) => child.on('close', done));
-  child.stop = () => { child.kill('SIGTERM'); return child.ended; };
-  return child;
-}
-
-async function until(what, condition, ms = 20000) {
-  for (const end = Date.now() + ms; ;) {
-    const found = await condition();
-    if (found) return found;
-    if (Date.now() > end) assert.fail(`${what}: not within ${ms} ms`);
-    await pause(50);
-  }
-}
-
 const get = (port, headers) => new Promise((done, fail) => {
   http.get({ host: '127.0.0.1', port, path: '/x', headers: { host: 'app.localhost', ...headers } }, (answer) => {
     answer.resume();

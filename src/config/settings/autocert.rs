@@ -9,7 +9,7 @@ use url::{Host, Url};
 use zeroize::Zeroizing;
 
 use super::provider::read_proxy;
-use super::{Resolver, Services, flag, key, text};
+use super::{Resolver, Services, flag, text};
 use crate::client;
 use crate::config::routes::RouteSettings;
 use crate::crypto;
@@ -94,11 +94,6 @@ impl Resolver<'_> {
             hosts: hosts(services, url, routes, certificates),
             over_http: !text(file.http_redirect_addr.as_ref()).is_empty(),
         })
-    }
-
-    fn warn(&mut self, name: &str, message: &str) {
-        let problem = self.layers.problem(&[key(name)], message.to_owned());
-        self.problems.warn(problem);
     }
 
     /// `autocert_eab_key_id` and `autocert_eab_mac_key`.

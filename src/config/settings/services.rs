@@ -123,9 +123,7 @@ impl Resolver<'_> {
             (&["grpc_address"], "`services` has no authorize, so nobody asks here")
         };
         for name in idle.iter().filter(|name| self.layers.is_set(name)) {
-            let message = format!("this key has no effect here: {why}");
-            let problem = self.layers.problem(&[key(name)], message);
-            self.problems.warn(problem);
+            self.warn(name, format!("this key has no effect here: {why}"));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Where sessions are kept.
 
-use super::{Resolver, Services, key};
+use super::{Resolver, Services};
 use crate::authenticate::Secret;
 use crate::clock::Clock;
 use crate::store::{PostgresStore, RedisStore};
@@ -61,8 +61,7 @@ impl Resolver<'_> {
         if !matches!(kind, Some(Kind::Redis | Kind::Postgres)) && typed.is_some() {
             let message =
                 "this key has no effect here: databroker_storage_type keeps sessions in this process";
-            let problem = self.layers.problem(&[key(CONNECTION)], message.into());
-            self.problems.warn(problem);
+            self.warn(CONNECTION, message);
         }
         match kind? {
             Kind::Memory => Some(Storage::Memory),

@@ -259,9 +259,7 @@ impl Acme {
         }
         let mut order = ordered?;
         let proved = self.prove(settings, &mut order, host, attempt).await;
-        if let Err(error) =
-            self.vault.remove(&challenge::name(host), self.keys.load().as_deref(), self.clock.now()).await
-        {
+        if let Err(error) = self.remove(&challenge::name(host)).await {
             tracing::warn!(host, error, "a challenge that is over cannot be forgotten before its time");
         }
         proved?;

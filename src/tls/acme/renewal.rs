@@ -205,10 +205,7 @@ impl Acme {
             };
             ORDERS.add(&["issued"]);
             if failures > 0
-                && let Err(error) = self
-                    .vault
-                    .remove(&settings.history(host), self.keys.load().as_deref(), self.clock.now())
-                    .await
+                && let Err(error) = self.remove(&settings.history(host)).await
             {
                 tracing::warn!(host, error, "that orders failed before cannot be forgotten");
             }
