@@ -271,9 +271,14 @@ impl Lease {
 }
 
 impl Id {
-    /// A new random identifier.
+    /// A new random identifier. Its [text](Self::to_text) does not begin with a hyphen, for it is an argument of commands too.
     pub fn random() -> Self {
-        Self(crypto::random())
+        loop {
+            let made = Self(crypto::random());
+            if !made.to_text().starts_with('-') {
+                return made;
+            }
+        }
     }
 
     /// In base64url, as cookies, URLs and logs show it.
@@ -303,5 +308,18 @@ impl std::fmt::Debug for Id {
 impl std::fmt::Debug for Tag {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&crypto::encode(&self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Id;
+
+    #[test]
+    fn no_identifier_looks_like_an_option() {
+        for id in std::iter::repeat_with(Id::random).take(2000) {
+            assert!(!id.to_text().starts_with('-'), "{id:?}");
+            assert_eq!(Id::from_text(&id.to_text()), Some(id));
+        }
     }
 }

@@ -121,9 +121,13 @@ fn an_administrator_closes_a_thousand_websockets() {
         let id = page.split("<dt>Session</dt><dd>").nth(1).unwrap().split('<').next().unwrap().to_owned();
         let now = Instant::now();
         let config = rig.state().join("config.yaml");
-        let done =
-            Command::new(BINARY).args(["sessions", "revoke", &id, "-c"]).arg(config).env_clear().output();
-        assert!(done.unwrap().status.success());
+        let done = Command::new(BINARY)
+            .args(["sessions", "revoke", &id, "-c"])
+            .arg(config)
+            .env_clear()
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{id}: {}", String::from_utf8_lossy(&done.stderr));
         now
     });
 }
