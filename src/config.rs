@@ -81,12 +81,14 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<Problem>> {
 
 /// The same, with every file that was read.
 pub fn read(sources: &Sources) -> (Result<Loaded, Vec<Problem>>, Files) {
-    let (mut problems, mut files) = (problem::Problems::default(), Files::default());
+    let (mut problems, mut files) = (problem::Problems::default(), Files::of_one_reading());
     let layers = layers::read(sources, &mut files, &mut problems);
-    if layers.unreadable {
-        return (problems.finish(None), files);
-    }
-    let file = extract::extract(&layers, &mut problems);
-    let settings = settings::resolve(&file, sources, &layers, &mut files, &mut problems);
+    let settings = if layers.unreadable {
+        None
+    } else {
+        let file = extract::extract(&layers, &mut problems);
+        settings::resolve(&file, sources, &layers, &mut files, &mut problems)
+    };
+    files.are_all_read();
     (problems.finish(settings), files)
 }

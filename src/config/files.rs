@@ -4,16 +4,24 @@
 //! watch with every rename (editors, `mv`, the symlinks by which Kubernetes swaps a whole volume), and needs a watch
 //! on every directory on the way. To ask the system about a file takes 1–2 µs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io};
+
+use zeroize::Zeroizing;
 
 use crate::crypto;
 
 /// The files that a configuration was read from, as they were then.
 #[derive(Clone, Debug, Default)]
-pub struct Files(BTreeMap<PathBuf, Seen>);
+pub struct Files {
+    seen: Arc<BTreeMap<PathBuf, Seen>>,
+    /// What was in them, or the system's error, while one configuration is read: a file that several settings name is the
+    /// same for all of them.
+    contents: Option<HashMap<PathBuf, Result<Zeroizing<Vec<u8>>, i32>>>,
+}
 
 /// What the system said about the files, at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,27 +58,50 @@ impl Stamp {
 }
 
 impl Files {
+    /// None so far, of one configuration: each is read once, until [`are_all_read`](Self::are_all_read).
+    pub fn of_one_reading() -> Self {
+        Self { contents: Some(HashMap::new()), ..Self::default() }
+    }
+
+    /// From here on, what is read is read anew.
+    pub fn are_all_read(&mut self) {
+        self.contents = None;
+    }
+
     /// Reads a file, and remembers it: one that cannot be read too, for it may come.
     ///
     /// # Errors
     /// What the system says.
     pub fn read(&mut self, path: &Path) -> io::Result<Vec<u8>> {
+        if let Some(known) = self.contents.as_ref().and_then(|contents| contents.get(path)) {
+            return known
+                .as_ref()
+                .map(|bytes| bytes.to_vec())
+                .map_err(|code| io::Error::from_raw_os_error(*code));
+        }
         // Before it is read: what is written meanwhile is noticed.
         let stamp = Stamp::of(path);
         let read = fs::read(path);
         let content = read.as_ref().ok().map(|bytes| crypto::sha256(bytes));
-        self.0.insert(path.to_owned(), Seen { stamp, content });
+        Arc::make_mut(&mut self.seen).insert(path.to_owned(), Seen { stamp, content });
+        let known = match &read {
+            Ok(bytes) => Some(Ok(Zeroizing::new(bytes.clone()))),
+            Err(error) => error.raw_os_error().map(Err),
+        };
+        if let (Some(contents), Some(known)) = (&mut self.contents, known) {
+            contents.insert(path.to_owned(), known);
+        }
         read
     }
 
     /// As they were when they were read.
     pub fn as_read(&self) -> Look {
-        Look(self.0.values().map(|seen| seen.stamp).collect())
+        Look(self.seen.values().map(|seen| seen.stamp).collect())
     }
 
     /// As they are now.
     pub fn look(&self) -> Look {
-        Look(self.0.keys().map(|path| Stamp::of(path)).collect())
+        Look(self.seen.keys().map(|path| Stamp::of(path)).collect())
     }
 
     /// Whether the same is in those that look different now as when they were read, or in all of them: what is written
@@ -78,28 +109,31 @@ impl Files {
     /// from here on.
     pub fn hold_the_same(&mut self, all: bool) -> bool {
         let now = self.look();
-        for ((path, seen), now) in self.0.iter().zip(&now.0) {
+        for ((path, seen), now) in self.seen.iter().zip(&now.0) {
             let same = || fs::read(path).ok().map(|bytes| crypto::sha256(&bytes)) == seen.content;
             if (all || seen.stamp != *now) && !same() {
                 return false;
             }
         }
-        for (seen, now) in self.0.values_mut().zip(now.0) {
-            seen.stamp = now;
+        if self.as_read() != now {
+            for (seen, now) in Arc::make_mut(&mut self.seen).values_mut().zip(now.0) {
+                seen.stamp = now;
+            }
         }
         true
     }
 
     /// Those of them that are mounted as such, by a file and not with their directory: what is put in their place
     /// does not arrive there, and Kubernetes never updates them (`subPath`).
-    pub fn mounted_alone(&self) -> Vec<&Path> {
+    pub fn mounted_alone(&self) -> Vec<PathBuf> {
         let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
         let points: Vec<PathBuf> = mounts.split(|byte| *byte == b'\n').filter_map(mount_point).collect();
+        // The system names them without symlinks; what a symlink leads to may be mounted, and the symlink's own place.
         let is_alone = |path: &&PathBuf| {
-            let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-            points.contains(&whole)
+            let ways = [std::path::absolute(path), fs::canonicalize(path)];
+            ways.into_iter().flatten().any(|way| points.contains(&way))
         };
-        self.0.keys().filter(is_alone).map(PathBuf::as_path).collect()
+        self.seen.keys().filter(is_alone).cloned().collect()
     }
 }
 
@@ -152,10 +186,32 @@ mod tests {
         files.read(&path("absent")).unwrap();
         assert!(files.hold_the_same(true));
         fs::write(path("absent"), "x").unwrap();
-        for (path, seen) in &mut files.0 {
+        for (path, seen) in Arc::make_mut(&mut files.seen) {
             seen.stamp = Stamp::of(path);
         }
         assert!(files.look() == files.as_read() && files.hold_the_same(false) && !files.hold_the_same(true));
+    }
+
+    #[test]
+    fn a_file_that_is_named_several_times_is_the_same_for_all_until_the_next_reading() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("a"), "one").unwrap();
+        let mut files = Files::of_one_reading();
+        assert_eq!(files.read(&path("a")).unwrap(), b"one");
+        assert_eq!(files.read(&path("b")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::write(path("a"), "two").unwrap();
+        fs::write(path("b"), "two").unwrap();
+        assert_eq!(files.read(&path("a")).unwrap(), b"one");
+        assert_eq!(files.read(&path("b")).unwrap_err().kind(), io::ErrorKind::NotFound);
+        // That they are others now is noticed.
+        assert!(files.look() != files.as_read() && !files.hold_the_same(false));
+        files.are_all_read();
+        assert_eq!(
+            (files.read(&path("a")).unwrap(), files.read(&path("b")).unwrap()),
+            (b"two".into(), b"two".into())
+        );
+        assert_eq!(files.look(), files.as_read());
     }
 
     #[test]
@@ -185,5 +241,12 @@ mod tests {
         assert!(files.mounted_alone().is_empty());
         let _ = files.read(Path::new("/proc"));
         assert_eq!(files.mounted_alone(), [Path::new("/proc")]);
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/proc", directory.path().join("way")).unwrap();
+        for way in ["/dev/../proc".into(), directory.path().join("way")] {
+            let mut files = Files::default();
+            let _ = files.read(&way);
+            assert_eq!(files.mounted_alone(), [way]);
+        }
     }
 }

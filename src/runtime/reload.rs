@@ -4,6 +4,7 @@
 //! as they are: then everything is read anew, on the control plane. What cannot be used leaves the configuration in force
 //! as it is. What has not changed goes on: connections to upstreams, sessions, providers, what TLS agreed on.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,9 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use super::{RuntimeError, notify, state};
 use crate::clock::Clock;
-use crate::config::{self, CallSettings, Files, Loaded, Look, Services, Settings, Sources, Storage};
+use crate::config::{
+    self, CallSettings, Files, Loaded, Look, MetricsSettings, Services, Settings, Sources, Storage,
+};
 use crate::crypto::{KeyRing, Purpose, Signer};
 use crate::snapshot::{Parts, Reloads, Snapshot};
 use crate::store::Store;
@@ -25,8 +28,10 @@ use crate::tls::acme::{Acme, Vault};
 
 /// How often the files are looked at,
 const LOOK: Duration = Duration::from_millis(250);
-/// unless looking takes long: it may take one part in so many of the time.
+/// unless looking takes long: it may take one part in so many of the time,
 const SHARE: u32 = 50;
+/// but the pause is no longer than this, however slow the system is for once.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Files are read when they have stayed as they are for so long,
 const SETTLE: Duration = Duration::from_millis(250);
 /// and after so long in any case.
@@ -41,10 +46,11 @@ pub(super) struct Fixed {
     services: Services,
     address: String,
     workers: usize,
+    /// Who may ask and how is what was in force last; so with metrics.
     calls: Option<CallSettings>,
     redirect: Option<String>,
     health_address: String,
-    metrics_address: Option<String>,
+    metrics: MetricsSettings,
     log_format: Format,
     state_dir: PathBuf,
     storage: Option<Storage>,
@@ -80,7 +86,7 @@ impl Fixed {
             calls: settings.listen.calls.clone(),
             redirect: settings.listen.redirect.clone(),
             health_address: settings.health_address.clone(),
-            metrics_address: settings.metrics.address.clone(),
+            metrics: settings.metrics.clone(),
             log_format: settings.log_format,
             state_dir: settings.state_dir.clone(),
             storage: settings.storage.clone(),
@@ -98,17 +104,29 @@ impl Fixed {
             ("grpc_address", calls.map(|calls| &calls.address) != own.map(|calls| &calls.address)),
             ("http_redirect_addr", listen.redirect != self.redirect),
             ("health_check_addr", settings.health_address != self.health_address),
-            ("metrics_address", settings.metrics.address != self.metrics_address),
+            ("metrics_address", settings.metrics.address != self.metrics.address),
             ("log_format", settings.log_format != self.log_format),
             ("state_dir", settings.state_dir != self.state_dir),
             ("databroker_storage_type", settings.storage != self.storage),
             ("shared_secret", settings.secrets.is_empty() && self.has_secret),
         ];
         listen.workers = self.workers;
+        // Where somebody listens still, nobody may come in whom the key kept out.
         if calls.is_none() {
             listen.calls.clone_from(&self.calls);
         }
+        if settings.metrics.address.is_none() {
+            settings.metrics.clone_from(&self.metrics);
+        }
         changed.into_iter().filter_map(|(key, is_other)| is_other.then_some(key)).collect()
+    }
+
+    /// Another configuration is in force; its addresses are not.
+    fn follow(&mut self, calls: Option<CallSettings>, metrics: MetricsSettings) {
+        if let (Some(own), Some(calls)) = (&mut self.calls, calls) {
+            own.tls = calls.tls;
+        }
+        self.metrics = MetricsSettings { address: self.metrics.address.take(), ..metrics };
     }
 }
 
@@ -175,8 +193,9 @@ pub(super) fn hangups() -> Result<Signal, RuntimeError> {
 impl Reloader {
     /// Brings changes into force, for as long as it is polled.
     pub(super) async fn run(mut self, mut hangups: Signal) {
-        self.warn_of_mounts();
         let (mut pause, mut next) = (LOOK, self.parts.clock.instant() + COMPARE);
+        let mut told = HashSet::new();
+        self.warn_of_mounts(&mut told).await;
         loop {
             let asked = tokio::select! {
                 () = tokio::time::sleep(pause) => false,
@@ -191,7 +210,9 @@ impl Reloader {
             };
             let began = self.parts.clock.instant();
             let now = look(files).await;
-            pause = LOOK.max(self.since(began) * SHARE);
+            pause = LOOK.max(self.since(began) * SHARE).min(LONGEST_PAUSE);
+            // What was read and thrown away has to be read again, whatever it looks like now.
+            let asked = asked || (1..=TORN).contains(&self.torn);
             let compare = began >= next;
             if !asked && !compare && now == files.as_read() {
                 continue;
@@ -207,6 +228,7 @@ impl Reloader {
             notify::reloading();
             self.reload().await;
             notify::ready("serving");
+            self.warn_of_mounts(&mut told).await;
         }
     }
 
@@ -258,7 +280,6 @@ impl Reloader {
         self.source = self.source.take().map(|(sources, _)| (sources, files));
         self.torn = if torn { self.torn + 1 } else { 0 };
         if torn && self.torn <= TORN {
-            // It is noticed at the next look.
             return;
         }
         let (loaded, kept) = match (outcome, kept) {
@@ -293,9 +314,11 @@ impl Reloader {
             orders.over_http = self.fixed.redirect.is_some();
         }
         let (log_level, own, before) = (settings.log_level.clone(), parts.clone(), self.snapshot.load_full());
+        let (calls, metrics) = (settings.listen.calls.clone(), settings.metrics.clone());
         let built = aside(move || Snapshot::build(settings, own, Some(&before))).await;
         let built = built?.map_err(|error| error.to_string())?;
         self.parts = parts;
+        self.fixed.follow(calls, metrics);
         let routes = built.routes.targets().len();
         // Sessions are read by it before anything is decided by it.
         built.sessions.take_over();
@@ -335,9 +358,11 @@ impl Reloader {
         }
     }
 
-    fn warn_of_mounts(&self) {
-        let Some((_, files)) = &self.source else { return };
-        for file in files.mounted_alone() {
+    /// Says of which files a change will not be noticed, of each once.
+    async fn warn_of_mounts(&self, told: &mut HashSet<PathBuf>) {
+        let Some((_, files)) = self.source.clone() else { return };
+        let alone = aside(move || files.mounted_alone()).await.unwrap_or_default();
+        for file in alone.into_iter().filter(|file| told.insert(file.clone())) {
             tracing::warn!(
                 file = %file.display(),
                 "this file is mounted alone, without its directory (subPath): Kubernetes never updates it, and a file \

@@ -222,6 +222,23 @@ fn with_an_authority_only_its_certificates_may_read() {
 }
 
 #[test]
+fn who_may_read_stays_the_same_when_the_address_is_taken_away_until_the_next_start() {
+    let mut rig = Rig::settings(&format!("{METRICS}\nmetrics_basic_auth: dTpw"));
+    let address = address(&mut rig);
+    let shown = "Authorization: Basic dTpw\r\n";
+    let read = || [ask(&address, "/metrics", "").status, ask(&address, "/metrics", shown).status];
+    assert_eq!(read(), [401, 200]);
+    for settings in ["", "metrics_basic_auth: dTpw"] {
+        let status = rig.change(&Setup { settings: settings.into(), ..Setup::default() });
+        assert_eq!(status["in_force_after_restart"], serde_json::json!(["metrics_address"]), "{status}");
+        assert_eq!(read(), [401, 200]);
+    }
+    // Another password counts at once.
+    rig.change(&Setup { settings: format!("{METRICS}\nmetrics_basic_auth: dTpx"), ..Setup::default() });
+    assert_eq!(read(), [401, 401]);
+}
+
+#[test]
 fn what_is_wrong_with_who_may_read_is_said_without_the_password() {
     let rig = Rig::start();
     for (settings, expected) in [

@@ -388,6 +388,24 @@ fn every_file_that_the_configuration_names_is_watched() {
 }
 
 #[test]
+fn no_change_is_lost_while_files_are_touched_that_say_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let secret = directory.path().join("secret");
+    std::fs::write(&secret, "the-secret-of-the-tests").unwrap();
+    let settings = format!("idp_client_secret: UNSET\nidp_client_secret_file: {}", secret.display());
+    let rig = Rig::with(Setup { settings: settings.clone(), ..Setup::default() });
+    let text = rig.configuration(&Setup { settings, ..with_routes(NEW) });
+    std::fs::write(rig.state().join("config.yaml"), text).unwrap();
+    // Longer than it is waited for that files stay as they are: it is read meanwhile, and thrown away.
+    let (began, aside) = (Instant::now(), directory.path().join("aside"));
+    while began.elapsed() < Duration::from_millis(2800) {
+        std::fs::write(&aside, "the-secret-of-the-tests").unwrap();
+        std::fs::rename(&aside, &secret).unwrap();
+    }
+    time_until(&rig.server, "new.localhost", 200);
+}
+
+#[test]
 fn secrets_that_were_made_here_are_rotated_without_a_restart() {
     let rig = Rig::start();
     let published = || {
