@@ -124,8 +124,10 @@ pub fn serve(
         response.headers_mut().insert(&REQUEST_ID, record.id().clone());
         if downstream.connection.protocol == Protocol::Http2 {
             response.headers_mut().remove(CONNECTION);
-        } else if seen.any(Seen::UPGRADE) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            // The listener does not look at what follows such a request.
+        } else if (seen.any(Seen::UPGRADE) || downstream.activity.is_retired())
+            && response.status() != StatusCode::SWITCHING_PROTOCOLS
+        {
+            // The listener does not look at what follows such a request; or wants none to follow.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         record.finish(&mut response, passage, &snapshot);
@@ -229,7 +231,7 @@ async fn answer(
     let Some(cluster) = cluster else {
         return Err(Refusal::NotHere("its route is decide_only, and another proxy forwards").into());
     };
-    client_certificate::check_way(route, &downstream.connection)?;
+    client_certificate::check_way(snapshot, route, &downstream.connection, &canonical.host)?;
     let upgrade = strip(snapshot, downstream, cluster, request, seen)?;
 
     let matter = Matter {

@@ -79,6 +79,9 @@ pub(super) async fn http1<S>(
             if let Poll::Ready(ended) = served.as_mut().poll(cx) {
                 return Poll::Ready(Next::Ended(ended));
             }
+            if downstream.activity.is_retired() {
+                return Poll::Ready(Next::Leave);
+            }
             if verdict.is_idle() {
                 return Poll::Ready(Next::Idle);
             }
@@ -175,8 +178,14 @@ pub(super) async fn http2<S>(
         let wait =
             patience.saturating_sub(activity.idle_for(clock.instant())).max(Duration::from_millis(100));
         let wait = if left_at.is_some() { wait.min(LOOK) } else { wait };
+        let retired = poll_fn(|_| if activity.is_retired() { Poll::Ready(()) } else { Poll::Pending });
         tokio::select! {
             ended = served.as_mut() => return log_end(&peer, ended),
+            // What is answered wakes this task.
+            () = retired, if !closing => {
+                served.as_mut().graceful_shutdown();
+                closing = true;
+            }
             () = leave.as_mut(), if left_at.is_none() => left_at = Some(clock.instant()),
             () = tokio::time::sleep(wait), if !closing => {
                 if activity.idle_for(clock.instant()) >= patience {

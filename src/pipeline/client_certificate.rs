@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Downstream;
 use crate::clock::Timestamp;
-use crate::connection::{ClientCertificate, Connection, Shown};
+use crate::connection::{ClientCertificate, Connection, Shown, Tls};
 use crate::pages::Refusal;
 use crate::snapshot::{Route, Snapshot};
 use crate::tls::ClientAuth;
@@ -36,11 +36,40 @@ pub(super) fn shown(
     let Some(tls) = &downstream.connection.tls else { return Ok(None) };
     let asked = snapshot.client_auths.of(host);
     if tls.client_auth != asked.map(|auth| auth.id()) {
+        return shown_before(snapshot, downstream, tls, asked, now);
+    }
+    Ok(asked.and_then(|auth| check(downstream, tls, auth, now)))
+}
+
+fn check(downstream: &Downstream, tls: &Tls, auth: &Arc<ClientAuth>, now: Timestamp) -> Option<Shown> {
+    let certificate = tls.certificate.as_ref()?;
+    let flaw = downstream.checked.flaw(auth, certificate, now);
+    Some(Shown { certificate: certificate.clone(), flaw })
+}
+
+/// The certificate that was shown under another configuration, when the connection is one for such a host: what was shown
+/// then may be good now too. Otherwise the client is to be asked anew: this connection is used for one request at the most.
+#[cold]
+fn shown_before(
+    snapshot: &Snapshot,
+    downstream: &Downstream,
+    tls: &Tls,
+    asked: Option<&Arc<ClientAuth>>,
+    now: Timestamp,
+) -> Result<Option<Shown>, Refusal> {
+    let place = snapshot.client_auths.of(tls.server_name.as_deref().unwrap_or_default());
+    if place.map(|auth| auth.id()) != asked.map(|auth| auth.id()) {
         return Err(Refusal::Misdirected);
     }
-    let (Some(auth), Some(certificate)) = (asked, &tls.certificate) else { return Ok(None) };
-    let flaw = downstream.checked.flaw(auth, certificate, now);
-    Ok(Some(Shown { certificate: certificate.clone(), flaw }))
+    let Some(auth) = asked else { return Ok(None) };
+    let shown = check(downstream, tls, auth, now);
+    if !shown.as_ref().is_some_and(|shown| shown.flaw.is_none()) {
+        downstream.activity.retire();
+        if auth.rejects() {
+            return Err(Refusal::Misdirected);
+        }
+    }
+    Ok(shown)
 }
 
 /// The certificate that counts for a request that another proxy asks about: the one that it passes on.
@@ -55,14 +84,22 @@ pub(super) fn passed_on(
     Some(Shown { certificate, flaw })
 }
 
-/// Whether a route is reached by a connection that was asked for the certificate it wants. Its host has said so already;
-/// but where patterns of hosts overlap, the first of them has.
+/// Whether a route is reached where the certificate is asked for that it wants. Its host has said so already; but where
+/// patterns of hosts overlap, the first of them has.
 ///
 /// # Errors
 /// When it is not.
-pub(super) fn check_way(route: &Route, connection: &Connection) -> Result<(), Refusal> {
-    let asked = connection.tls.as_ref().and_then(|tls| tls.client_auth);
-    if route.client_auth.is_some() && route.client_auth != asked {
+pub(super) fn check_way(
+    snapshot: &Snapshot,
+    route: &Route,
+    connection: &Connection,
+    host: &str,
+) -> Result<(), Refusal> {
+    if route.client_auth.is_none() {
+        return Ok(());
+    }
+    let asked = connection.tls.as_ref().and_then(|_| snapshot.client_auths.of(host));
+    if route.client_auth != asked.map(|auth| auth.id()) {
         return Err(Refusal::Misdirected);
     }
     Ok(())

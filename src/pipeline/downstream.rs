@@ -1,6 +1,6 @@
 //! A connection from a client, for as long as it lasts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ pub struct Activity {
     begun: Count,
     /// When a request last ended: milliseconds after it was made.
     last: AtomicU64,
+    /// No further request is to come on it.
+    retired: AtomicBool,
 }
 
 /// What ends a task, once it has been started.
@@ -127,12 +129,28 @@ impl Downstream {
 impl Activity {
     /// None so far.
     pub fn since(since: Instant) -> Self {
-        Self { since, under_way: Count::default(), begun: Count::default(), last: AtomicU64::new(0) }
+        Self {
+            since,
+            under_way: Count::default(),
+            begun: Count::default(),
+            last: AtomicU64::new(0),
+            retired: AtomicBool::new(false),
+        }
     }
 
     /// How many requests have begun.
     pub fn begun(&self) -> u64 {
         self.begun.get()
+    }
+
+    /// The connection is closed after what is under way.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether no further request is to come.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
     }
 
     /// Whether there is no request.

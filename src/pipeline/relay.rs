@@ -54,7 +54,7 @@ pub(super) async fn answer(
     client_certificate::shown(snapshot, downstream, &canonical.host, record.began())?;
     if let Ok(route) = found {
         record.routed(route);
-        client_certificate::check_way(route, &downstream.connection)?;
+        client_certificate::check_way(snapshot, route, &downstream.connection, &canonical.host)?;
     }
     let question = Question { snapshot, service, downstream, canonical, record };
     // What is posted to an endpoint of ours is part of the question.

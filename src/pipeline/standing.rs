@@ -230,7 +230,7 @@ impl Standing {
         let route = snapshot.routes.find(canonical).ok()?;
         route.cluster.as_ref()?;
         let shown = client_certificate::shown(snapshot, downstream, &canonical.host, now).ok()?;
-        client_certificate::check_way(route, &downstream.connection).ok()?;
+        client_certificate::check_way(snapshot, route, &downstream.connection, &canonical.host).ok()?;
         let Basis::Here { way, target, fields } = &self.basis else { return Some(false) };
         let identity = match way {
             None => None,

@@ -238,6 +238,11 @@ impl ClientAuth {
         })
     }
 
+    /// Whether nobody is let in without a good certificate.
+    pub const fn rejects(&self) -> bool {
+        self.rejects
+    }
+
     /// Tells it from others.
     pub const fn id(&self) -> ClientAuthId {
         self.id

@@ -11,6 +11,7 @@ use rcgen::{CertifiedKey, KeyPair};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
+use crate::client_certificates::authority;
 use crate::rig::{HTTPS, Rig, Setup, self_signed};
 
 const DATA: u8 = 0;
@@ -463,4 +464,23 @@ fn a_server_that_stops_says_goodbye_and_finishes_what_is_under_way() {
     });
     assert!(answered && goodbyes > 0, "{answered} {goodbyes}");
     assert!(new.frames(Duration::from_secs(5), |_, _| false).is_none(), "and then closed");
+}
+
+/// The authorities of client certificates change: whoever was not asked for one of theirs is answered, and asked anew.
+#[test]
+fn a_connection_that_is_to_be_asked_for_another_certificate_is_used_once_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ca.pem");
+    std::fs::write(&file, authority("ours").pem()).unwrap();
+    let rig = rig_with(&format!("downstream_mtls:\n  ca_file: {}\n  enforcement: policy", file.display()));
+    let mut client = Client::connect(&rig);
+    assert_eq!(
+        (client.get("/public/"), client.get("/public/")),
+        (Outcome::Answered(200), Outcome::Answered(200))
+    );
+    rig.reads(|| std::fs::write(&file, authority("theirs").pem()).unwrap());
+    assert_eq!(client.get("/public/"), Outcome::Answered(200));
+    assert!(client.frames(Duration::from_secs(5), |kind, _| kind == GO_AWAY).is_some());
+    assert!(client.frames(Duration::from_secs(5), |_, _| false).is_none(), "and then closed");
+    assert_eq!(Client::connect(&rig).get("/public/"), Outcome::Answered(200));
 }

@@ -14,6 +14,7 @@
 
 mod administration;
 mod answers;
+mod authorities;
 mod browser;
 mod check;
 mod client_certificates;
