@@ -74,15 +74,26 @@ impl Limits {
     }
 }
 
-/// Binds one socket a worker; `:443` is every address of the machine.
+/// Binds one socket a worker; `:443` is every address of the machine. Of several that are meant, the first one that this
+/// machine has is used.
 ///
 /// # Errors
 /// When the address cannot be used, or is in use.
 pub fn bind(address: &str, workers: usize) -> io::Result<Vec<StdListener>> {
+    bind_first(&candidates(address)?, workers)
+}
+
+fn bind_first(candidates: &[SocketAddr], workers: usize) -> io::Result<Vec<StdListener>> {
     let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the address has no meaning");
-    for candidate in candidates(address)? {
-        match bind_all(candidate, workers) {
+    for candidate in candidates {
+        match bind_all(*candidate, workers) {
             Ok(listeners) => return Ok(listeners),
+            // Another address of the same name would hide that somebody is there.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) =>
+            {
+                return Err(error);
+            }
             Err(error) => last = error,
         }
     }
@@ -258,4 +269,21 @@ fn drive<S>(
         }),
     };
     downstream.is_driven_by(task.abort_handle());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_in_use_is_not_avoided_by_another_one_of_the_name() {
+        let taken = StdListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let both = [[127, 0, 0, 1], [127, 0, 0, 2]].map(|ip| SocketAddr::from((ip, port)));
+        assert_eq!(bind_first(&both, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        // One that this machine does not have is passed over.
+        let elsewhere = [[192, 0, 2, 1], [127, 0, 0, 2]].map(|ip| SocketAddr::from((ip, port)));
+        assert_eq!(bind_first(&elsewhere, 2).unwrap().len(), 2);
+        assert!(bind_first(&[], 1).is_err());
+    }
 }

@@ -26,6 +26,7 @@ mod reload;
 mod server;
 mod sockets;
 mod state;
+mod stops;
 mod worker;
 
 pub use examine::examine_state;

@@ -226,6 +226,9 @@ pub trait Store: Send + Sync {
     fn endings(&self) -> Option<broadcast::Receiver<Id>> {
         None
     }
+
+    /// Tells those who listen to [`endings`](Self::endings) of one that ended in the process that has the store now.
+    fn was_ended(&self, _: Id) {}
 }
 
 /// Where processes that share a store put what all of them need, under names that only they can work out. What is put there

@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::task::JoinSet;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::tls::Age;
@@ -15,7 +15,7 @@ use crate::tls::acme::Acme;
 
 /// What has expired is removed this often.
 const SWEEP: Duration = Duration::from_secs(60);
-/// Certificates are looked at this often.
+/// Certificates are looked at this often, and soon after another configuration is in force.
 const CERTIFICATES: Duration = Duration::from_secs(6 * 3600);
 
 /// Starts it; it ends when this is dropped.
@@ -48,18 +48,26 @@ pub(super) fn start(
 
 /// Says when a certificate that somebody has to renew ends soon, or has ended.
 async fn watch_certificates(snapshot: Arc<ArcSwap<Snapshot>>, clock: Clock) {
+    let mut last = None;
     loop {
-        let current = snapshot.load_full();
+        let (current, now) = (snapshot.load_full(), clock.now());
+        let is_known =
+            |(number, at): (u64, Timestamp)| number == current.number && now.since(at) < CERTIFICATES;
+        if last.is_some_and(is_known) {
+            drop(current);
+            tokio::time::sleep(SWEEP).await;
+            continue;
+        }
+        last = Some((current.number, now));
         for certificate in current.accepting.public.iter().flat_map(|public| public.configured()) {
             let Some(validity) = certificate.validity() else { continue };
             let (names, until) = (certificate.names().join(", "), validity.until);
-            match validity.age(clock.now()) {
+            match validity.age(now) {
                 Age::Sound => {}
                 Age::Late => tracing::warn!(names, %until, "a certificate ends soon: renew it"),
                 Age::Over => tracing::error!(names, %until, "a certificate has ended: renew it"),
                 Age::Early => tracing::error!(names, from = %validity.from, "a certificate is not valid yet"),
             }
         }
-        tokio::time::sleep(CERTIFICATES).await;
     }
 }

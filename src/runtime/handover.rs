@@ -47,7 +47,11 @@ const END: &str = ".";
 pub(super) struct Before(UnixStream);
 
 /// The same, once it has: it goes on if this is dropped.
-pub(super) struct Released(UnixStream);
+pub(super) struct Released {
+    stream: UnixStream,
+    /// It ended, and did not say that it let go.
+    pub(super) has_gone: bool,
+}
 
 /// The way to the next process.
 pub(super) struct Next(UnixStream);
@@ -87,9 +91,8 @@ impl Before {
         stream.write_all(b"go\n")?;
         stream.set_read_timeout(Some(LETTING_GO))?;
         match line(&stream)?.as_str() {
-            "yours" => Ok(Released(stream)),
-            // It has gone altogether.
-            "" => Ok(Released(stream)),
+            "yours" => Ok(Released { stream, has_gone: false }),
+            "" => Ok(Released { stream, has_gone: true }),
             other => Err(unexpected(other)),
         }
     }
@@ -98,7 +101,7 @@ impl Before {
 impl Released {
     /// Tells it that this process serves now, and then which sessions end, until it has gone.
     pub(super) fn serving(self, ended: Option<broadcast::Receiver<Id>>) {
-        let mut stream = self.0;
+        let mut stream = self.stream;
         if stream.write_all(b"serving\n").is_err() {
             return;
         }

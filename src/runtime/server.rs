@@ -8,15 +8,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tokio::task::spawn_blocking;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{JoinSet, spawn_blocking};
 
 use super::beside::Beside;
 use super::handover::{Before, Next, Released};
 use super::reload::{Fixed, Reloader};
 use super::sockets::{Socket, Sockets};
 use super::state::Opened;
+use super::stops::Stops;
 use super::worker::Worker;
 use super::{Answers, RuntimeError, Start, background, notify, reload, state};
 use crate::clock::Clock;
@@ -39,6 +39,10 @@ const LED_BY: Duration = Duration::from_secs(30);
 const DELAY: Duration = Duration::from_secs(5);
 /// The last spans may take so long to be sent on.
 const LAST_SPANS: Duration = Duration::from_secs(2);
+/// What the process before had for itself is there again at the latest after this time: it may have been killed.
+const LEFT_BEHIND: Duration = Duration::from_secs(5);
+/// Whether it is there is looked for this often.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// What is being decided is waited for, before another process gets what only one may use.
 const DECIDING: Duration = Duration::from_millis(100);
 
@@ -55,18 +59,20 @@ struct Server {
     /// What holds as long as something is under way; workers and listeners hold some too.
     alive: mpsc::WeakSender<()>,
     idle_holders: usize,
-}
-
-/// The signals that end a process.
-struct Stops {
-    terminate: Signal,
-    interrupt: Signal,
+    /// Takes back what another process was given and did not use.
+    recovering: JoinSet<()>,
 }
 
 /// Why a server stops.
 enum End {
     Signal(&'static str),
-    HandedOver(Next),
+    /// For the second time.
+    AtOnce(&'static str),
+    /// `told`: by a signal too.
+    HandedOver {
+        next: Next,
+        told: bool,
+    },
 }
 
 pub(super) async fn serve(
@@ -81,7 +87,14 @@ pub(super) async fn serve(
     let mut stops = Stops::listen()?;
     let systemd = Sockets::of_systemd()?;
     let state_dir = settings.state_dir.clone();
-    let before = if start.takeover { ask_before(&state_dir).await? } else { None };
+    let before = if start.takeover {
+        tokio::select! {
+            asked = ask_before(&state_dir) => asked?,
+            signal = stops.next() => return not_served(signal),
+        }
+    } else {
+        None
+    };
     let (before, mut sockets) = match before {
         Some((before, sockets)) => (Some(before), systemd.or(Sockets::of_process(sockets))),
         None => (None, systemd),
@@ -105,11 +118,15 @@ pub(super) async fn serve(
     public.extend(calls.into_iter().chain(redirect));
     drop(sockets);
     let released = match before {
-        Some(before) => Some(release(before).await?),
+        Some(before) => tokio::select! {
+            released = release(before) => Some(released?),
+            signal = stops.next() => return not_served(signal),
+        },
         None => None,
     };
 
-    let Opened { store, keys, kind, kept_secrets } = state::open(&settings)?;
+    let Opened { store, keys, kind, kept_secrets } =
+        open(&settings, released.as_ref().is_some_and(|before| before.has_gone)).await?;
     let store: Arc<dyn Store> = Arc::new(Measured::new(store, clock.clone()));
     let endings = store.endings();
     if let (Some(path), Some((_, files))) = (&kept_secrets, &mut source) {
@@ -203,6 +220,7 @@ pub(super) async fn serve(
         beside: Some(beside),
         alive,
         idle_holders,
+        recovering: JoinSet::new(),
     };
     // The last word: whoever waits for it finds everything there.
     if let Some(address) = bound_for_calls {
@@ -215,24 +233,37 @@ pub(super) async fn serve(
         let scheme = if encrypted { "https" } else { "http" };
         tracing::info!(address = %address, scheme, workers, storage = kind, "listening");
     }
-    server.running.readiness.set(true);
-    if let Some(released) = released {
-        released.serving(endings);
-        tracing::info!("took over from the process before this one");
-    }
-    if let Some(serving) = start.serving {
-        serving();
-    }
-    notify::ready("serving");
-    let watchdog = tokio::spawn(notify::live());
-
-    let end = server.serve_until(&mut stops).await;
+    let end = match (stops.waiting().await, released) {
+        (Some(signal), Some(released)) => {
+            // The one before goes on: it gets back what only one may use.
+            if let Err(error) = server.store.let_go().await {
+                tracing::warn!(%error, "the session store was not closed in order");
+            }
+            drop(released);
+            End::Signal(signal)
+        }
+        (Some(signal), None) => End::Signal(signal),
+        (None, released) => {
+            server.running.readiness.set(true);
+            if let Some(released) = released {
+                released.serving(endings);
+                tracing::info!("took over from the process before this one");
+            }
+            if let Some(serving) = start.serving {
+                serving();
+            }
+            notify::ready("serving");
+            let watchdog = tokio::spawn(notify::live());
+            let end = server.serve_until(&mut stops).await;
+            watchdog.abort();
+            end
+        }
+    };
     // What the configuration says now is what holds to the end.
     reloading.abort();
     server.drain(end, &mut stops, &mut all_gone).await;
     over.store(true, Ordering::Release);
     drop(background);
-    watchdog.abort();
     join(threads).await;
     sink.finish();
     Ok(())
@@ -270,6 +301,26 @@ async fn ask_before(state_dir: &std::path::Path) -> Result<Option<(Before, Vec<S
     Ok(asked)
 }
 
+/// A signal came before this process was to serve: if it was to take over, the one before goes on.
+fn not_served(signal: &'static str) -> Result<(), RuntimeError> {
+    tracing::info!(signal, "stopped before it served");
+    Ok(())
+}
+
+/// Opens the store. `is_left`: the process before has ended otherwise than it was asked to, or is about to; what it had for
+/// itself is waited for.
+async fn open(settings: &Settings, is_left: bool) -> Result<Opened, RuntimeError> {
+    let until = tokio::time::Instant::now() + LEFT_BEHIND;
+    loop {
+        match state::open(settings) {
+            Err(_) if is_left && tokio::time::Instant::now() < until => {
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 async fn release(before: Before) -> Result<Released, RuntimeError> {
     tracing::info!("the process before this one finishes what it is deciding");
     let released = blocking(|| before.release()).await;
@@ -291,23 +342,6 @@ async fn join(threads: Vec<JoinHandle<()>>) {
     joined.await.unwrap_or_default();
 }
 
-impl Stops {
-    fn listen() -> Result<Self, RuntimeError> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| RuntimeError::Other(format!("signals cannot be received: {error}")))
-        };
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
-    }
-
-    /// The next one.
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "TERM",
-            _ = self.interrupt.recv() => "INT",
-        }
-    }
-}
-
 impl Server {
     /// Serves until it is told to stop, or another process has taken over.
     async fn serve_until(&mut self, stops: &mut Stops) -> End {
@@ -323,21 +357,39 @@ impl Server {
                 heir = heir => heir,
             };
             tracing::info!("another process asks to take over");
-            let outcome = tokio::select! {
-                signal = stops.next() => return End::Signal(signal),
-                outcome = self.hand_over(heir) => outcome,
+            let hurry = Notify::new();
+            let mut told = None;
+            let outcome = {
+                let mut handing = std::pin::pin!(self.hand_over(heir, &hurry));
+                loop {
+                    tokio::select! {
+                        outcome = handing.as_mut() => break outcome,
+                        signal = stops.next() => match told.replace(signal) {
+                            None => {
+                                tracing::info!(signal, "this process stops as soon as the other one has taken over");
+                                hurry.notify_one();
+                            }
+                            Some(_) => return End::AtOnce(signal),
+                        },
+                    }
+                }
             };
-            match outcome {
-                Ok(next) => return End::HandedOver(next),
-                Err(error) => {
+            match (outcome, told) {
+                (Ok(next), told) => return End::HandedOver { next, told: told.is_some() },
+                (Err(error), told) => {
                     tracing::warn!(%error, "the other process did not take over: this one goes on");
                     self.go_on().await;
+                    if let Some(signal) = told {
+                        return End::Signal(signal);
+                    }
                 }
             }
         }
     }
 
-    async fn hand_over(&mut self, heir: tokio::net::UnixStream) -> io::Result<Next> {
+    /// `hurry`: it is not to wait any longer for balancers to hear of it.
+    async fn hand_over(&mut self, heir: tokio::net::UnixStream, hurry: &Notify) -> io::Result<Next> {
+        self.recovering.shutdown().await;
         let heir = heir.into_std()?;
         let sockets = self.sockets.clone();
         let next = blocking(move || {
@@ -348,7 +400,10 @@ impl Server {
         let next = next.await?;
         self.phases.send_replace(Phase::Leaving);
         let drain = self.running.snapshot.load().drain;
-        tokio::time::sleep(drain.delay.unwrap_or(DELAY).min(drain.limit)).await;
+        tokio::select! {
+            () = tokio::time::sleep(drain.delay.unwrap_or(DELAY).min(drain.limit)) => {}
+            () = hurry.notified() => {}
+        }
         self.phases.send_replace(Phase::HandingOver);
         if self.store.endings().is_some() {
             // What lasts goes on; it was decided on.
@@ -364,8 +419,22 @@ impl Server {
 
     /// Serves as before.
     async fn go_on(&mut self) {
-        if let Err(error) = self.store.take_back().await {
-            tracing::error!(%error, "the session store cannot be used any more: restart this process");
+        let until = tokio::time::Instant::now() + LEFT_BEHIND;
+        // The other process may still have it.
+        while let Err(error) = self.store.take_back().await {
+            if tokio::time::Instant::now() < until {
+                tokio::time::sleep(TRY_AGAIN).await;
+                continue;
+            }
+            tracing::error!(%error, "the session store cannot be used until the other process lets go of it");
+            let store = self.store.clone();
+            self.recovering.spawn(async move {
+                while store.take_back().await.is_err() {
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+                tracing::info!("the session store can be used again");
+            });
+            break;
         }
         if self.beside.is_none() {
             let [_, health] = &self.sockets;
@@ -401,7 +470,9 @@ impl Server {
         let drain = self.running.snapshot.load().drain;
         self.running.readiness.set(false);
         let mut left = drain.limit;
-        let was_handed_over = matches!(end, End::HandedOver(_));
+        let was_handed_over = matches!(end, End::HandedOver { .. });
+        // The next signal is the one that ends it at once.
+        let mut is_told = true;
         match end {
             End::Signal(signal) => {
                 let delay = match drain.delay {
@@ -423,10 +494,15 @@ impl Server {
                     }
                 }
             }
-            End::HandedOver(next) => {
+            End::AtOnce(signal) => {
+                tracing::warn!(signal, "stopped at once");
+                left = Duration::ZERO;
+            }
+            End::HandedOver { next, told } => {
                 let connections = self.connections();
                 tracing::info!(connections, drain_timeout = ?drain.limit, "another process has taken over");
                 self.hear_of_ends(next);
+                is_told = told;
             }
         }
         self.sockets = [Arc::new([]), Arc::new([])];
@@ -434,21 +510,41 @@ impl Server {
         // Nobody listens any more only when every worker has gone already.
         let _ = self.phases.send(Phase::Stopping);
         if !left.is_zero() {
-            tokio::select! {
-                // Closed when the last connection has gone.
-                _ = all_gone.recv() => tracing::info!("stopped; everything under way was finished"),
-                () = tokio::time::sleep(left) => tracing::warn!(
-                    connections = self.connections(), tunnels = self.running.workers.tunnels(),
-                    "stopped; drain_timeout was over before everything had finished"
-                ),
-                again = stops.next() => tracing::warn!(signal = again, "stopped at once"),
+            let over = tokio::time::sleep(left);
+            tokio::pin!(over);
+            loop {
+                tokio::select! {
+                    // Closed when the last connection has gone.
+                    _ = all_gone.recv() => tracing::info!("stopped; everything under way was finished"),
+                    () = over.as_mut() => tracing::warn!(
+                        connections = self.connections(), tunnels = self.running.workers.tunnels(),
+                        "stopped; drain_timeout was over before everything had finished"
+                    ),
+                    signal = stops.next() => if is_told {
+                        tracing::warn!(signal, "stopped at once");
+                    } else {
+                        is_told = true;
+                        tracing::info!(signal, "another process serves; this one ends with what is under way, or at the next signal");
+                        continue;
+                    },
+                }
+                break;
             }
         }
-        if let Some(tracer) = &self.running.snapshot.load_full().tracer {
+        tokio::select! {
+            () = self.finish(!was_handed_over) => {}
+            signal = stops.next() => tracing::warn!(signal, "stopped at once, with something left to do"),
+        }
+    }
+
+    /// Saves what would be lost. `keeps`: it is this process's to save.
+    async fn finish(&mut self, keeps: bool) {
+        let tracer = self.running.snapshot.load_full().tracer.clone();
+        if let Some(tracer) = tracer {
             // The last ones are not worth more.
             let _ = tokio::time::timeout(LAST_SPANS, tracer.flush()).await;
         }
-        if !was_handed_over {
+        if keeps {
             self.settle().await;
             if let Err(error) = self.store.let_go().await {
                 tracing::warn!(%error, "the session store was not closed in order");
@@ -466,9 +562,13 @@ impl Server {
         }
         let sessions = self.running.snapshot.load_full().sessions.clone();
         let thread = std::thread::Builder::new().name("handover".into());
-        let heard = sessions.clone();
+        let (heard, store) = (sessions.clone(), self.store.clone());
         let started = thread.spawn(move || {
-            next.hear(|id| heard.was_ended(id));
+            next.hear(|id| {
+                heard.was_ended(id);
+                // The process before this one may still finish something.
+                store.was_ended(id);
+            });
             heard.end_all_here();
         });
         if let Err(error) = started {

@@ -1,8 +1,10 @@
 //! A worker: a thread with a runtime, listening sockets and upstream connections of its own.
 
+use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -25,21 +27,28 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts it.
+    /// Starts it; returns when it listens.
     pub(super) fn spawn(self) -> Result<JoinHandle<()>, RuntimeError> {
-        std::thread::Builder::new()
-            .name(format!("worker-{}", self.context.worker))
-            .spawn(move || {
-                let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                    Ok(runtime) => runtime,
-                    Err(error) => return tracing::error!(%error, "a worker cannot start"),
-                };
-                runtime.block_on(self.work());
-            })
-            .map_err(|error| RuntimeError::Other(format!("a worker cannot start: {error}")))
+        let failed = |error: io::Error| RuntimeError::Other(format!("a worker cannot start: {error}"));
+        let (says, started) = std::sync::mpsc::channel();
+        let name = format!("worker-{}", self.context.worker);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            // Whoever starts it waits for what it says.
+            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => {
+                    runtime.block_on(self.work(&says));
+                    // Names that are still being looked up are waited for by nobody.
+                    runtime.shutdown_background();
+                }
+                Err(error) => drop(says.send(Err(error))),
+            }
+        });
+        let thread = thread.map_err(failed)?;
+        started.recv().unwrap_or_else(|_| Err(io::Error::other("it broke off"))).map_err(failed)?;
+        Ok(thread)
     }
 
-    async fn work(self) {
+    async fn work(self, says: &Sender<io::Result<()>>) {
         self.context.metrics.watch_runtime();
         let context = Arc::new(self.context);
         let mut phases = self.phases.clone();
@@ -50,9 +59,10 @@ impl Worker {
             let (phases, alive) = (self.phases.clone(), self.alive.clone());
             match Listener::new(listener, context.clone(), port, phases, alive) {
                 Ok(listener) => drop(listening.spawn(listener.run())),
-                Err(error) => tracing::error!(%error, "a worker cannot listen"),
+                Err(error) => return drop(says.send(Err(error))),
             }
         }
+        let _ = says.send(Ok(()));
         while listening.join_next().await.is_some() {}
         let _ = phases.wait_for(|phase| *phase == Phase::Stopping).await;
         // What is under way goes on on this thread until its connections have gone, or the process ends.

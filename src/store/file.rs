@@ -340,6 +340,11 @@ impl Store for FileStore {
     fn endings(&self) -> Option<broadcast::Receiver<Id>> {
         Some(self.ended.subscribe())
     }
+
+    fn was_ended(&self, id: Id) {
+        // Nobody may listen.
+        let _ = self.ended.send(id);
+    }
 }
 
 impl Worker {

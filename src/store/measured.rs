@@ -141,4 +141,8 @@ impl Store for Measured {
     fn endings(&self) -> Option<broadcast::Receiver<Id>> {
         self.store.endings()
     }
+
+    fn was_ended(&self, id: Id) {
+        self.store.was_ended(id);
+    }
 }

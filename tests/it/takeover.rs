@@ -261,3 +261,118 @@ fn another_address_is_listened_at_and_the_one_before_is_given_up() {
         assert_eq!(rig.server.get("open.localhost", "/x", "").status, 200);
     }
 }
+
+/// With time for a signal before the process that runs lets go.
+const SLOWLY: &str = "databroker_storage_type: file\ndrain_delay: 4s";
+
+fn slowly() -> Setup {
+    Setup { settings: SLOWLY.into(), ..Setup::default() }
+}
+
+/// Until a process has said it.
+fn said(rig: &Rig, message: &str) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !rig.server.raw_log().contains(message) {
+        assert!(Instant::now() < until, "{message}: {}", rig.server.raw_log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_process_that_is_told_to_stop_while_it_hands_over_does_so_first() {
+    let mut rig = Rig::with(slowly());
+    let mut jane = rig.signed_in();
+    let stop = Arc::new(AtomicBool::new(false));
+    let asking: Vec<_> = (0..3).map(|_| ask_meanwhile(rig.server.address, stop.clone())).collect();
+    let (began, configuration) = (Instant::now(), rig.configuration(&slowly()));
+    let next = std::thread::scope(|scope| {
+        let next = scope.spawn(|| rig.server.successor(&configuration, rig.state()));
+        said(&rig, "another process asks to take over");
+        std::thread::sleep(Duration::from_millis(300));
+        rig.server.signal("TERM");
+        next.join().unwrap()
+    });
+    assert!(began.elapsed() < Duration::from_secs(4), "it waits no longer: {:?}", began.elapsed());
+    let mut before = std::mem::replace(&mut rig.server, next);
+    assert_eq!(before.wait(Duration::from_secs(10)), Some(0), "{}", before.raw_log());
+    assert!(before.raw_log().contains("another process has taken over"), "{}", before.raw_log());
+    assert_eq!(jane.get("http://app.localhost/").status, 200);
+    assert!(!rig.account("robot", &[]).is_empty(), "the administrator reaches it");
+    stop.store(true, Ordering::Relaxed);
+    for one in asking {
+        let (wrong, right) = one.join().unwrap();
+        assert!(wrong.is_empty() && right > 20, "{right} answered, and {wrong:#?}");
+    }
+}
+
+#[test]
+fn a_process_that_is_stopped_before_it_serves_takes_nothing_over() {
+    let rig = Rig::with(slowly());
+    let mut jane = rig.signed_in();
+    let stop = Arc::new(AtomicBool::new(false));
+    let asking: Vec<_> = (0..3).map(|_| ask_meanwhile(rig.server.address, stop.clone())).collect();
+    for (at, (signal, wait)) in [("INT", 300), ("TERM", 1500)].into_iter().enumerate() {
+        let mut command = Server::takeover(&rig.configuration(&slowly()), rig.state());
+        let next = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        said(&rig, "another process asks to take over");
+        std::thread::sleep(Duration::from_millis(wait));
+        let id = next.id().to_string();
+        assert!(
+            std::process::Command::new("kill").args([&format!("-{signal}"), &id]).status().unwrap().success()
+        );
+        let done = next.wait_with_output().unwrap();
+        let log = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.code() == Some(0) && log.contains("stopped before it served"), "{log}");
+        let until = Instant::now() + Duration::from_secs(10);
+        while rig.server.raw_log().matches("this one goes on").count() <= at {
+            assert!(Instant::now() < until, "{}", rig.server.raw_log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(jane.get("http://app.localhost/").status, 200, "{signal}");
+        assert_eq!(rig.server.health("/readyz"), 200, "{signal}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    for one in asking {
+        let (wrong, right) = one.join().unwrap();
+        assert!(wrong.is_empty() && right > 20, "{right} answered, and {wrong:#?}");
+    }
+}
+
+#[test]
+fn the_process_before_is_ended_by_the_second_signal_and_not_by_the_first() {
+    let mut rig = rig();
+    let jane = rig.signed_in();
+    lasting_upstream(&rig);
+    let mut hers = open_websocket(&rig, &jane.session("app.localhost"));
+    let mut before = succeed(&mut rig);
+    before.wait_for("another process has taken over");
+    before.signal("TERM");
+    hers.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let open = hers.read(&mut [0; 8]).unwrap_err();
+    assert_eq!(open.kind(), std::io::ErrorKind::WouldBlock, "it goes on: {}", before.raw_log());
+    before.signal("TERM");
+    assert_eq!(before.wait(Duration::from_secs(5)), Some(0), "{}", before.raw_log());
+    assert!(before.raw_log().contains("stopped at once"));
+}
+
+#[test]
+fn what_ends_is_heard_by_all_that_were_before() {
+    let mut rig = rig();
+    let mut jane = rig.signed_in();
+    let other = rig.signed_in();
+    lasting_upstream(&rig);
+    let mut hers = open_websocket(&rig, &jane.session("app.localhost"));
+    let mut others = open_websocket(&rig, &other.session("app.localhost"));
+    let first = succeed(&mut rig);
+    // One of its own keeps the second one there.
+    let _own = open_websocket(&rig, &other.session("app.localhost"));
+    let second = succeed(&mut rig);
+    std::thread::sleep(Duration::from_millis(300));
+    jane.get("http://app.localhost/.pomerium/sign_out");
+    hers.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut rest = Vec::new();
+    let _ = hers.read_to_end(&mut rest);
+    assert_eq!(rest, [0x88, 0x02, 0x03, 0xF0], "{}", first.raw_log());
+    others.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(others.read(&mut [0; 8]).is_err(), "another session's goes on: {}", second.raw_log());
+}
