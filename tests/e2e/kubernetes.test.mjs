@@ -176,6 +176,15 @@ function confined({ spec }) {
   assert.deepEqual(volumeMounts.filter(({ readOnly }) => !readOnly).map(({ mountPath }) => mountPath).filter((at) => at !== '/extra'), ['/var/lib/portcullis']);
 }
 
+// There is time for all of a drain, and for what is saved after it.
+function drains(objects, deployment) {
+  const { spec } = podOf(deployment);
+  const { DRAIN_TIMEOUT = '30s' } = environment(objects, spec.containers[0]);
+  assert.ok(spec.terminationGracePeriodSeconds >= parseInt(DRAIN_TIMEOUT) + 15, DRAIN_TIMEOUT);
+  // Nobody stands in for a process that goes before the next one comes.
+  assert.equal(deployment.spec.strategy.type === 'Recreate', DRAIN_TIMEOUT === '10s', deployment.metadata.name);
+}
+
 for (const [name, render] of Object.entries(renderings)) {
   test(`${name}: the objects hold against the published schemas, and each container takes its configuration`, async () => {
     const objects = filled(render());
@@ -185,7 +194,7 @@ for (const [name, render] of Object.entries(renderings)) {
     for (const one of mine) {
       const pod = podOf(one);
       confined(pod);
-      assert.ok(one.kind !== 'Deployment' || pod.spec.terminationGracePeriodSeconds > 30, 'drain_timeout is 30s');
+      if (one.kind === 'Deployment') drains(objects, one);
       const volumes = new Volumes(objects, pod.spec);
       const [, ...where] = pod.spec.containers[0].args;
       const checked = await volumes.run('"$@"', ['check', ...where]);
@@ -247,7 +256,22 @@ for (const name of ['kustomize base', 'helm', 'helm, sessions in memory']) {
   });
 }
 
+test('a process that is replaced waits for the balancer, and one that nobody stands in for does not wait', () => {
+  const variables = (more) => {
+    const objects = filled(helm(more));
+    const [one] = ours(objects).filter(({ kind }) => kind === 'Deployment');
+    const { DRAIN_DELAY, DRAIN_TIMEOUT } = environment(objects, podOf(one).spec.containers[0]);
+    return [DRAIN_DELAY, DRAIN_TIMEOUT];
+  };
+  assert.deepEqual(variables({}), [undefined, '10s']);
+  assert.deepEqual(variables(redis), ['25s', '55s']);
+  assert.deepEqual(variables({ ...redis, service: { externalTrafficPolicy: 'Cluster' } }), [undefined, undefined]);
+  assert.deepEqual(variables({ config: { ...values.config, drain_timeout: '20s' } }), [undefined, undefined], 'it is said in the file');
+});
+
 const refused = {
+  'a split without a certificate': [{ split: { enabled: true }, tls: { existingSecret: '' } }, /split.enabled needs a certificate/],
+  'a drain that is broken off': [{ config: { ...values.config, drain_timeout: '90s' } }, /terminationGracePeriodSeconds: 75 is too short for config.drain_timeout: 90s/],
   'no configuration': [{ config: {} }, /config is empty/],
   'a configuration twice': [{ existingConfigMap: 'x' }, /config and existingConfigMap are both set/],
   'no secrets': [{ secrets: {} }, /secrets is empty/],

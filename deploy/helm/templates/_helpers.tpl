@@ -108,6 +108,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- fail (printf "config.%s is set by the chart; what to use instead: %s" $key $instead) }}
 {{- end }}
 {{- end }}
+{{- if and .Values.split.enabled (not .Values.tls.existingSecret) (not .Values.existingConfigMap) (not (or .Values.config.certificates .Values.config.certificate_file .Values.config.certificate)) }}
+{{- fail "split.enabled needs a certificate, for what forwards asks what decides over TLS: set tls.existingSecret, or config.certificates" }}
+{{- end }}
+{{- $timeout := toString (.Values.config.drain_timeout | default "") }}
+{{- if and (regexMatch "^[0-9]+s$" $timeout) (gt (add (int (trimSuffix "s" $timeout)) 15) (int .Values.terminationGracePeriodSeconds)) }}
+{{- fail (printf "terminationGracePeriodSeconds: %d is too short for config.drain_timeout: %s, after which up to 15 s are needed to save what would be lost" (int .Values.terminationGracePeriodSeconds) $timeout) }}
+{{- end }}
 {{- if and .Values.tls.existingSecret (hasKey .Values.config "certificates") }}
 {{- fail "config.certificates and tls.existingSecret are both set: with tls.existingSecret \"\" the chart leaves certificates to config" }}
 {{- end }}
@@ -181,8 +188,19 @@ containers:
     envFrom:
       - secretRef: {name: {{ include "portcullis.secretName" $root }}}
     {{- end }}
-    {{- if or .split.enabled .extraEnv }}
+    {{- $drain := dict }}
+    {{- if and (eq $.command "run") .config (not (or .config.drain_timeout .config.drain_delay)) }}
+    {{- if $.keeps }}
+    {{- $drain = dict "DRAIN_TIMEOUT" "10s" }}
+    {{- else if and (ne $.component "authorize") (ne .service.type "ClusterIP") (eq .service.externalTrafficPolicy "Local") }}
+    {{- $drain = dict "DRAIN_DELAY" "25s" "DRAIN_TIMEOUT" "55s" }}
+    {{- end }}
+    {{- end }}
+    {{- if or $drain .split.enabled .extraEnv }}
     env:
+      {{- range $name, $value := $drain }}
+      - {name: {{ $name }}, value: {{ $value }}}
+      {{- end }}
       {{- if $asks }}
       - {name: SERVICES, value: "proxy,authenticate"}
       - {name: AUTHORIZE_SERVICE_URL, value: "https://{{ include "portcullis.fullname" $root }}-authorize:5443"}
