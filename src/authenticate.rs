@@ -248,10 +248,10 @@ impl Authenticate {
     /// Asks the providers for their documents, again and again, so that nobody has to wait for them.
     pub async fn keep_discovered(self: Arc<Self>) {
         let mut all = tokio::task::JoinSet::new();
-        for (provider, callbacks) in self.providers.iter().zip(callbacks(&self.settings)) {
+        for (provider, callback) in self.providers.iter().zip(callback_urls(&self.settings)) {
             let (keeps, looks) = (provider.clone(), provider.clone());
             all.spawn(async move { keeps.keep_discovered().await });
-            all.spawn(async move { looks.look_ahead(&callbacks).await });
+            all.spawn(async move { looks.look_ahead(&callback).await });
         }
         while all.join_next().await.is_some() {}
     }
@@ -268,13 +268,6 @@ impl Authenticate {
 /// The callback URLs of these settings, one each provider.
 pub fn callback_urls(settings: &Settings) -> Vec<String> {
     settings.providers.iter().map(|provider| own(&settings.url, &provider.callback_path)).collect()
-}
-
-/// Every URL that each provider may send people back to, the aliases too.
-fn callbacks(settings: &Settings) -> impl Iterator<Item = Vec<String>> {
-    let aliases = settings.callback_aliases.iter().map(Url::to_string);
-    let with_aliases = move |callback| std::iter::once(callback).chain(aliases.clone()).collect();
-    callback_urls(settings).into_iter().map(with_aliases)
 }
 
 /// The signed-out URL of these settings.

@@ -179,6 +179,11 @@ impl Issuer {
         &self.url
     }
 
+    /// Its host.
+    pub fn host(&self) -> Option<String> {
+        Url::parse(&self.url).ok()?.host_str().map(str::to_owned)
+    }
+
     /// Where its document is.
     pub fn document(&self) -> String {
         format!("{}{WELL_KNOWN}", self.url)

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use ::http::Request;
-use ::http::header::{DATE, LOCATION};
+use ::http::header::{AGE, COOKIE, DATE, LOCATION, SET_COOKIE};
 use bytes::Bytes;
 use serde::Deserialize;
 use url::Url;
@@ -62,8 +62,17 @@ enum Probed {
     Refused(SignInError),
     /// It was answered by something else.
     Unclear(u16),
+    /// The page on which people would sign in is none.
+    NoPage(u16),
     /// It was not answered.
     Failed(ClientError),
+}
+
+/// Why nobody can sign in.
+struct Wrong {
+    finding: Finding,
+    /// Nothing else can be told then.
+    is_final: bool,
 }
 
 /// An error as endpoints answer it (RFC 6749 §5.2).
@@ -77,14 +86,15 @@ struct Refusal {
 pub async fn examine(settings: &Settings, clock: &Clock) -> Vec<Examined> {
     let mut all = Vec::with_capacity(settings.providers.len());
     let signed_out = super::signed_out_url(settings);
-    for (one, callbacks) in settings.providers.iter().zip(super::callbacks(settings)) {
+    let aliases: Vec<String> = settings.callback_aliases.iter().map(Url::to_string).collect();
+    for (one, callback) in settings.providers.iter().zip(super::callback_urls(settings)) {
         let provider = Provider::after(&[], one, clock);
         let back = settings.sign_out_at_provider.then_some(signed_out.as_str());
         let about = match settings.providers.len() {
             1 => "identity provider".to_owned(),
             _ => format!("identity provider {}", one.id),
         };
-        all.push(provider.examine(about, &callbacks, back).await);
+        all.push(provider.examine(about, &callback, &aliases, back).await);
     }
     all
 }
@@ -108,7 +118,13 @@ impl Finding {
 }
 
 impl Provider {
-    async fn examine(&self, about: String, callbacks: &[String], signed_out: Option<&str>) -> Examined {
+    async fn examine(
+        &self,
+        about: String,
+        callback: &str,
+        aliases: &[String],
+        signed_out: Option<&str>,
+    ) -> Examined {
         let settings = self.settings();
         let mut found = Examined {
             id: settings.id.clone(),
@@ -139,65 +155,77 @@ impl Provider {
                     .into(),
             ));
         }
-        let mut is_known = true;
-        for callback in callbacks {
-            let wrong = self.examine_callback(&at, callback).await;
-            is_known &= !matches!(wrong, Some((_, SignInError::InvalidClient { .. })));
-            found.findings.extend(wrong.map(|(finding, _)| Finding { about: about.clone(), ..finding }));
-        }
-        // Whoever is not known at all need not be told that the secret is wrong.
-        if let (true, Some(callback)) = (is_known, callbacks.first()) {
+        let wrong = self.examine_callback(&at, callback, aliases).await;
+        // Whoever is not known at all, or cannot be asked, need not be told what else it does not say.
+        let is_answered = !wrong.as_ref().is_some_and(|wrong| wrong.is_final);
+        found.findings.extend(wrong.map(|wrong| Finding { about: about.clone(), ..wrong.finding }));
+        if is_answered {
             found.findings.extend(
                 self.examine_client(&at, callback).await.map(|one| Finding { about: about.clone(), ..one }),
             );
+            for alias in aliases {
+                // People come back to it only from sign-ins that began before it was one.
+                if matches!(self.probe(&at, alias, &settings.scopes).await, Probed::Mismatch) {
+                    found.findings.push(Finding::slight(&about, sentence::alias(alias, settings)));
+                }
+            }
         }
-        if let (true, Some(back)) = (settings.kind.farewell() == Farewell::Cognito, signed_out) {
+        if let (true, true, Some(back)) =
+            (is_answered, settings.kind.farewell() == Farewell::Cognito, signed_out)
+        {
             let url = self.cognito_sign_out(&at, back);
-            if !self.is_registered(&url, back).await {
+            if self.is_registered(&url, back).await == Some(false) {
                 found.findings.push(Finding::slight(&about, sentence::sign_out(back)));
             }
         }
         found
     }
 
-    /// Why the provider would refuse sign-ins that come back to these callbacks; what is only not clear is left out.
-    pub(super) async fn refusals(&self, at: &Discovered, callbacks: &[String]) -> Vec<String> {
-        let mut found = Vec::new();
-        for callback in callbacks {
-            let wrong = self.examine_callback(at, callback).await;
-            found.extend(wrong.filter(|(finding, _)| finding.hop.is_none()).map(|(finding, _)| finding.text));
-        }
-        found
+    /// Why the provider would refuse sign-ins; what is only not clear is left out.
+    pub(super) async fn refusals(&self, at: &Discovered, callback: &str) -> Vec<String> {
+        let wrong = self.examine_callback(at, callback, &[]).await;
+        let wrong = wrong.filter(|wrong| wrong.finding.hop.is_none());
+        wrong.into_iter().map(|wrong| wrong.finding.text).collect()
     }
 
-    /// What comes of a sign-in that comes back to this callback.
-    async fn examine_callback(&self, at: &Discovered, callback: &str) -> Option<(Finding, SignInError)> {
+    /// What comes of a sign-in that comes back to this callback. `others`: further ones of ours, which are not mistaken for it.
+    async fn examine_callback(&self, at: &Discovered, callback: &str, others: &[String]) -> Option<Wrong> {
         let settings = self.settings();
         let scopes = &settings.scopes;
-        let other = || SignInError::Internal(String::new());
+        let wrong = |text: String| Wrong { finding: Finding::grave("", text), is_final: false };
         Some(match self.probe(at, callback, scopes).await {
             Probed::Good => return None,
             Probed::Mismatch => {
-                let near = self.near_miss(at, callback, scopes).await;
-                (Finding::grave("", sentence::mismatch(callback, near.as_deref(), settings)), other())
+                let near = self.near_miss(at, callback, others, scopes).await;
+                wrong(sentence::mismatch(callback, near.as_deref(), settings))
             }
             Probed::Refused(SignInError::InvalidScope { text, .. }) => {
                 let refused = self.refused_scopes(at, callback, scopes).await;
                 let error = SignInError::InvalidScope { scopes: refused.join(" "), text };
-                (Finding::grave("", sentence::refused(&error, settings)), error)
+                wrong(sentence::refused(&error, settings))
             }
-            Probed::Refused(error) => (Finding::grave("", sentence::refused(&error, settings)), error),
+            Probed::Refused(error) => Wrong {
+                is_final: matches!(error, SignInError::InvalidClient { .. }),
+                ..wrong(sentence::refused(&error, settings))
+            },
+            Probed::NoPage(status) => {
+                let wrong = wrong(sentence::no_page(status));
+                Wrong { finding: wrong.finding.at("HTTP"), ..wrong }
+            }
             Probed::Unclear(status) => {
                 let text = format!(
                     "it answers the request to sign in with {status} and shows no way to sign in: open {} in a browser, and \
                      compare idp_client_id and the callback URL {callback} at the provider",
                     at.authorization_endpoint
                 );
-                (Finding::grave("", text).at("HTTP"), other())
+                let wrong = wrong(text);
+                Wrong { finding: wrong.finding.at("HTTP"), ..wrong }
             }
             Probed::Failed(error) => {
                 let text = sentence::unreachable("where people sign in", &error, settings);
-                (Finding::grave("", text).at(error.hop()), other())
+                // Codes are exchanged at the same host, as a rule.
+                let is_final = at.authorization_endpoint.host() == at.token_endpoint.host();
+                Wrong { finding: Finding::grave("", text).at(error.hop()), is_final }
             }
         })
     }
@@ -226,10 +254,31 @@ impl Provider {
             Ok(request) => request,
             Err(error) => return Probed::Failed(ClientError::Url(error.to_string())),
         };
-        match self.client.call(request).await {
-            Ok(answer) => self.read_probe(&url, &answer),
-            Err(error) => Probed::Failed(error),
+        let answer = match self.client.call(request).await {
+            Ok(answer) => answer,
+            Err(error) => return Probed::Failed(error),
+        };
+        match self.read_probe(&url, &answer) {
+            Probed::Good if self.settings().kind == Kind::Cognito => {
+                self.look_at_the_page(&url, &answer).await.map_or(Probed::Good, Probed::NoPage)
+            }
+            probed => probed,
         }
+    }
+
+    /// The status of the page to which people are sent on for signing in, when it is one of an error: Cognito sends them there
+    /// without a word of what is missing. What cannot be told for certain is not.
+    async fn look_at_the_page(&self, asked: &Url, answer: &Answer) -> Option<u16> {
+        let to = answer.headers.get(LOCATION)?.to_str().ok()?;
+        let page = asked.join(to).ok().filter(|page| page.origin() == asked.origin())?;
+        let cookies = answer.headers.get_all(SET_COOKIE).into_iter().filter_map(|line| line.to_str().ok());
+        let cookies: Vec<&str> = cookies.filter_map(|line| line.split(';').next()).collect();
+        let request =
+            Request::get(page.as_str()).header("accept", "text/html").header(COOKIE, cookies.join("; "));
+        let shown = self.client.call(request.body(Bytes::new()).ok()?).await.ok()?;
+        let text = shown.body.get(..shown.body.len().min(LOOK)).unwrap_or_default();
+        let is_none = String::from_utf8_lossy(text).contains("Login pages unavailable");
+        (is_none || shown.status.is_client_error()).then(|| shown.status.as_u16())
     }
 
     fn read_probe(&self, asked: &Url, answer: &Answer) -> Probed {
@@ -269,8 +318,14 @@ impl Provider {
     }
 
     /// The callback that is registered instead, when it is one that is easily mistaken for this one.
-    async fn near_miss(&self, at: &Discovered, callback: &str, scopes: &[String]) -> Option<String> {
-        for other in near(callback) {
+    async fn near_miss(
+        &self,
+        at: &Discovered,
+        callback: &str,
+        ours: &[String],
+        scopes: &[String],
+    ) -> Option<String> {
+        for other in near(callback).into_iter().filter(|other| !ours.contains(other)) {
             if matches!(self.probe(at, &other, scopes).await, Probed::Good) {
                 return Some(other);
             }
@@ -280,14 +335,24 @@ impl Provider {
 
     /// Which of the scopes are refused, one by one.
     async fn refused_scopes(&self, at: &Discovered, callback: &str, scopes: &[String]) -> Vec<String> {
+        let openid = || "openid".to_owned();
+        let is_refused = async |scopes: &[String]| {
+            matches!(
+                self.probe(at, callback, scopes).await,
+                Probed::Refused(SignInError::InvalidScope { .. })
+            )
+        };
+        // With it, so would each other one be.
+        if is_refused(&[openid()]).await {
+            return vec![openid()];
+        }
         let mut refused = Vec::new();
         for scope in scopes.iter().filter(|scope| *scope != "openid") {
-            let probed = self.probe(at, callback, &["openid".to_owned(), scope.clone()]).await;
-            if matches!(probed, Probed::Refused(SignInError::InvalidScope { .. })) {
+            if is_refused(&[openid(), scope.clone()]).await {
                 refused.push(scope.clone());
             }
         }
-        // None by itself: all of them together, or `openid`.
+        // None by itself: all of them together.
         if refused.is_empty() { scopes.to_vec() } else { refused }
     }
 
@@ -341,6 +406,11 @@ impl Provider {
         let answer = self.client.call(request).await.ok()?;
         let after = self.clock.now();
         let theirs = date(answer.headers.get(DATE)?.to_str().ok()?)?;
+        // A cache tells when the answer was made, and how long it has kept it (RFC 9111 §5.1).
+        let theirs = match answer.headers.get(AGE) {
+            Some(age) => theirs + Duration::from_secs(age.to_str().ok()?.trim().parse().ok()?),
+            None => theirs,
+        };
         // Theirs is whole seconds.
         let (ahead, behind) = (theirs.since(after), before.since(theirs + Duration::from_secs(1)));
         let (differs, way) = if ahead > behind { (ahead, "ahead of") } else { (behind, "behind") };

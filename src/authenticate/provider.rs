@@ -107,7 +107,7 @@ pub struct Provider {
     fetching: tokio::sync::Mutex<Option<Failed>>,
     /// The provider knew us by the body, not by the header.
     pub(super) prefers_post: AtomicBool,
-    pub(super) sign_out_registered: tokio::sync::Mutex<Option<(bool, Timestamp)>>,
+    pub(super) sign_out_registered: tokio::sync::Mutex<Option<(Option<bool>, Timestamp)>>,
     /// Told when an endpoint could not be reached.
     doubt: tokio::sync::Notify,
     /// When it last answered anything, in milliseconds since the epoch.
@@ -277,13 +277,13 @@ impl Provider {
         self.findings.load_full()
     }
 
-    /// Asks the provider, a moment after the start and every hour, what it would say to a browser that comes back to one of
-    /// these URLs: a callback that is not registered is the one fault that no service hears of otherwise.
-    pub(super) async fn look_ahead(&self, callbacks: &[String]) {
+    /// Asks the provider, a moment after the start and every hour, what it would say to a browser that comes back to
+    /// this URL: a callback that is not registered is the one fault that no service hears of otherwise.
+    pub(super) async fn look_ahead(&self, callback: &str) {
         tokio::time::sleep(FIRST_LOOK).await;
         loop {
             if let Some(known) = self.discovered.load_full() {
-                self.note_findings(self.refusals(&known.documents, callbacks).await);
+                self.note_findings(self.refusals(&known.documents, callback).await);
             }
             let is_well = self.is_known() && self.findings.load().is_empty();
             tokio::time::sleep(if is_well { REFRESH } else { LOOK_AGAIN }).await;

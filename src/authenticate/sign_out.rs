@@ -119,7 +119,7 @@ impl Authenticate {
             (Farewell::Nowhere, _) | (Farewell::EndSession, None) => None,
             (Farewell::Cognito, _) => {
                 let url = provider.cognito_sign_out(&discovered, &back);
-                provider.is_registered(&url, &back).await.then(|| url.into())
+                (provider.is_registered(&url, &back).await == Some(true)).then(|| url.into())
             }
             (Farewell::EndSession | Farewell::Auth0, Some(endpoint)) => {
                 let mut url = endpoint.clone();
@@ -161,8 +161,8 @@ impl Provider {
     }
 
     /// Whether the sign-out URL is registered at the app client. It can be learnt without credentials: Cognito
-    /// redirects to the URL itself, or to an error page on which people would be stranded.
-    pub(super) async fn is_registered(&self, url: &Url, back: &str) -> bool {
+    /// redirects to the URL itself, or to an error page on which people would be stranded. `None`: it did not say.
+    pub(super) async fn is_registered(&self, url: &Url, back: &str) -> Option<bool> {
         let mut known = self.sign_out_registered.lock().await;
         let now = self.clock.now();
         if let Some((registered, until)) = *known
@@ -170,14 +170,14 @@ impl Provider {
         {
             return registered;
         }
-        let Ok(request) = Request::get(url.as_str()).body(Bytes::new()) else { return false };
+        let Ok(request) = Request::get(url.as_str()).body(Bytes::new()) else { return None };
         let client = self.client.with_limits(Limits { time: Duration::from_secs(3), ..Limits::default() });
         let registered = match client.call(request).await {
             Ok(answer) => answer.headers.get(LOCATION).is_some_and(|to| to.as_bytes() == back.as_bytes()),
             Err(error) => {
                 tracing::warn!(%error, "the provider's sign-out cannot be reached; people stay on our own page");
-                *known = Some((false, now + UNREACHABLE));
-                return false;
+                *known = Some((None, now + UNREACHABLE));
+                return None;
             }
         };
         if !registered {
@@ -187,7 +187,7 @@ impl Provider {
                  (Amazon Cognito > User pools > the pool > App clients > Login pages); until then people stay signed in there"
             );
         }
-        *known = Some((registered, now + if registered { REGISTERED } else { UNREGISTERED }));
-        registered
+        *known = Some((Some(registered), now + if registered { REGISTERED } else { UNREGISTERED }));
+        Some(registered)
     }
 }

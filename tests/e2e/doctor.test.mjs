@@ -51,6 +51,17 @@ const faults = {
   'the callback is registered with another path': [{ ...registered, CALLBACKS: callback.replace('/oauth2/callback', '/callback') }, {}, /which has another path/],
   'a scope is not enabled': [registered, { idp_client_id: 'noprofile', idp_client_secret: another },
     /^error: identity provider: it refuses the scope profile for this client: enable it at .* > OpenID Connect scopes, or take it out of idp_scopes$/],
+  'the scope openid is not enabled': [registered, { idp_client_id: 'noopenid', idp_client_secret: another },
+    /^error: identity provider: it refuses the scope openid for this client: enable it at/],
+  'the app client has no style': [{ ...registered, NO_STYLE: '1' }, {},
+    /^error: identity provider: its login page answers 403 \("Login pages unavailable"\), so nobody can sign in: .* Branding > Managed login > Styles/],
+  'the domain of the pool has no address': [{ ...registered, DOMAIN: 'https://login.invalid' }, {},
+    /^error: identity provider: where people sign in cannot be reached \(name\): .*; login\.invalid is the pool's domain: give a domain of your own its DNS record, or wait/],
+  'an old callback is not registered': [registered, { authenticate_callback_aliases: ['https://old.localhost:8443/oauth2/callback'] },
+    /^warning: identity provider: https:\/\/old\.localhost:8443\/oauth2\/callback, one of authenticate_callback_aliases, is not registered: if no sign-ins come back there/],
+  'only an old callback is registered': [{ ...registered, CALLBACKS: callback.replace('/oauth2/callback', '/callback') },
+    { authenticate_callback_aliases: [callback.replace('/oauth2/callback', '/callback')] },
+    new RegExp(`^error: identity provider: the callback URL is not registered: add ${callback} at`)],
   'no identity provider is enabled': [registered, { idp_client_id: 'noidp', idp_client_secret: another },
     /^error: identity provider: the app client may not sign people in: .*Identity providers/],
   'the secret is wrong': [registered, { idp_client_secret: 'y'.repeat(48) }, /^error: identity provider: it does not accept idp_client_id confidential with idp_client_secret: the secret is wrong or was replaced/],
@@ -99,12 +110,25 @@ test('nothing is found where nothing is wrong, and every endpoint is printed', a
   }
 });
 
+test('a document that a cache has kept for a while says nothing of a clock', async () => {
+  const answer = (request, response) => {
+    if (!request.url.includes('openid-configuration')) return false;
+    response.setHeader('date', new Date(Date.now() - 1358000).toUTCString());
+    response.setHeader('age', '1358');
+    return false;
+  };
+  const said = await behind(answer, (issuer) => doctor({ idp_provider_url: issuer }));
+  assert.deepEqual(findings(said), []);
+  assert.equal(said.code, 0, said.out);
+});
+
 // What stands between: it answers some paths, and not others.
 async function between(op, answer) {
   const server = http.createServer((request, response) => {
     if (answer(request, response)) return;
     http.get({ host: '127.0.0.1', port: op.issuerPort, path: request.url, headers: { host: new URL(op.issuer).host } }, (from) => {
-      response.writeHead(from.statusCode, { ...from.headers, date: response.getHeader('date') ?? from.headers.date });
+      const { date = from.headers.date, age } = response.getHeaders();
+      response.writeHead(from.statusCode, { ...from.headers, date, ...(age && { age }) });
       from.pipe(response);
     });
   });
@@ -124,33 +148,37 @@ const ways = {
     /^error: identity provider: its clock is (29[0-9]|30[0-9]) s behind this machine's.* NTP/],
 };
 
+// A provider with something between, which it calls itself by; what comes of asking there.
+async function behind(answer, ask) {
+  const port = await freePort();
+  const issuer = `http://idp.localhost:${port}/eu-west-2_KcLwCelr7`;
+  const op = await provider({ ...registered, ISSUER: issuer });
+  const front = await between(op, answer);
+  const forward = http.createServer((request, response) => {
+    http.get({ host: '127.0.0.1', port: front.port, path: request.url }, (from) => {
+      response.sendDate = false;
+      response.writeHead(from.statusCode, from.headers);
+      from.pipe(response);
+    });
+  });
+  await new Promise((done) => forward.listen(port, '127.0.0.1', done));
+  try {
+    return await ask(issuer);
+  } finally {
+    forward.closeAllConnections();
+    await new Promise((done) => forward.close(done));
+    await front.stop();
+    await op.stop();
+  }
+}
+
 for (const [fault, [answer, expected]] of Object.entries(ways)) {
   test(`found: ${fault}`, async () => {
-    // The provider calls itself what is in front of it.
-    const port = await freePort();
-    const issuer = `http://idp.localhost:${port}/eu-west-2_KcLwCelr7`;
-    const op = await provider({ ...registered, ISSUER: issuer });
-    const front = await between(op, answer);
-    const forward = http.createServer((request, response) => {
-      http.get({ host: '127.0.0.1', port: front.port, path: request.url }, (from) => {
-        response.sendDate = false;
-        response.writeHead(from.statusCode, from.headers);
-        from.pipe(response);
-      });
-    });
-    await new Promise((done) => forward.listen(port, '127.0.0.1', done));
-    try {
-      const said = await doctor({ idp_provider_url: issuer });
-      const found = findings(said);
-      assert.equal(found.length, 1, `${said.out}${said.err}`);
-      assert.match(found[0], expected);
-      table.push([fault, found[0]]);
-    } finally {
-      forward.closeAllConnections();
-      await new Promise((done) => forward.close(done));
-      await front.stop();
-      await op.stop();
-    }
+    const said = await behind(answer, (issuer) => doctor({ idp_provider_url: issuer }));
+    const found = findings(said);
+    assert.equal(found.length, 1, `${said.out}${said.err}`);
+    assert.match(found[0], expected);
+    table.push([fault, found[0]]);
   });
 }
 

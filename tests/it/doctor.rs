@@ -256,6 +256,15 @@ fn routes_and_policies_that_are_probably_not_meant_are_named_with_their_place() 
         contains(&case.only(settings, APP), &parts);
     }
     assert_eq!(case.examine("jwt_claims_headers: [name, email]\nrequire_claims: [name]", APP).0, 0);
+    // Cognito sends all that there is when nothing but `openid` is asked for.
+    let of_scopes = |scopes: &str| {
+        let settings = format!(
+            "idp_provider: cognito\nidp_scopes: [{scopes}]\njwt_claims_headers: [name]\nrequire_claims: [name]"
+        );
+        let (_, found) = case.examine(&settings, &mail);
+        found.iter().filter(|one| one["about"] == "configuration").count()
+    };
+    assert_eq!([of_scopes("openid"), of_scopes("openid, phone")], [0, 3]);
     // The same in the log of a process that runs with it, and in its status.
     let public = route("    allow_public_unauthenticated_access: true");
     assert_eq!(case.examine("", &public), (0, Vec::new()), "it is said, so it is meant");

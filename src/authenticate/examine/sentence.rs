@@ -70,7 +70,20 @@ fn not_there(status: u16, settings: &ProviderSettings) -> String {
 
 /// Why something could not be called; which hop failed is in the sentence.
 pub(super) fn unreachable(what: &str, error: &ClientError, settings: &ProviderSettings) -> String {
+    let is_issuer = |host: &str| settings.issuer.host().as_deref() == Some(host);
     let advice = match error {
+        ClientError::Dial(DialError::Name { host, .. })
+            if !is_issuer(host) && settings.kind == Kind::Cognito =>
+        {
+            format!(
+                "{host} is the pool's domain: give a domain of your own its DNS record, or wait until it is active (Amazon Cognito > \
+             User pools > the pool > Branding > Domain)"
+            )
+        }
+        ClientError::Dial(DialError::Name { host, .. }) if !is_issuer(host) => format!(
+            "its discovery document names {host}: correct it there or this machine's DNS, or give the name an address with \
+             idp_resolve"
+        ),
         ClientError::Dial(DialError::Name { host, .. }) => {
             match pool_of(settings.issuer.as_str()).filter(|_| settings.issuer.is_cognito) {
                 Some((region, _)) if settings.issuer.as_str().contains(host.as_str()) => format!(
@@ -86,7 +99,7 @@ pub(super) fn unreachable(what: &str, error: &ClientError, settings: &ProviderSe
             "open the way to it out of this network (firewall, NetworkPolicy, NAT), or set idp_http_proxy"
                 .into()
         }
-        ClientError::Tls { error, .. } => tls(error).into(),
+        ClientError::Tls { error, host } => tls(error, is_issuer(host)).into(),
         ClientError::Proxy { .. } => "have that proxy let it through, or change idp_http_proxy".into(),
         ClientError::Time { .. } => "the provider or something on the way to it is too slow".into(),
         ClientError::Url(_) | ClientError::Http { .. } | ClientError::Size { .. } => {
@@ -97,7 +110,7 @@ pub(super) fn unreachable(what: &str, error: &ClientError, settings: &ProviderSe
 }
 
 /// What to do about a handshake that failed.
-fn tls(error: &std::io::Error) -> &'static str {
+fn tls(error: &std::io::Error, is_issuer: bool) -> &'static str {
     use rustls::{CertificateError, Error};
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match inner {
@@ -112,20 +125,29 @@ fn tls(error: &std::io::Error) -> &'static str {
         )) => "its certificate is out of its time, or this machine's clock is wrong: compare both",
         Some(Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        )) => {
+        )) if is_issuer => {
             "its certificate is for another name: correct the name in idp_provider_url, or what idp_resolve says of it"
+        }
+        Some(Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        )) => {
+            "its certificate is for another name: have it renewed there, or correct what idp_resolve says of it"
         }
         _ => "something on the way to it does not speak TLS, or breaks it open",
     }
 }
 
-/// The provider does not take the callback.
-pub(super) fn mismatch(callback: &str, near: Option<&str>, settings: &ProviderSettings) -> String {
-    let place = if settings.kind == Kind::Cognito {
+fn place_of_callbacks(settings: &ProviderSettings) -> String {
+    if settings.kind == Kind::Cognito {
         format!("{APP_CLIENT} > Login pages > Allowed callback URLs")
     } else {
         "this client's redirect URIs at the provider".to_owned()
-    };
+    }
+}
+
+/// The provider does not take the callback.
+pub(super) fn mismatch(callback: &str, near: Option<&str>, settings: &ProviderSettings) -> String {
+    let place = place_of_callbacks(settings);
     match near {
         Some(near) => format!(
             "the callback URL is registered there as {near}, which {}: register {callback} at {place}, letter by letter",
@@ -208,6 +230,24 @@ pub(super) fn refused(error: &SignInError, settings: &ProviderSettings) -> Strin
             format!("it refuses the request to sign in: {other}{text}")
         }
     }
+}
+
+/// An old callback is not registered.
+pub(super) fn alias(alias: &str, settings: &ProviderSettings) -> String {
+    format!(
+        "{alias}, one of authenticate_callback_aliases, is not registered: if no sign-ins come back there any more, take it out; \
+         else register it at {}",
+        place_of_callbacks(settings)
+    )
+}
+
+/// The page on which people would sign in is none.
+pub(super) fn no_page(status: u16) -> String {
+    format!(
+        "its login page answers {status} (\"Login pages unavailable\"), so nobody can sign in: the app client may have no style, as \
+         those made by the API or Terraform have none; create one at Amazon Cognito > User pools > the pool > Branding > Managed \
+         login > Styles, or set the branding version of the domain to Hosted UI (classic)"
+    )
 }
 
 /// The URL to which people come back who have signed out.

@@ -55,9 +55,7 @@ impl Resolver<'_> {
                 _ => {}
             }
             if route.policy.reads_email() {
-                let lacks = |one: &&ProviderSettings| {
-                    one.kind.is_oidc() && !one.scopes.iter().any(|scope| scope == "email")
-                };
+                let lacks = |one: &&ProviderSettings| lacks_scope(one, "email");
                 if let Some(provider) = providers.iter().filter(known).find(lacks) {
                     let message = format!(
                         "its policy looks at e-mail addresses, and idp_scopes of `{}` has no `email`: the provider may send none",
@@ -80,9 +78,7 @@ impl Resolver<'_> {
             .map(|claim| ("require_claims", claim, "nobody may have it, and nobody is let in then"));
         for (name, claim, outcome) in passed_on.chain(demanded) {
             let Some(scope) = scope_of(&claim) else { continue };
-            let lacks = |one: &&ProviderSettings| {
-                one.kind.is_oidc() && !one.scopes.iter().any(|known| known == scope)
-            };
+            let lacks = |one: &&ProviderSettings| lacks_scope(one, scope);
             if let Some(provider) = providers.iter().find(lacks) {
                 let message = format!(
                     "the claim `{claim}` comes with the scope `{scope}`, which idp_scopes of `{}` lacks: {outcome}",
@@ -151,6 +147,15 @@ impl Resolver<'_> {
     fn named(&self, route: &RouteSettings) -> String {
         self.layers.problem(&route.place, String::new()).key
     }
+}
+
+/// Whether a provider sends less than it could because this scope is not asked for. Cognito sends all that the app client may
+/// read when `openid` is all that is asked for (Amazon Cognito, "Scopes, M2M, and resource servers").
+fn lacks_scope(provider: &ProviderSettings, scope: &str) -> bool {
+    const OF_PEOPLE: [&str; 3] = ["email", "phone", "profile"];
+    let has = |wanted: &str| provider.scopes.iter().any(|known| known == wanted);
+    let sends_all = provider.kind == Kind::Cognito && has("openid") && !OF_PEOPLE.iter().any(|one| has(one));
+    provider.kind.is_oidc() && !has(scope) && !sends_all
 }
 
 /// The scope that a claim comes with (OpenID Connect Core §5.4).
