@@ -138,9 +138,10 @@ impl Clock {
         {
             return time + since;
         }
-        let time = self.now();
-        LAST.set(Some((instant, time)));
-        time
+        // Read together: what passed since the instant was read would be added to all that follow.
+        let (then, time) = (self.instant(), self.now());
+        LAST.set(Some((then, time)));
+        time - then.saturating_duration_since(instant)
     }
 
     /// A monotonic reading, for measuring how long something took.

@@ -14,8 +14,8 @@ mod signer;
 mod trust;
 
 pub use jwt::{
-    Algorithm, Expected, KeySet, LEEWAY, SOUND, TokenError, VerifiedToken, peek_audiences, peek_claim,
-    verify, verify_access_token_hash,
+    Algorithm, Expected, KeySet, LEEWAY, SOUND, TokenError, VerifiedToken, numeric_date, peek_audiences,
+    peek_claim, verify, verify_access_token_hash,
 };
 pub use seal::{KeyRing, Purpose, SealKey};
 pub use signer::{Signer, SigningKeyError, pem_blocks};

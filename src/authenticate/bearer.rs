@@ -258,8 +258,9 @@ fn bearer(
     reading: &crate::identity::Reading,
     now: Timestamp,
 ) -> Result<Bearer, BearerError> {
-    let until = claims.get("exp").and_then(Value::as_f64).map(Duration::from_secs_f64);
-    let until = until.map_or(now + ASKED, |since| Timestamp::default() + since);
+    let until =
+        crypto::numeric_date(&claims, "exp").map_err(|error| BearerError::Invalid(error.to_string()))?;
+    let until = until.unwrap_or(now + ASKED);
     let name =
         claims.get("jti").and_then(Value::as_str).map(|jti| crypto::encode(&crypto::sha256(jti.as_bytes())));
     let name = name.as_deref().and_then(|name| name.get(..16)).unwrap_or("none");

@@ -235,9 +235,11 @@ impl TokenIssuer {
             return Err(BearerError::Invalid("it is not active".into()));
         }
         let mut claims = said.claims;
-        let time = |name: &str| claims.get(name).and_then(Value::as_u64).map(Timestamp::from_unix_seconds);
-        if time("exp").is_some_and(|expires| now >= expires) || time("nbf").is_some_and(|begins| begins > now)
-        {
+        let time = |name| {
+            crypto::numeric_date(&claims, name).map_err(|error| BearerError::Invalid(error.to_string()))
+        };
+        let (expires, begins) = (time("exp")?, time("nbf")?);
+        if expires.is_some_and(|expires| now >= expires) || begins.is_some_and(|begins| begins > now) {
             return Err(BearerError::Invalid("it has expired, or is not valid yet".into()));
         }
         if claims.get("iss").is_some_and(|issuer| issuer.as_str() != Some(&self.settings.issuer)) {

@@ -79,15 +79,14 @@ impl Authenticate {
         if claims.contains_key("nonce") {
             return Err(refuse("a logout token has no `nonce`"));
         }
-        let issued = claims.get("iat").and_then(Value::as_u64).ok_or_else(|| refuse("`iat` is missing"))?;
+        let time = |name| crypto::numeric_date(claims, name).map_err(|error| refuse(&error.to_string()));
+        let issued = time("iat")?.ok_or_else(|| refuse("`iat` is missing"))?;
         let name = text("jti").ok_or_else(|| refuse("`jti` is missing"))?;
         let (subject, session) = (text("sub"), text("sid"));
         if subject.is_none() && session.is_none() {
             return Err(refuse("neither `sub` nor `sid` says who is meant"));
         }
-        let issued = Timestamp::from_unix_seconds(issued);
-        let until = claims.get("exp").and_then(Value::as_u64).map(Timestamp::from_unix_seconds);
-        let until = until.unwrap_or(issued + UNDATED) + LEEWAY + LEEWAY;
+        let until = time("exp")?.unwrap_or(issued + UNDATED) + LEEWAY + LEEWAY;
         // Without the secrets of a later rotation: what was said is forgotten soon enough.
         let said = self.keys.tag(Purpose::Once, &[b"logout", discovered.issuer.as_bytes(), name.as_bytes()]);
         let key = said.first_chunk().map(|key| Id(*key)).unwrap_or_else(Id::random);

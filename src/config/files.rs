@@ -18,10 +18,12 @@ use crate::crypto;
 #[derive(Clone, Debug, Default)]
 pub struct Files {
     seen: Arc<BTreeMap<PathBuf, Seen>>,
-    /// What was in them, or the system's error, while one configuration is read: a file that several settings name is the
-    /// same for all of them.
-    contents: Option<HashMap<PathBuf, Result<Zeroizing<Vec<u8>>, i32>>>,
+    /// While one configuration is read: a file that several settings name is the same for all of them.
+    contents: Option<HashMap<PathBuf, Content>>,
 }
+
+/// What was in a file, or the system's error.
+type Content = Result<Zeroizing<Vec<u8>>, i32>;
 
 /// What the system said about the files, at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,7 +175,8 @@ mod tests {
         assert!(files.hold_the_same(false));
         assert_eq!(files.look(), files.as_read());
 
-        fs::write(path("a"), "two").unwrap();
+        // Of another length: not every file system has a clock that is fine enough.
+        fs::write(path("a"), "three").unwrap();
         assert!(files.look() != files.as_read() && !files.hold_the_same(false));
         files.read(&path("a")).unwrap();
         fs::remove_file(path("a")).unwrap();
@@ -200,8 +203,8 @@ mod tests {
         let mut files = Files::of_one_reading();
         assert_eq!(files.read(&path("a")).unwrap(), b"one");
         assert_eq!(files.read(&path("b")).unwrap_err().kind(), io::ErrorKind::NotFound);
-        fs::write(path("a"), "two").unwrap();
-        fs::write(path("b"), "two").unwrap();
+        fs::write(path("a"), "three").unwrap();
+        fs::write(path("b"), "three").unwrap();
         assert_eq!(files.read(&path("a")).unwrap(), b"one");
         assert_eq!(files.read(&path("b")).unwrap_err().kind(), io::ErrorKind::NotFound);
         // That they are others now is noticed.
@@ -209,7 +212,7 @@ mod tests {
         files.are_all_read();
         assert_eq!(
             (files.read(&path("a")).unwrap(), files.read(&path("b")).unwrap()),
-            (b"two".into(), b"two".into())
+            (b"three".into(), b"three".into())
         );
         assert_eq!(files.look(), files.as_read());
     }

@@ -322,8 +322,14 @@ fn check_times(
     Ok(())
 }
 
-/// A `NumericDate` may be fractional (RFC 7519 §2).
-fn numeric_date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<Timestamp>, TokenError> {
+/// A claim that is a time. It may be fractional (RFC 7519 §2).
+///
+/// # Errors
+/// When it is no number, or none that is a time.
+pub fn numeric_date(
+    claims: &Map<String, Value>,
+    name: &'static str,
+) -> Result<Option<Timestamp>, TokenError> {
     match claims.get(name) {
         None => Ok(None),
         Some(value) => match value.as_f64() {

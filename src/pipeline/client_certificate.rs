@@ -63,7 +63,7 @@ fn shown_before(
     }
     let Some(auth) = asked else { return Ok(None) };
     let shown = check(downstream, tls, auth, now);
-    if !shown.as_ref().is_some_and(|shown| shown.flaw.is_none()) {
+    if shown.as_ref().is_none_or(|shown| shown.flaw.is_some()) {
         downstream.activity.retire();
         if auth.rejects() {
             return Err(Refusal::Misdirected);

@@ -303,6 +303,16 @@ async fn a_file_is_read_again_and_belongs_to_one_process() {
     assert_eq!(store.load(first.id, NOW).await.unwrap(), Some((first, record)));
 }
 
+/// A port of this machine at which nobody listens, and which the system gives to nobody who asks for any.
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: std::sync::LazyLock<std::sync::atomic::AtomicU16> = std::sync::LazyLock::new(|| {
+        std::sync::atomic::AtomicU16::new(u16::try_from(std::process::id() % 16_000).unwrap())
+    });
+    loop {
+        // Below those that the system picks from.
+        let port = 12_000 + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 16_000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }

@@ -132,19 +132,19 @@ test('a person chooses a provider with the keyboard, and the choice is remembere
 
 test('a page that wants a fresh sign-in asks for one and goes on', () => withStack({ routes: (port, to) => [
   { from: `https://app.localhost:${port}`, path: '/transfer', to, pass_identity_headers: true,
-    policy: [{ allow: { and: [{ authenticated_user: true }] } }, { deny: { not: [{ auth_time: { within: '3s' } }] } }] },
+    policy: [{ allow: { and: [{ authenticated_user: true }] } }, { deny: { not: [{ auth_time: { within: '8s' } }] } }] },
   { from: `https://app.localhost:${port}`, to, pass_identity_headers: true, allow_any_authenticated_user: true },
 ] }, async ({ port }) => {
   const jane = await person(chrome);
   const page = await jane.newPage();
   await signIn(page, `https://app.localhost:${port}/`, 'jane');
-  await page.waitForTimeout(4000);
+  await page.waitForTimeout(9000);
   await page.goto(`https://app.localhost:${port}/`);
   assert.equal(await page.textContent('#path'), 'GET /', 'an old sign-in will do here');
   const asked = page.waitForRequest(/\/oauth2\/authorize\?/);
   await page.goto(`https://app.localhost:${port}/transfer?to=bob`);
   const parameters = new URL((await asked).url()).searchParams;
-  assert.deepEqual([parameters.get('max_age'), parameters.get('prompt')], ['3', 'login']);
+  assert.deepEqual([parameters.get('max_age'), parameters.get('prompt')], ['8', 'login']);
   await choose(page, 'jane');
   await page.waitForURL(`https://app.localhost:${port}/transfer?to=bob`);
   assert.equal(await page.textContent('#path'), 'GET /transfer?to=bob');
@@ -303,7 +303,7 @@ for (const [name, late, check] of [
   ['once', 1, async (page) => assert.equal(await page.textContent('#path'), 'GET /late')],
   ['always', Infinity, async (page) => assert.match(await page.textContent('main'), /The code was refused/)],
 ]) {
-  test(`a code that has expired, ${name}, is not a dead end`, () => withStack({ provider: { CODE_TTL: '1' } }, async ({ port }) => {
+  test(`a code that has expired, ${name}, is not a dead end`, () => withStack({ provider: { CODE_TTL: '2' } }, async ({ port }) => {
     const jane = await person(chrome);
     const page = await jane.newPage();
     const wire = await jane.newCDPSession(page);
@@ -311,7 +311,7 @@ for (const [name, late, check] of [
     let held = 0;
     wire.on('Fetch.requestPaused', async ({ requestId }) => {
       held += 1;
-      if (held <= late) await new Promise((done) => setTimeout(done, 2500));
+      if (held <= late) await new Promise((done) => setTimeout(done, 3500));
       await wire.send('Fetch.continueRequest', { requestId });
     });
     await page.goto(`https://app.localhost:${port}/late`);

@@ -20,12 +20,21 @@ export const secret = 'standin0only0for0loopback0tests0a1b2c3d4e5f6g7h8i9j0';
 const running = new Set();
 process.on('exit', () => running.forEach((child) => child.kill('SIGKILL')));
 
-export const freePort = () => new Promise((done) => {
-  const server = net.createServer().listen(0, '127.0.0.1', () => {
-    const { port } = server.address();
-    server.close(() => done(port));
-  });
-});
+// Where nobody listens; another one each time, for the system may say the same one again.
+const given = new Set();
+export async function freePort() {
+  for (;;) {
+    const port = await new Promise((done) => {
+      const server = net.createServer().listen(0, '127.0.0.1', () => {
+        const { port } = server.address();
+        server.close(() => done(port));
+      });
+    });
+    if (given.has(port)) continue;
+    given.add(port);
+    return port;
+  }
+}
 
 function start(command, args, env, ready) {
   const child = spawn(command, args, { env: { ...env, PATH: process.env.PATH, HOME: os.tmpdir() }, cwd: here });

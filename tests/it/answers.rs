@@ -345,15 +345,24 @@ fn what_comes_unasked_on_a_waiting_connection_is_nobodys_answer() {
     for unasked in [STRANGE, "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n", "\r\n"] {
         let from = Arc::new(Mutex::new(Vec::new()));
         let seen = from.clone();
+        let (tell, told) = std::sync::mpsc::channel();
         rig.upstream.script(move |stream, _| {
             seen.lock().unwrap().push(stream.peer_addr().unwrap());
             let _ = stream.write_all(PLAIN);
+            // It waits by now, and is closed when something comes.
             std::thread::sleep(Duration::from_millis(30));
-            stream.write_all(unasked.as_bytes()).is_ok()
+            let _ = stream.write_all(unasked.as_bytes());
+            let (mut stream, tell) = (stream.try_clone().unwrap(), tell.clone());
+            std::thread::spawn(move || {
+                stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                let read = stream.read(&mut [0; 64]).map_err(|error| error.kind());
+                let _ = tell.send(matches!(read, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)));
+            });
+            true
         });
         for _ in 0..3 {
             assert_eq!(ask(&rig, "GET").body, "ok", "{unasked:?}");
-            std::thread::sleep(Duration::from_millis(80));
+            assert!(told.recv_timeout(Duration::from_secs(12)).unwrap(), "{unasked:?}: it was closed");
         }
         let from = from.lock().unwrap();
         assert_eq!(from.iter().collect::<HashSet<_>>().len(), 3, "{unasked:?} {from:?}");

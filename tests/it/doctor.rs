@@ -94,7 +94,7 @@ fn nothing_is_found_where_nothing_is_wrong() {
 #[test]
 fn a_provider_that_cannot_be_reached_is_named_with_the_hop() {
     let case = Case::new();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], crate::rig::free_port()));
     let name = case.only("idp_provider_url: https://idp.invalid", NONE);
     assert_eq!((&name["hop"], &name["about"]), (&json!("name"), &json!("identity provider")));
     contains(&name, &["idp.invalid cannot be looked up", "idp_resolve"]);
@@ -118,7 +118,7 @@ fn a_provider_that_cannot_be_reached_is_named_with_the_hop() {
 #[test]
 fn upstreams_that_cannot_be_reached_are_named_with_the_hop_and_the_route() {
     let case = Case::new();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], crate::rig::free_port()));
     let tls = encrypted("other.localhost");
     for (to, hop, part) in [
         ("http://app.invalid".to_owned(), "name", "correct the name in `to`"),
@@ -152,7 +152,7 @@ fn upstreams_that_cannot_be_reached_are_named_with_the_hop_and_the_route() {
 #[test]
 fn a_store_that_cannot_be_used_is_found() {
     let case = Case::new();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], crate::rig::free_port()));
     let of = |kind: &str, url: &str| {
         format!(
             "databroker_storage_type: {kind}\ndatabroker_storage_connection_string: {url}\nshared_secret: 3q2+7w3K0GmUhVnXo5rTzZqfYb8dWcJtAeRkLpQsMxE="

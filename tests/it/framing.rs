@@ -268,8 +268,6 @@ fn slow_and_oversized_heads_are_cut_off_and_others_served_meanwhile() {
         assert!(statuses.contains(&answer.status), "{answer:?}");
     }
     assert_eq!(rig.upstream.seen(), "");
-    // Each has two ends, and the other one is in another process.
-    rlimit::increase_nofile_limit(4096).unwrap();
     let held: Vec<_> = (0..2000)
         .map(|_| {
             let mut stream = rig.server.connect();

@@ -22,7 +22,7 @@ fn ask(address: &str, target: &str, fields: &str) -> Answer {
 
 pub fn page(address: &str) -> String {
     // Records and numbers of an answer come after it.
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    std::thread::sleep(std::time::Duration::from_millis(200));
     let answer = ask(address, "/metrics", "");
     assert_eq!(answer.status, 200);
     assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
@@ -346,7 +346,7 @@ impl Prometheus {
         );
         let path = directory.path().join("prometheus.yml");
         std::fs::write(&path, settings).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = crate::rig::free_port();
         let address = format!("127.0.0.1:{port}");
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", path.display()))

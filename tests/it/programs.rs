@@ -435,6 +435,11 @@ fn an_opaque_token_is_asked_about_and_remembered_for_a_while() {
         json!({ "active": true, "sub": "robot-7", "aud": "other" }),
         json!({ "active": true, "sub": "robot-7" }),
         json!({ "active": true, "sub": "robot-7", "aud": "api", "exp": now() - 5 }),
+        json!({ "active": true, "sub": "robot-7", "aud": "api", "exp": f64::from(u32::try_from(now()).unwrap()) - 5.5 }),
+        json!({ "active": true, "sub": "robot-7", "aud": "api", "exp": -1 }),
+        json!({ "active": true, "sub": "robot-7", "aud": "api", "exp": 1e300 }),
+        json!({ "active": true, "sub": "robot-7", "aud": "api", "exp": "soon" }),
+        json!({ "active": true, "sub": "robot-7", "aud": "api", "nbf": f64::from(u32::try_from(now()).unwrap()) + 60.5 }),
         json!({ "active": true, "sub": "robot-7", "aud": "api", "iss": "https://other.example.com" }),
         json!({ "active": true, "sub": "", "aud": "api" }),
     ]

@@ -84,6 +84,9 @@ pub struct Call {
 impl Provider {
     pub fn start() -> Self {
         crypto::install().unwrap();
+        // Thousands of connections are held at a time, and each has an end here.
+        static FILES: std::sync::Once = std::sync::Once::new();
+        FILES.call_once(|| assert!(rlimit::increase_nofile_limit(u64::MAX).unwrap() > 4096));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State {

@@ -224,10 +224,10 @@ fn a_client_may_prove_who_it_is_with_a_key() {
     let indented: String = pem.lines().map(|line| format!("  {line}\n")).collect();
     let settings = format!("idp_client_secret: UNSET\nidp_client_key: |\n{indented}");
     let rig = Rig::prepared(Setup { settings, ..Setup::default() }, |provider| {
-        provider.set(|state| state.lifetime = 1)
+        provider.set(|state| state.lifetime = 2)
     });
     let browser = rig.signed_in();
-    std::thread::sleep(std::time::Duration::from_millis(1200));
+    std::thread::sleep(std::time::Duration::from_millis(2200));
     assert_eq!(rig.server.get("app.localhost", "/", &browser.session("app.localhost")).status, 200);
     let calls = rig.provider.calls("/token");
     assert!(calls.len() >= 2, "a sign-in and a renewal");

@@ -351,7 +351,7 @@ fn term_finishes_what_is_under_way_and_a_second_one_does_not() {
     std::thread::sleep(Duration::from_millis(150));
     rig.server.signal("TERM");
     assert!(read_all(&mut stream).ends_with("slow"));
-    assert_eq!(rig.server.wait(Duration::from_secs(5)), Some(0));
+    assert_eq!(rig.server.wait(Duration::from_secs(15)), Some(0));
 
     let mut rig = Rig::start();
     rig.upstream.script(|_, _| {
@@ -439,12 +439,12 @@ fn trailers_pass_without_what_decides_anything() {
 #[test]
 fn what_anybody_may_see_does_not_depend_on_the_provider() {
     let rig = Rig::start();
-    rig.provider.set(|state| state.lifetime = 1);
+    rig.provider.set(|state| state.lifetime = 2);
     let mut browser = rig.signed_in();
     browser.open("http://other.localhost/");
     let cookie = browser.session("app.localhost");
     rig.provider.set(|state| state.down = true);
-    std::thread::sleep(Duration::from_millis(1200));
+    std::thread::sleep(Duration::from_millis(2200));
     assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 503);
     assert_eq!(rig.server.get("app.localhost", "/public", &cookie).status, 200);
 }

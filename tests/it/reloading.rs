@@ -57,7 +57,7 @@ fn a_change_is_in_force_within_two_seconds_however_the_file_is_written() {
             let mut file = std::fs::File::create(&path).unwrap();
             for piece in text.as_bytes().chunks(200) {
                 std::io::Write::write_all(&mut file, piece).unwrap();
-                std::thread::sleep(Duration::from_millis(70));
+                std::thread::sleep(Duration::from_millis(20));
             }
         }),
     ];

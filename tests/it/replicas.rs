@@ -44,7 +44,7 @@ fn postgres_program(name: &str) -> Command {
 impl Shared {
     fn start(kind: Kind) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = crate::rig::free_port();
         let directory = tempfile::tempdir().unwrap();
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         if kind == Kind::Postgres {

@@ -1,9 +1,10 @@
 //! Starting and stopping the real server.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -303,7 +304,7 @@ impl Server {
     }
 
     pub fn raw_log(&self) -> String {
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(250));
         self.log.lock().unwrap().join("\n")
     }
 
@@ -396,6 +397,19 @@ pub fn curl(rig: &Rig, host: &str, path: &str, more: &[&str]) -> (String, String
         .output()
         .unwrap();
     (String::from_utf8_lossy(&done.stdout).into_owned(), String::from_utf8_lossy(&done.stderr).into_owned())
+}
+
+/// A port of this machine at which nobody listens, and which the system gives to nobody who asks for any.
+pub fn free_port() -> u16 {
+    static NEXT: std::sync::LazyLock<AtomicU16> =
+        std::sync::LazyLock::new(|| AtomicU16::new(u16::try_from(std::process::id() % 16_000).unwrap()));
+    loop {
+        // Below those that the system picks from.
+        let port = 12_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 16_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A self-signed certificate for a name.

@@ -196,7 +196,7 @@ fn a_form_and_a_tunnel_pass_through_three_processes() {
 
 #[test]
 fn without_an_answer_nobody_passes_and_with_one_again_everybody_does() {
-    let mut split = Split::with("", "grpc_client_timeout: 400ms");
+    let mut split = Split::with("", "grpc_client_timeout: 1500ms");
     let session = split.signed_in().session("app.localhost");
     split.upstream.forget();
     let ask = |split: &Split, target: &str| split.forwards.get("app.localhost", target, &session);
@@ -366,7 +366,7 @@ fn a_configuration_that_could_not_work_is_refused_by_name() {
 fn the_next_service_is_asked_when_one_is_down() {
     let mut split = Split::start();
     let calls = calls_at(&mut split.decides);
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = std::net::SocketAddr::from(([127, 0, 0, 1], crate::rig::free_port()));
     let setup = asking(
         "proxy",
         "UNSET",

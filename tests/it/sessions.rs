@@ -47,10 +47,10 @@ fn memory_sessions_end_with_the_process_and_nothing_lies_in_the_file_in_clear() 
 
 #[test]
 fn a_session_ends_with_cookie_expire() {
-    let rig = Rig::settings("cookie_expire: 1s");
+    let rig = Rig::settings("cookie_expire: 3s");
     let cookie = rig.signed_in().session("app.localhost");
     assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 200);
-    std::thread::sleep(Duration::from_millis(1100));
+    std::thread::sleep(Duration::from_millis(3100));
     rig.upstream.forget();
     assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 302);
     assert_eq!(rig.upstream.seen(), "");
@@ -146,10 +146,12 @@ fn the_time_of_a_renewal_is_not_the_upstreams() {
 fn expired_tokens_are_renewed_once_for_all_who_wait_and_new_claims_decide() {
     for rotate in [false, true] {
         let rig = short_lived(rotate);
+        // None of those who wait comes when what was renewed is due again.
+        rig.provider.set(|state| state.lifetime = 5);
         let mut browser = rig.browser();
         assert_eq!(browser.open("http://app.localhost/admin").status, 403);
         rig.provider.set(|state| state.claims["groups"] = json!(["admins"]));
-        std::thread::sleep(Duration::from_millis(2100));
+        std::thread::sleep(Duration::from_millis(5100));
         let cookie = browser.session("app.localhost");
         let before = rig.provider.calls("/token").len();
         std::thread::scope(|scope| {
@@ -161,7 +163,7 @@ fn expired_tokens_are_renewed_once_for_all_who_wait_and_new_claims_decide() {
         assert_eq!(rig.provider.calls("/token").len(), before + 1, "rotate {rotate}");
         // And again, with the refresh token that the first renewal left.
         rig.provider.set(|state| state.claims["groups"] = json!([]));
-        std::thread::sleep(Duration::from_millis(2100));
+        std::thread::sleep(Duration::from_millis(5100));
         assert_eq!(rig.server.get("app.localhost", "/admin", &cookie).status, 403);
         assert_eq!(rig.server.get("app.localhost", "/", &cookie).status, 200);
     }
@@ -226,9 +228,13 @@ fn many_who_wait_for_a_provider_that_is_down_ask_it_once() {
     rig.provider.set(|state| state.down = true);
     std::thread::sleep(Duration::from_millis(2100));
     let (before, probes) = (rig.provider.calls("/token").len(), rig.provider.calls("/jwks").len());
+    let together = std::sync::Barrier::new(20);
+    let ask = || {
+        together.wait();
+        rig.server.get("app.localhost", "/", &cookie).status
+    };
     std::thread::scope(|scope| {
-        let all: Vec<_> =
-            (0..20).map(|_| scope.spawn(|| rig.server.get("app.localhost", "/", &cookie).status)).collect();
+        let all: Vec<_> = (0..20).map(|_| scope.spawn(ask)).collect();
         assert!(all.into_iter().all(|one| one.join().unwrap() == 503));
     });
     // Whether it answers at all is asked before a token is sent that may work only once.

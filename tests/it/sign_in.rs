@@ -517,9 +517,7 @@ fn an_issuer_that_ends_in_a_slash_is_compared_as_it_is_published() {
 #[test]
 fn endpoints_that_moved_are_found_again() {
     let rig = Rig::start();
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = gone.local_addr().unwrap();
-    drop(gone);
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], crate::rig::free_port()));
     rig.provider.set(|state| {
         state.change_document = Some(Box::new(move |document| {
             document["token_endpoint"] = serde_json::json!(format!("http://{address}/token"));

@@ -1,7 +1,7 @@
 //! `portcullis run --takeover`: another process in the place of one that runs, and nobody notices.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -239,7 +239,7 @@ fn an_answer_under_way_is_whole_and_its_connection_is_not_used_again() {
 fn another_address_is_listened_at_and_the_one_before_is_given_up() {
     let mut rig = rig();
     let before_address = rig.server.address;
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = crate::rig::free_port();
     let configuration = rig.configuration(&Setup {
         settings: format!("{SETTINGS}\naddress: 127.0.0.1:{port}\nworkers: 3"),
         ..Setup::default()

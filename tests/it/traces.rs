@@ -306,7 +306,7 @@ fn without_traces_the_field_passes_untouched_and_a_reload_turns_them_on_and_off(
 
 #[test]
 fn a_collector_that_does_not_take_them_holds_nobody_up_and_the_loss_is_counted() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = crate::rig::free_port();
     let refuses = Collector::start("503 Service Unavailable");
     for port in [nobody, refuses.port] {
         let mut rig = Rig::settings(&format!(
