@@ -5,7 +5,7 @@
 //! on every directory on the way. To ask the system about a file takes 1–2 µs.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, io};
@@ -70,7 +70,8 @@ impl Files {
         self.contents = None;
     }
 
-    /// Reads a file, and remembers it: one that cannot be read too, for it may come.
+    /// Reads a file, and remembers it: one that cannot be read too, for it may come. What can be read only once (a pipe, such
+    /// as the shell's `<(…)`) is not looked at again.
     ///
     /// # Errors
     /// What the system says.
@@ -82,10 +83,12 @@ impl Files {
                 .map_err(|code| io::Error::from_raw_os_error(*code));
         }
         // Before it is read: what is written meanwhile is noticed.
-        let stamp = Stamp::of(path);
+        let (stamp, is_stream) = (Stamp::of(path), is_stream(path));
         let read = fs::read(path);
         let content = read.as_ref().ok().map(|bytes| crypto::sha256(bytes));
-        Arc::make_mut(&mut self.seen).insert(path.to_owned(), Seen { stamp, content });
+        if !is_stream {
+            Arc::make_mut(&mut self.seen).insert(path.to_owned(), Seen { stamp, content });
+        }
         let known = match &read {
             Ok(bytes) => Some(Ok(Zeroizing::new(bytes.clone()))),
             Err(error) => error.raw_os_error().map(Err),
@@ -137,6 +140,12 @@ impl Files {
         };
         self.seen.keys().filter(is_alone).cloned().collect()
     }
+}
+
+/// Whether it is gone once it was read.
+fn is_stream(path: &Path) -> bool {
+    let kind = fs::metadata(path).map(|file| file.file_type());
+    kind.is_ok_and(|kind| kind.is_fifo() || kind.is_socket() || kind.is_char_device())
 }
 
 /// The fifth field, in which blanks and backslashes are three octal digits (proc_pid_mountinfo(5)).
@@ -215,6 +224,20 @@ mod tests {
             (b"three".into(), b"three".into())
         );
         assert_eq!(files.look(), files.as_read());
+    }
+
+    #[test]
+    fn what_can_be_read_only_once_is_not_looked_at_again() {
+        use std::io::Write as _;
+        use std::os::fd::AsRawFd as _;
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"one").unwrap();
+        drop(writer);
+        let path = PathBuf::from(format!("/proc/self/fd/{}", reader.as_raw_fd()));
+        let mut files = Files::of_one_reading();
+        assert_eq!(files.read(&path).unwrap(), b"one");
+        assert_eq!(files.read(&path).unwrap(), b"one");
+        assert!(files.look() == files.as_read() && files.hold_the_same(true));
     }
 
     #[test]
