@@ -1,10 +1,12 @@
 //! What a configuration means: each module's own settings.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::HeaderName;
+use rustls::RootCertStore;
 
 use super::extract::Extracted;
 use super::file::File;
@@ -164,6 +166,8 @@ pub(super) struct Resolver<'a> {
     pub(super) layers: &'a Layers,
     pub(super) files: &'a mut Files,
     pub(super) problems: &'a mut Problems,
+    /// Roots that were read, by a hash of what they were read from: many routes name the same.
+    pub(super) roots: HashMap<[u8; 32], Arc<RootCertStore>>,
 }
 
 /// Works out what was meant; `None` when that cannot be told. Problems are reported either way.
@@ -174,7 +178,8 @@ pub(super) fn resolve(
     files: &mut Files,
     problems: &mut Problems,
 ) -> Option<Settings> {
-    let mut resolver = Resolver { file: &extracted.file, sources, layers, files, problems };
+    let mut resolver =
+        Resolver { file: &extracted.file, sources, layers, files, problems, roots: HashMap::new() };
     resolver.settings(extracted)
 }
 

@@ -44,8 +44,9 @@ pub struct Clusters {
 }
 
 impl Clusters {
-    /// None yet; what those without TLS settings of their own share is taken on.
+    /// None yet; how their upstreams are connected to is taken on.
     pub fn sharing(shared: Arc<SharedTls>) -> Self {
+        shared.tidy();
         Self { known: HashMap::new(), shared }
     }
 
@@ -73,7 +74,7 @@ impl Clusters {
         Cluster::new(settings, workers, &self.shared).map(Arc::new)
     }
 
-    /// What clusters without TLS settings of their own share.
+    /// How upstreams are connected to.
     pub fn shared(&self) -> Arc<SharedTls> {
         self.shared.clone()
     }

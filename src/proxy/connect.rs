@@ -1,41 +1,61 @@
 //! Connections to an upstream.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
 
 use super::http1::{Connection, Socket};
 use super::pool::Sender;
 use super::{ProxyError, Settings, Upstream, UpstreamScheme, UpstreamTls};
 use crate::client::{DialError, Names};
+use crate::crypto;
 
 /// How the upstreams of one cluster are connected to.
 pub(super) struct Connector {
     names: Names,
     /// For those with TLS; `None` when there are none.
-    tls: Option<TlsConnectors>,
+    tls: Option<Arc<TlsConnectors>>,
     server_name: Option<ServerName<'static>>,
 }
 
 /// What a TLS upstream is offered: HTTP/2 too, or HTTP/1.1 alone.
-#[derive(Clone)]
 struct TlsConnectors {
     auto: TlsConnector,
     http1: TlsConnector,
 }
 
-/// The connectors of clusters that have no TLS settings of their own: they are the same for all.
+/// The connectors of clusters: one for all that recognise their upstreams, and show themselves, in the same way. They go with
+/// the last cluster that uses them.
 #[derive(Default)]
-pub struct SharedTls(OnceLock<TlsConnectors>);
+pub struct SharedTls(Mutex<HashMap<Way, Made>>);
+
+/// Connectors that some cluster uses, or used.
+struct Made {
+    /// Held, so that no others come to be where these are.
+    _roots: Arc<RootCertStore>,
+    connectors: Weak<TlsConnectors>,
+}
+
+/// How upstreams are recognised, and how we show ourselves.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Way {
+    skip_verify: bool,
+    /// Where the roots are.
+    roots: usize,
+    /// A hash of the certificate and its key.
+    client: Option<[u8; 32]>,
+}
 
 /// Why a cluster's TLS settings cannot be used. The operator is to blame.
 #[derive(Debug, thiserror::Error)]
@@ -55,19 +75,8 @@ impl Connector {
         shared: &SharedTls,
     ) -> Result<Self, UpstreamTlsError> {
         let tls = &settings.tls;
-        let connectors = if tls.is_own() {
-            Some(TlsConnectors::new(tls)?)
-        } else if settings.upstreams.iter().any(|upstream| upstream.scheme == UpstreamScheme::Https) {
-            Some(match shared.0.get() {
-                Some(connectors) => connectors.clone(),
-                None => {
-                    let made = TlsConnectors::new(tls)?;
-                    shared.0.get_or_init(|| made).clone()
-                }
-            })
-        } else {
-            None
-        };
+        let is_used = settings.upstreams.iter().any(|upstream| upstream.scheme == UpstreamScheme::Https);
+        let connectors = is_used.then(|| shared.of(tls)).transpose()?;
         Ok(Self { names, tls: connectors, server_name: tls.name()? })
     }
 
@@ -121,15 +130,14 @@ impl UpstreamTls {
     /// When they cannot.
     pub fn check(&self) -> Result<(), UpstreamTlsError> {
         self.name()?;
-        if self.is_own() {
-            TlsConnectors::new(self)?;
+        if self.client.is_some() {
+            TlsConnectors::new(self, self.roots())?;
         }
         Ok(())
     }
 
-    /// Whether anything but the name differs from what every cluster does.
-    const fn is_own(&self) -> bool {
-        self.skip_verify || self.roots.is_some() || self.client.is_some()
+    fn roots(&self) -> Arc<RootCertStore> {
+        self.roots.clone().unwrap_or_else(crypto::system_roots)
     }
 
     fn name(&self) -> Result<Option<ServerName<'static>>, UpstreamTlsError> {
@@ -138,15 +146,44 @@ impl UpstreamTls {
     }
 }
 
+impl SharedTls {
+    /// The connectors for these settings.
+    fn of(&self, tls: &UpstreamTls) -> Result<Arc<TlsConnectors>, UpstreamTlsError> {
+        let roots = tls.roots();
+        let client = tls.client.as_ref().map(|(chain, key)| {
+            let mut all = Zeroizing::new(Vec::new());
+            for part in chain.iter().map(AsRef::as_ref).chain([key.secret_der()]) {
+                all.extend_from_slice(&part.len().to_be_bytes());
+                all.extend_from_slice(part);
+            }
+            crypto::sha256(&all)
+        });
+        let way = Way { skip_verify: tls.skip_verify, roots: Arc::as_ptr(&roots).addr(), client };
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = known.get(&way).and_then(|made| made.connectors.upgrade()) {
+            return Ok(made);
+        }
+        let made = Arc::new(TlsConnectors::new(tls, roots.clone())?);
+        known.insert(way, Made { _roots: roots, connectors: Arc::downgrade(&made) });
+        Ok(made)
+    }
+
+    /// Forgets those that no cluster uses.
+    pub(super) fn tidy(&self) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, made| made.connectors.strong_count() > 0);
+    }
+}
+
 impl TlsConnectors {
-    fn new(tls: &UpstreamTls) -> Result<Self, UpstreamTlsError> {
+    fn new(tls: &UpstreamTls, roots: Arc<RootCertStore>) -> Result<Self, UpstreamTlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder =
             ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
         let builder = if tls.skip_verify {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(SkipVerify(provider)))
         } else {
-            builder.with_root_certificates(tls.roots.clone().unwrap_or_else(crate::crypto::system_roots))
+            builder.with_root_certificates(roots)
         };
         let mut config = match &tls.client {
             Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key())?,
@@ -229,5 +266,51 @@ impl ServerCertVerifier for SkipVerify {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clusters_that_recognise_their_upstreams_alike_share_how_and_nothing_is_kept_after_them() {
+        crypto::install().unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
+        let client = |key: &rcgen::KeyPair| {
+            let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            Some((vec![made.cert.der().clone()], key))
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let (roots, same_again) = (Arc::new(roots.clone()), Arc::new(roots));
+        let ways = || {
+            [
+                UpstreamTls::default(),
+                UpstreamTls { skip_verify: true, ..UpstreamTls::default() },
+                UpstreamTls { roots: Some(roots.clone()), ..UpstreamTls::default() },
+                UpstreamTls { roots: Some(same_again.clone()), ..UpstreamTls::default() },
+                UpstreamTls { client: client(&made.signing_key), ..UpstreamTls::default() },
+                UpstreamTls {
+                    client: client(&made.signing_key),
+                    roots: Some(roots.clone()),
+                    ..UpstreamTls::default()
+                },
+            ]
+        };
+        let shared = SharedTls::default();
+        let all: Vec<_> = ways().iter().map(|way| shared.of(way).unwrap()).collect();
+        for (at, way) in ways().into_iter().enumerate() {
+            let named = UpstreamTls { server_name: Some("b.test".into()), ..way };
+            let again = shared.of(&named).unwrap();
+            for (other, known) in all.iter().enumerate() {
+                assert_eq!(Arc::ptr_eq(known, &again), other == at, "{at} {other}");
+            }
+        }
+        shared.tidy();
+        assert_eq!(shared.0.lock().unwrap().len(), all.len());
+        drop(all);
+        shared.tidy();
+        assert_eq!(shared.0.lock().unwrap().len(), 0);
     }
 }

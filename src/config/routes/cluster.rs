@@ -15,6 +15,7 @@ use crate::config::RouteFile;
 use crate::config::samples;
 use crate::config::settings::{flag, key, list, span};
 use crate::config::values::{Span, Text, TextMap};
+use crate::crypto;
 use crate::proxy::{self, HostHeader, Rewrite, Upstream, UpstreamScheme, UpstreamTls};
 
 impl Reader<'_, '_> {
@@ -168,12 +169,22 @@ impl Reader<'_, '_> {
         if let Some(pem) =
             self.pem("tls_custom_ca", file.tls_custom_ca.as_ref(), file.tls_custom_ca_file.as_ref())?
         {
-            let mut roots = RootCertStore::empty();
-            if let Err(error) = crate::crypto::read_roots(&pem, &mut roots) {
-                self.error("tls_custom_ca", error.to_string());
-                return None;
-            }
-            tls.roots = Some(Arc::new(roots));
+            let name = crypto::sha256(&pem);
+            let known = self.resolver.roots.get(&name).cloned();
+            let roots = match known {
+                Some(known) => known,
+                None => {
+                    let mut roots = RootCertStore::empty();
+                    if let Err(error) = crypto::read_roots(&pem, &mut roots) {
+                        self.error("tls_custom_ca", error.to_string());
+                        return None;
+                    }
+                    let roots = Arc::new(roots);
+                    self.resolver.roots.insert(name, roots.clone());
+                    roots
+                }
+            };
+            tls.roots = Some(roots);
         }
         let chain =
             self.pem("tls_client_cert", file.tls_client_cert.as_ref(), file.tls_client_cert_file.as_ref())?;
