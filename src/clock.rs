@@ -93,6 +93,11 @@ impl fmt::Display for Timestamp {
     }
 }
 
+thread_local! {
+    /// When the system was asked for the time last, and what it said.
+    static LAST: Cell<Option<(Instant, Timestamp)>> = const { Cell::new(None) };
+}
+
 impl Clock {
     /// The system's clock.
     pub const fn system() -> Self {
@@ -125,10 +130,8 @@ impl Clock {
 
     /// The time at an instant that was read just now. The system is asked for it ten times a second; a clock
     /// that is set is heard of that late.
+    #[inline]
     pub fn at(&self, instant: Instant) -> Timestamp {
-        thread_local! {
-            static LAST: Cell<Option<(Instant, Timestamp)>> = const { Cell::new(None) };
-        }
         if self.held.is_some() {
             return self.now();
         }
@@ -138,6 +141,11 @@ impl Clock {
         {
             return time + since;
         }
+        self.at_anew(instant)
+    }
+
+    #[cold]
+    fn at_anew(&self, instant: Instant) -> Timestamp {
         // Read together: what passed since the instant was read would be added to all that follow.
         let (then, time) = (self.instant(), self.now());
         LAST.set(Some((then, time)));

@@ -79,9 +79,6 @@ pub(super) async fn http1<S>(
             if let Poll::Ready(ended) = served.as_mut().poll(cx) {
                 return Poll::Ready(Next::Ended(ended));
             }
-            if downstream.activity.is_retired() {
-                return Poll::Ready(Next::Leave);
-            }
             if verdict.is_idle() {
                 return Poll::Ready(Next::Idle);
             }

@@ -27,6 +27,7 @@ struct Check {
 ///
 /// # Errors
 /// When the connection was asked for another one than is asked for there, or for none (RFC 9110 §15.5.20).
+#[inline]
 pub(super) fn shown(
     snapshot: &Snapshot,
     downstream: &Downstream,
@@ -89,6 +90,7 @@ pub(super) fn passed_on(
 ///
 /// # Errors
 /// When it is not.
+#[inline]
 pub(super) fn check_way(
     snapshot: &Snapshot,
     route: &Route,
