@@ -89,11 +89,7 @@ fn bind_first(candidates: &[SocketAddr], workers: usize) -> io::Result<Vec<StdLi
         match bind_all(*candidate, workers) {
             Ok(listeners) => return Ok(listeners),
             // Another address of the same name would hide that somebody is there.
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) =>
-            {
-                return Err(error);
-            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
             Err(error) => last = error,
         }
     }

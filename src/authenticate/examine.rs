@@ -277,8 +277,7 @@ impl Provider {
             Request::get(page.as_str()).header("accept", "text/html").header(COOKIE, cookies.join("; "));
         let shown = self.client.call(request.body(Bytes::new()).ok()?).await.ok()?;
         let text = shown.body.get(..shown.body.len().min(LOOK)).unwrap_or_default();
-        let is_none = String::from_utf8_lossy(text).contains("Login pages unavailable");
-        (is_none || shown.status.is_client_error()).then(|| shown.status.as_u16())
+        String::from_utf8_lossy(text).contains("Login pages unavailable").then(|| shown.status.as_u16())
     }
 
     fn read_probe(&self, asked: &Url, answer: &Answer) -> Probed {

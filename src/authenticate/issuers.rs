@@ -235,6 +235,8 @@ impl TokenIssuer {
             return Err(BearerError::Invalid("it is not active".into()));
         }
         let mut claims = said.claims;
+        // Some say so of what they do not know.
+        claims.retain(|_, value| !value.is_null());
         let time = |name| {
             crypto::numeric_date(&claims, name).map_err(|error| BearerError::Invalid(error.to_string()))
         };

@@ -97,14 +97,16 @@ impl Fixed {
     /// Leaves what cannot change as it is: the keys that say something else now.
     fn keep(&self, settings: &mut Settings) -> Vec<&'static str> {
         let listen = &mut settings.listen;
-        let (calls, own) = (listen.calls.as_ref(), self.calls.as_ref());
+        let address = |calls: &Option<CallSettings>| calls.as_ref().map(|calls| calls.address.clone());
+        let has_other_calls = address(&listen.calls) != address(&self.calls);
+        let has_other_metrics = settings.metrics.address != self.metrics.address;
         let changed = [
             ("address", listen.address != self.address),
             ("workers", listen.workers != self.workers),
-            ("grpc_address", calls.map(|calls| &calls.address) != own.map(|calls| &calls.address)),
+            ("grpc_address", has_other_calls),
             ("http_redirect_addr", listen.redirect != self.redirect),
             ("health_check_addr", settings.health_address != self.health_address),
-            ("metrics_address", settings.metrics.address != self.metrics.address),
+            ("metrics_address", has_other_metrics),
             ("log_format", settings.log_format != self.log_format),
             ("state_dir", settings.state_dir != self.state_dir),
             ("databroker_storage_type", settings.storage != self.storage),
@@ -112,21 +114,18 @@ impl Fixed {
         ];
         listen.workers = self.workers;
         // Where somebody listens still, nobody may come in whom the key kept out.
-        if calls.is_none() {
+        if has_other_calls {
             listen.calls.clone_from(&self.calls);
         }
-        if settings.metrics.address.is_none() {
+        if has_other_metrics {
             settings.metrics.clone_from(&self.metrics);
         }
         changed.into_iter().filter_map(|(key, is_other)| is_other.then_some(key)).collect()
     }
 
-    /// Another configuration is in force; its addresses are not.
+    /// Another configuration is in force, with the addresses of before.
     fn follow(&mut self, calls: Option<CallSettings>, metrics: MetricsSettings) {
-        if let (Some(own), Some(calls)) = (&mut self.calls, calls) {
-            own.tls = calls.tls;
-        }
-        self.metrics = MetricsSettings { address: self.metrics.address.take(), ..metrics };
+        (self.calls, self.metrics) = (calls, metrics);
     }
 }
 

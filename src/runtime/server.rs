@@ -39,8 +39,13 @@ const LED_BY: Duration = Duration::from_secs(30);
 const DELAY: Duration = Duration::from_secs(5);
 /// The last spans may take so long to be sent on.
 const LAST_SPANS: Duration = Duration::from_secs(2);
-/// What the process before had for itself is there again at the latest after this time: it may have been killed.
-const LEFT_BEHIND: Duration = Duration::from_secs(5);
+/// What the process before had for itself is there again at the latest after this time, when it ended otherwise than it was
+/// asked to: it may save something first.
+const LEFT_BEHIND: Duration = Duration::from_secs(15);
+/// What was given to another process that did not serve is waited for so long, before anybody is let in without it.
+const GIVEN_BACK: Duration = Duration::from_secs(5);
+/// A process that is told to stop while it hands over waits no longer than this for the other one to serve.
+const HURRIED: Duration = Duration::from_secs(10);
 /// Whether it is there is looked for this often.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// What is being decided is waited for, before another process gets what only one may use.
@@ -68,6 +73,8 @@ enum End {
     Signal(&'static str),
     /// For the second time.
     AtOnce(&'static str),
+    /// Before it served: the process before goes on.
+    GivenBack(&'static str),
     /// `told`: by a signal too.
     HandedOver {
         next: Next,
@@ -235,12 +242,8 @@ pub(super) async fn serve(
     }
     let end = match (stops.waiting().await, released) {
         (Some(signal), Some(released)) => {
-            // The one before goes on: it gets back what only one may use.
-            if let Err(error) = server.store.let_go().await {
-                tracing::warn!(%error, "the session store was not closed in order");
-            }
-            drop(released);
-            End::Signal(signal)
+            server.give_back(released).await;
+            End::GivenBack(signal)
         }
         (Some(signal), None) => End::Signal(signal),
         (None, released) => {
@@ -357,8 +360,8 @@ impl Server {
                 heir = heir => heir,
             };
             tracing::info!("another process asks to take over");
-            let hurry = Notify::new();
-            let mut told = None;
+            let (hurry, mut told) = (Notify::new(), None);
+            let mut patience = std::pin::pin!(tokio::time::sleep(Duration::MAX));
             let outcome = {
                 let mut handing = std::pin::pin!(self.hand_over(heir, &hurry));
                 loop {
@@ -368,9 +371,13 @@ impl Server {
                             None => {
                                 tracing::info!(signal, "this process stops as soon as the other one has taken over");
                                 hurry.notify_one();
+                                patience.as_mut().reset(tokio::time::Instant::now() + HURRIED);
                             }
                             Some(_) => return End::AtOnce(signal),
                         },
+                        () = patience.as_mut(), if told.is_some() => {
+                            break Err(io::Error::other("it does not serve yet, and this one is to stop"));
+                        }
                     }
                 }
             };
@@ -417,9 +424,24 @@ impl Server {
         blocking(|| next.yours()).await
     }
 
+    /// Has the process before this one go on: it gets back what only one may use.
+    async fn give_back(&mut self, released: Released) {
+        self.phases.send_replace(Phase::HandingOver);
+        if let Some(beside) = self.beside.take() {
+            beside.close();
+        }
+        // What has just come is answered here.
+        tokio::time::sleep(DECIDING).await;
+        self.settle().await;
+        if let Err(error) = self.store.let_go().await {
+            tracing::warn!(%error, "the session store was not closed in order");
+        }
+        drop(released);
+    }
+
     /// Serves as before.
     async fn go_on(&mut self) {
-        let until = tokio::time::Instant::now() + LEFT_BEHIND;
+        let until = tokio::time::Instant::now() + GIVEN_BACK;
         // The other process may still have it.
         while let Err(error) = self.store.take_back().await {
             if tokio::time::Instant::now() < until {
@@ -470,7 +492,7 @@ impl Server {
         let drain = self.running.snapshot.load().drain;
         self.running.readiness.set(false);
         let mut left = drain.limit;
-        let was_handed_over = matches!(end, End::HandedOver { .. });
+        let keeps = !matches!(end, End::HandedOver { .. } | End::GivenBack(_));
         // The next signal is the one that ends it at once.
         let mut is_told = true;
         match end {
@@ -497,7 +519,12 @@ impl Server {
             End::AtOnce(signal) => {
                 tracing::warn!(signal, "stopped at once");
                 left = Duration::ZERO;
+                // The next process may be about to look for somebody there.
+                if let Some(beside) = self.beside.take() {
+                    beside.close();
+                }
             }
+            End::GivenBack(signal) => tracing::info!(signal, "stopped before it served"),
             End::HandedOver { next, told } => {
                 let connections = self.connections();
                 tracing::info!(connections, drain_timeout = ?drain.limit, "another process has taken over");
@@ -532,7 +559,7 @@ impl Server {
             }
         }
         tokio::select! {
-            () = self.finish(!was_handed_over) => {}
+            () = self.finish(keeps) => {}
             signal = stops.next() => tracing::warn!(signal, "stopped at once, with something left to do"),
         }
     }

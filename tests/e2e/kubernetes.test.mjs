@@ -271,7 +271,8 @@ test('a process that is replaced waits for the balancer, and one that nobody sta
 
 const refused = {
   'a split without a certificate': [{ split: { enabled: true }, tls: { existingSecret: '' } }, /split.enabled needs a certificate/],
-  'a drain that is broken off': [{ config: { ...values.config, drain_timeout: '90s' } }, /terminationGracePeriodSeconds: 75 is too short for config.drain_timeout: 90s/],
+  'a drain that is broken off': [{ config: { ...values.config, drain_timeout: '90s' } }, /terminationGracePeriodSeconds: 75 is too short for a drain_timeout of 90s/],
+  'a drain that is broken off by default': [{ ...redis, terminationGracePeriodSeconds: 40 }, /terminationGracePeriodSeconds: 40 is too short for a drain_timeout of 55s/],
   'no configuration': [{ config: {} }, /config is empty/],
   'a configuration twice': [{ existingConfigMap: 'x' }, /config and existingConfigMap are both set/],
   'no secrets': [{ secrets: {} }, /secrets is empty/],

@@ -101,6 +101,9 @@ fn no_secret_is_logged_at_any_level() {
     let mut secrets = vec!["the-secret-of-the-tests".to_owned(), "query-secret".into()];
     assert_eq!(rig.provider.token_within(&log), None);
     secrets.extend(cookies.into_iter().filter(|value| value.len() > 8));
+    let assertions = rig.upstream.header("x-pomerium-jwt-assertion");
+    assert!(!assertions.is_empty());
+    secrets.extend(assertions.iter().flat_map(|token| token.split('.')).map(Into::into));
     let state = rig.provider.state.lock().unwrap();
     for call in &state.calls {
         for name in ["state", "nonce", "code_challenge"] {

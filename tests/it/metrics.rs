@@ -228,7 +228,7 @@ fn who_may_read_stays_the_same_when_the_address_is_taken_away_until_the_next_sta
     let shown = "Authorization: Basic dTpw\r\n";
     let read = || [ask(&address, "/metrics", "").status, ask(&address, "/metrics", shown).status];
     assert_eq!(read(), [401, 200]);
-    for settings in ["", "metrics_basic_auth: dTpw"] {
+    for settings in ["", "metrics_basic_auth: dTpw", "metrics_address: 127.0.0.2:0"] {
         let status = rig.change(&Setup { settings: settings.into(), ..Setup::default() });
         assert_eq!(status["in_force_after_restart"], serde_json::json!(["metrics_address"]), "{status}");
         assert_eq!(read(), [401, 200]);

@@ -424,6 +424,9 @@ fn an_opaque_token_is_asked_about_and_remembered_for_a_while() {
     for _ in 0..5 {
         assert_eq!(opaque("opaque-1").status, 200);
     }
+    answers(json!({ "active": true, "sub": "robot-7", "aud": "api", "exp": null, "nbf": null, "iss": null }));
+    assert_eq!(opaque("opaque-without").status, 200);
+    issuer.set(|state| drop(state.calls.pop()));
     let calls = issuer.calls("/introspect");
     assert_eq!(calls.len(), 1);
     assert_eq!(calls[0].form["token"], "opaque-1");

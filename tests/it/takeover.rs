@@ -376,3 +376,54 @@ fn what_ends_is_heard_by_all_that_were_before() {
     others.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     assert!(others.read(&mut [0; 8]).is_err(), "another session's goes on: {}", second.raw_log());
 }
+
+#[test]
+fn a_process_that_is_stopped_when_it_was_given_everything_gives_it_back() {
+    // A store that accepts and says nothing: a start waits for its first word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let setup = Setup {
+        settings: format!(
+            "drain_delay: 300ms\ndatabroker_storage_type: redis\n\
+             databroker_storage_connection_string: redis://{}\n\
+             shared_secret: 'wVZNlJQpXlqsM4mrWhJPKKKOSGFYAvgmQyOFzfDGfYo='",
+            silent.local_addr().unwrap()
+        ),
+        ..Setup::default()
+    };
+    let rig = Rig::with(setup.clone());
+    let stop = Arc::new(AtomicBool::new(false));
+    let asking: Vec<_> = (0..3).map(|_| ask_meanwhile(rig.server.address, stop.clone())).collect();
+    for (at, signal) in ["TERM", "INT"].into_iter().enumerate() {
+        let mut command = Server::takeover(&rig.configuration(&setup), rig.state());
+        let next = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let until = Instant::now() + Duration::from_secs(10);
+        while rig.server.raw_log().matches("another process asks to take over").count() <= at {
+            assert!(Instant::now() < until, "{}", rig.server.raw_log());
+        }
+        std::thread::sleep(Duration::from_millis(1500));
+        let id = next.id().to_string();
+        assert!(
+            std::process::Command::new("kill").args([&format!("-{signal}"), &id]).status().unwrap().success()
+        );
+        let done = next.wait_with_output().unwrap();
+        let log = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.code() == Some(0) && log.contains("stopped before it served"), "{log}");
+        assert!(log.contains("the session store cannot be used yet"), "it was given everything: {log}");
+        let until = Instant::now() + Duration::from_secs(10);
+        while rig.server.raw_log().matches("this one goes on").count() <= at {
+            assert!(Instant::now() < until, "{}", rig.server.raw_log());
+        }
+        assert_eq!(rig.server.health("/readyz"), 200, "{signal}");
+        assert!(!rig.server.raw_log().contains("there is no such socket"), "{}", rig.server.raw_log());
+        for socket in ["takeover.sock", "control.sock"] {
+            assert!(UnixStream::connect(rig.state().join(socket)).is_ok(), "{signal}: {socket}");
+        }
+        // Whoever asked, and went: it is said, and no more comes of it.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    stop.store(true, Ordering::Relaxed);
+    for one in asking {
+        let (wrong, right) = one.join().unwrap();
+        assert!(wrong.is_empty() && right > 20, "{right} answered, and {wrong:#?}");
+    }
+}

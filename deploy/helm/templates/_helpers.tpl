@@ -111,9 +111,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if and .Values.split.enabled (not .Values.tls.existingSecret) (not .Values.existingConfigMap) (not (or .Values.config.certificates .Values.config.certificate_file .Values.config.certificate)) }}
 {{- fail "split.enabled needs a certificate, for what forwards asks what decides over TLS: set tls.existingSecret, or config.certificates" }}
 {{- end }}
-{{- $timeout := toString (.Values.config.drain_timeout | default "") }}
+{{- $keeps := and (not (empty (include "portcullis.volume" .))) (not .Values.split.enabled) }}
+{{- $long := and (eq .Values.service.externalTrafficPolicy "Local") (not .Values.config.drain_delay) }}
+{{- $timeout := toString (.Values.config.drain_timeout | default (ternary "10s" (ternary "55s" "30s" $long) $keeps)) }}
 {{- if and (regexMatch "^[0-9]+s$" $timeout) (gt (add (int (trimSuffix "s" $timeout)) 15) (int .Values.terminationGracePeriodSeconds)) }}
-{{- fail (printf "terminationGracePeriodSeconds: %d is too short for config.drain_timeout: %s, after which up to 15 s are needed to save what would be lost" (int .Values.terminationGracePeriodSeconds) $timeout) }}
+{{- fail (printf "terminationGracePeriodSeconds: %d is too short for a drain_timeout of %s, after which up to 15 s are needed to save what would be lost" (int .Values.terminationGracePeriodSeconds) $timeout) }}
 {{- end }}
 {{- if and .Values.tls.existingSecret (hasKey .Values.config "certificates") }}
 {{- fail "config.certificates and tls.existingSecret are both set: with tls.existingSecret \"\" the chart leaves certificates to config" }}
