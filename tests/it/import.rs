@@ -125,20 +125,30 @@ fn every_flag_is_written_or_explained() {
     assert!(!imported.remarks.contains("no equivalent that is known here"), "{}", imported.remarks);
     for (flag, written) in [
         ("insecure-oidc-allow-unverified-email", "require_verified_email: false"),
-        ("allowed-role", "{\"claim/realm_access/roles\":\"b\"}"),
         ("oidc-groups-claim", "groups_claim: \"roles\""),
         ("cookie-domain", "cookie_domain: \"example.com\""),
         ("redirect-url", "authenticate_callback_path: \"/cb\""),
         ("tls-cert-file", "certificate_file: \"/x\""),
         ("session-store-type", "databroker_storage_type: \"redis\""),
         ("trusted-proxy-ip", "trusted_proxies: [\"10.1.0.0/16\"]"),
-        ("trusted-ip", "{\"source_ip\":\"10.0.0.0/8\"}"),
         ("skip-auth-preflight", "cors_allow_preflight: true"),
         ("ssl-upstream-insecure-skip-verify", "tls_skip_verify: true"),
         ("prompt", "idp_request_params: {\"acr_values\":\"x\",\"prompt\":\"login\",\"resource\":\"x\"}"),
         ("metrics-address", "metrics_address: \":9090\""),
     ] {
         assert!(imported.yaml.contains(written), "{flag}: {}", imported.yaml);
+    }
+    // Without those that let nobody pass until somebody says who, and those that hide where callers are.
+    let closing =
+        ["github", "gitlab", "google-group", "bitbucket", "entra", "authenticated-emails", "real-client"];
+    let open = text.lines().filter(|line| !closing.iter().any(|start| line[2..].starts_with(start)));
+    let open = open.chain(["--real-client-ip-header=X-Forwarded-For"]).collect::<Vec<_>>().join("\n");
+    let other = import(directory.path(), &[("open", &open)]);
+    for (flag, written) in [
+        ("allowed-role", "{\"claim/realm_access/roles\":\"b\"}"),
+        ("trusted-ip", "{\"source_ip\":\"10.0.0.0/8\"}"),
+    ] {
+        assert!(other.yaml.contains(written) && !imported.yaml.contains(written), "{flag}: {}", other.yaml);
     }
     // What is explained is on its own line with its place.
     let line = imported.remarks.lines().find(|line| line.contains("cookie-refresh")).unwrap();
@@ -165,6 +175,19 @@ fn the_same_people_pass() {
         ("email_domains = [\".com\"]", 200),
         ("email_domains = [\"*\"]\nallowed_groups = [\"dev\"]", 200),
         ("email_domains = [\"*\"]\nallowed_groups = [\"admins\"]", 403),
+        // What a provider's own options restrict is not opened.
+        ("email_domains = [\"*\"]\ngithub_org = \"dev\"", 200),
+        ("email_domains = [\"*\"]\ngithub_org = \"acme\"", 403),
+        ("email_domains = [\"*\"]\ngithub_org = \"acme\"\ngithub_team = \"ops, dev\"", 403),
+        ("email_domains = [\"*\"]\ngithub_users = [\"somebody\"]", 403),
+        ("email_domains = [\"*\"]\ngoogle_groups = [\"x@example.com\"]", 403),
+        ("email_domains = [\"*\"]\ngitlab_projects = [\"a/b\"]", 403),
+        ("email_domains = [\"*\"]\nbitbucket_team = \"a\"", 403),
+        ("email_domains = [\"*\"]\nentra_id_allowed_tenants = [\"x\"]", 403),
+        // A list of addresses that cannot be read, or is empty, lists nobody, whatever groups there are.
+        ("authenticated_emails_file = \"absent\"\nallowed_groups = [\"dev\"]", 403),
+        ("authenticated_emails_file = \"empty\"\nallowed_groups = [\"dev\"]", 403),
+        ("authenticated_emails_file = \"addresses\"\nallowed_groups = [\"dev\"]", 200),
         ("email_domains = [\"example.com\"]\nallowed_groups = [\"dev\", \"admins\"]", 200),
         ("email_domains = [\"example.com\"]\nallowed_groups = [\"admins\"]", 403),
         ("email_domains = [\"example.org\"]\nallowed_groups = [\"dev\"]", 403),
@@ -175,6 +198,7 @@ fn the_same_people_pass() {
         std::fs::write(directory.path().join("addresses"), "# ours\nother@example.org\njane@example.com\n")
             .unwrap();
         std::fs::write(directory.path().join("nobodys"), "other@example.org\n").unwrap();
+        std::fs::write(directory.path().join("empty"), "# nobody yet\n").unwrap();
         let imported = import(directory.path(), &[("proxy.cfg", &options(more))]);
         assert_eq!(imported.code, 0, "{}", imported.remarks);
         let state = tempfile::tempdir().unwrap();
@@ -219,6 +243,72 @@ fn the_same_people_pass() {
     jane.get("http://app.localhost/told");
     assert_eq!(rig.upstream.header("x-forwarded-email").last().map(String::as_str), Some("jane@example.com"));
     assert!(!rig.upstream.seen().contains("root"), "{}", rig.upstream.seen());
+}
+
+#[test]
+fn what_passes_without_signing_in_there_and_would_be_more_here_is_not_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let with = |more: &str| import(directory.path(), &[("proxy.cfg", &format!("{TOML}{more}\n"))]);
+    for (more, absent, said) in [
+        ("skip_auth_routes = [\"GET!=^/private\"]", "private\"", "everything but this path is open there"),
+        ("skip_auth_routes = [\"!=^/private\"]", "private\"", "everything but this path is open there"),
+        ("skip_auth_routes = [\"^/a?b=c\"]", "\"regex\"", "there is none of this name"),
+        (
+            "reverse_proxy = true\ntrusted_ips = [\"10.0.0.0/8\"]",
+            "source_ip",
+            "it would be the proxy's own address",
+        ),
+        (
+            "reverse_proxy = true\ntrusted_ips = [\"10.0.0.0/8\"]\ntrusted_proxy_ips = [\"10.1.0.0/16\"]",
+            "source_ip",
+            "it would be the proxy's own address",
+        ),
+    ] {
+        let imported = with(more);
+        let written = settings(&imported.yaml).join("\n");
+        assert!(!written.contains(absent) && !written.contains("unauthenticated"), "{more}: {written}");
+        assert!(imported.remarks.contains(said), "{more}: {}", imported.remarks);
+    }
+    let forwarded = "reverse_proxy = true\ntrusted_ips = [\"10.0.0.0/8\"]\ntrusted_proxy_ips = [\"10.1.0.0/16\"]\nreal_client_ip_header = \"X-Forwarded-For\"";
+    for more in ["trusted_ips = [\"10.0.0.0/8\"]", forwarded] {
+        assert!(settings(&with(more).yaml).join("\n").contains("\"source_ip\":\"10.0.0.0/8\""), "{more}");
+    }
+    // Only a part of the application is mapped, so that nothing else of it is opened.
+    let part = TOML.replace("8080/\"", "8080/public/\"");
+    let imported =
+        import(directory.path(), &[("proxy.cfg", &format!("{part}skip_auth_routes = [\"\\\\.js$\"]\n"))]);
+    assert!(!settings(&imported.yaml).join("\n").contains("unauthenticated"), "{}", imported.yaml);
+    assert!(imported.remarks.contains("which application it opens is not clear"), "{}", imported.remarks);
+}
+
+#[test]
+fn a_flag_goes_before_a_variable_and_that_before_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = TOML.replace("email_domains = [\"example.com\"]", "email_domains = [\"*\"]");
+    let unit = "[Service]\nEnvironment=\"OAUTH2_PROXY_ALLOWED_GROUPS=admins\" OAUTH2_PROXY_COOKIE_EXPIRE=1h\n\
+                ExecStart=/usr/bin/oauth2-proxy --email-domain=corp.example --reverse-proxy\nRestart=always\n";
+    for files in
+        [[("proxy.cfg", &*file), ("proxy.service", unit)], [("proxy.service", unit), ("proxy.cfg", &file)]]
+    {
+        let imported = import(directory.path(), &files);
+        let written = settings(&imported.yaml).join("\n");
+        assert!(
+            written.contains("\"and\":[{\"domain\":\"corp.example\"},{\"groups\":\"admins\"}]")
+                && !written.contains("contains")
+                && written.contains("cookie_expire: \"1h\""),
+            "{written}"
+        );
+        assert!(imported.remarks.contains("trusted_proxies"), "the flag is a switch: {}", imported.remarks);
+    }
+    // As in containers; what is not read is spoken of.
+    let run = "docker run -e OAUTH2_PROXY_EMAIL_DOMAINS=corp.example -e OAUTH2_PROXY_ALLOWED_GROUPS proxy --upstream=http://a:1/\n";
+    let imported = import(directory.path(), &[("run.sh", run)]);
+    assert!(settings(&imported.yaml).join("\n").contains("corp.example"), "{}", imported.yaml);
+    assert!(imported.remarks.contains("run.sh:1: OAUTH2_PROXY_ALLOWED_GROUPS: "), "{}", imported.remarks);
+    let compose = "environment:\n  OAUTH2_PROXY_EMAIL_DOMAINS: \"corp.example\"\n  - OAUTH2_PROXY_ALLOWED_GROUPS=ops\n  - OAUTH2_PROXY_UPSTREAMS=http://a:1/\n";
+    let imported = import(directory.path(), &[("compose", compose)]);
+    let written = settings(&imported.yaml).join("\n");
+    assert!(written.contains("corp.example") && written.contains("ops"), "{written} {}", imported.remarks);
 }
 
 #[test]

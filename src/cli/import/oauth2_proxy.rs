@@ -13,7 +13,11 @@ use url::Url;
 use super::Imported;
 use super::options::Setting;
 
+mod paths;
+mod people;
 mod without;
+
+use paths::{anchored, literal, method_of};
 
 /// A configuration that is being written.
 #[derive(Default)]
@@ -23,6 +27,8 @@ struct Import {
     /// By the flag's name.
     options: BTreeMap<String, Vec<Setting>>,
     upstreams: Vec<Upstream>,
+    /// `reverse_proxy`.
+    is_behind_a_proxy: bool,
 }
 
 /// Where a part of the application is.
@@ -42,6 +48,11 @@ pub(super) fn import(options: &[Setting]) -> Imported {
     for option in options {
         let name = alpha_name(&option.name).unwrap_or_else(|| option.name.clone());
         import.options.entry(name).or_default().push(option.clone());
+    }
+    // A flag goes before a variable, and that before a file: a list takes the place of a list.
+    for settings in import.options.values_mut() {
+        let counts = settings.iter().map(|one| one.form).max();
+        settings.retain(|one| Some(one.form) == counts);
     }
     import.provider();
     import.place();
@@ -130,8 +141,14 @@ impl Import {
             }
         };
         self.set("idp_provider", known);
-        if let Some(issuer) = issuer {
-            self.set("idp_provider_url", issuer.value);
+        let tenant = self.one("azure_tenant");
+        match (issuer, tenant) {
+            (Some(issuer), _) => self.set("idp_provider_url", issuer.value),
+            (None, Some(tenant)) => {
+                let url = format!("https://login.microsoftonline.com/{}/v2.0", tenant.value);
+                self.set("idp_provider_url", url);
+            }
+            (None, None) => {}
         }
         self.copy("client_id", "idp_client_id");
         self.copy("client_secret", "idp_client_secret");
@@ -264,7 +281,9 @@ impl Import {
             let networks: Vec<&str> = trusted.iter().map(|one| one.value.as_str()).collect();
             self.set("trusted_proxies", json!(networks));
         }
-        if let Some(one) = self.one("reverse_proxy").filter(|one| one.value == "true" && trusted.is_empty()) {
+        let behind = self.one("reverse_proxy").filter(|one| one.value == "true" || one.value == "1");
+        self.is_behind_a_proxy = behind.is_some();
+        if let Some(one) = behind.filter(|_| trusted.is_empty()) {
             self.remark(&one, "forwarded fields are believed of those alone whom trusted_proxies names: add the proxy's network");
         }
     }
@@ -370,71 +389,13 @@ impl Import {
         self.upstreams.push(upstream);
     }
 
-    /// The rules of who may pass, as alternatives; `None`: everybody who signs in.
-    fn who(&mut self) -> Option<Vec<Value>> {
-        let mut people = Vec::new();
-        let mut is_anybody = false;
-        for one in self.take("email_domain") {
-            match one.value.as_str() {
-                "*" => is_anybody = true,
-                domain => match domain.strip_prefix('.') {
-                    Some(_) => people.push(json!({"domain": {"ends_with": domain.to_ascii_lowercase()}})),
-                    None => people.push(json!({"domain": domain.to_ascii_lowercase()})),
-                },
-            }
-        }
-        if let Some(one) = self.one("authenticated_emails_file") {
-            let beside = one.file.parent().map(|parent| parent.join(&one.value));
-            let text = std::fs::read_to_string(&one.value).ok();
-            match text.or_else(|| std::fs::read_to_string(beside?).ok()) {
-                Some(text) => {
-                    let lines =
-                        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-                    people.extend(lines.map(|address| json!({"email": address})));
-                }
-                None => self.remark(
-                    &one,
-                    "it cannot be read here: write its addresses as `email` criteria of the policy",
-                ),
-            }
-        }
-        let mut groups: Vec<Value> = ["allowed_group", "keycloak_group"]
-            .into_iter()
-            .flat_map(|name| self.take(name))
-            .map(|one| json!({"groups": one.value}))
-            .collect();
-        for one in self.take("allowed_role") {
-            let (claim, role) = match one.value.split_once(':') {
-                Some((client, role)) => (format!("claim/resource_access/{client}/roles"), role),
-                None => ("claim/realm_access/roles".into(), one.value.as_str()),
-            };
-            groups.push(json!({claim: role}));
-        }
-        match (is_anybody, people.is_empty(), groups.is_empty()) {
-            (true, _, true) => None,
-            (true, _, false) => Some(vec![json!({"allow": {"or": groups}})]),
-            // Whom oauth2-proxy would not start for.
-            (false, true, true) => Some(vec![json!({"allow": {"or": []}})]),
-            (false, true, false) => Some(vec![json!({"allow": {"or": groups}})]),
-            (false, false, true) => Some(vec![json!({"allow": {"or": people}})]),
-            (false, false, false) => {
-                // Both are needed there.
-                let both = people
-                    .iter()
-                    .flat_map(|one| groups.iter().map(move |group| json!({"allow": {"and": [one, group]}})));
-                Some(both.collect())
-            }
-        }
-    }
-
     fn routes(&mut self) -> Vec<Value> {
         let from = match self.settings.iter().find(|(key, _)| *key == "authenticate_service_url") {
             Some((_, Value::String(url))) => url.clone(),
             _ => "https://${APPLICATION_HOST}".into(),
         };
         let who = self.who();
-        let open: Vec<Value> =
-            self.take("trusted_ip").iter().map(|one| json!({"source_ip": one.value})).collect();
+        let open = self.trusted();
         let is_preflight_open = self.is_on("skip_auth_preflight");
         let base = |upstream: &Upstream| {
             let mut route = serde_json::Map::new();
@@ -448,22 +409,26 @@ impl Import {
             }
             route
         };
-        let rules =
-            || who.clone().unwrap_or_else(|| vec![json!({"allow": {"or": [{"authenticated_user": true}]}})]);
         let mut upstreams = self.upstreams.clone();
         // There the longest path wins, here the first.
         upstreams.sort_by_key(|one| std::cmp::Reverse(one.path.len()));
         let mut routes = Vec::new();
         for name in ["skip_auth_route", "skip_auth_regex"] {
             for one in self.take(name) {
-                let (method, pattern) = method_of(&one.value);
+                let (method, pattern) = match method_of(&one.value) {
+                    Ok(read) => read,
+                    Err(why) => {
+                        self.remark(&one, why);
+                        continue;
+                    }
+                };
                 let literal = literal(pattern);
-                // Without an upstream there is nothing to open.
-                let Some(front) = upstreams
-                    .iter()
-                    .find(|upstream| literal.starts_with(&*upstream.path))
-                    .or(upstreams.last())
-                else {
+                // Without an upstream there is nothing to open; and what leads elsewhere is not opened.
+                let whole = || upstreams.last().filter(|last| matches!(last.path.as_str(), "" | "/"));
+                let front =
+                    upstreams.iter().find(|upstream| literal.starts_with(&*upstream.path)).or_else(whole);
+                let Some(front) = front else {
+                    self.remark(&one, "which application it opens is not clear: write a route by hand, with allow_public_unauthenticated_access");
                     continue;
                 };
                 if upstreams
@@ -480,7 +445,7 @@ impl Import {
                 match method {
                     None => drop(route.insert("allow_public_unauthenticated_access".into(), true.into())),
                     Some(method) => {
-                        let mut rules = rules();
+                        let mut rules = who.clone();
                         rules.push(json!({"allow": {"and": [{"http_method": method}, {"accept": true}]}}));
                         route.insert("policy".into(), rules.into());
                     }
@@ -501,16 +466,11 @@ impl Import {
             if is_preflight_open {
                 route.insert("cors_allow_preflight".into(), true.into());
             }
-            match (&who, open.is_empty()) {
-                (None, true) => drop(route.insert("allow_any_authenticated_user".into(), true.into())),
-                _ => {
-                    let mut rules = rules();
-                    if !open.is_empty() {
-                        rules.push(json!({"allow": {"or": open}}));
-                    }
-                    route.insert("policy".into(), rules.into());
-                }
+            let mut rules = who.clone();
+            if !open.is_empty() {
+                rules.push(json!({"allow": {"or": open}}));
             }
+            route.insert("policy".into(), rules.into());
             routes.push(Value::Object(route));
         }
         if routes.is_empty() {
@@ -566,69 +526,4 @@ impl Import {
 fn bare(address: &str) -> String {
     let address = address.split_once("://").map_or(address, |(_, rest)| rest);
     address.trim_end_matches('/').to_owned()
-}
-
-/// `GET=^/x`: the method, as a matcher, and the pattern.
-fn method_of(value: &str) -> (Option<Value>, &str) {
-    let is_method = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase());
-    match value.split_once('=') {
-        Some((method, pattern)) if is_method(method) => (Some(method.into()), pattern),
-        Some((method, pattern)) => match method.strip_suffix('!') {
-            Some(method) if is_method(method) => (Some(json!({"not_in": [method]})), pattern),
-            _ => (None, value),
-        },
-        None => (None, value),
-    }
-}
-
-/// What a pattern begins with, as far as it means itself.
-fn literal(pattern: &str) -> &str {
-    let Some(rest) = pattern.strip_prefix('^') else { return "" };
-    let end = rest.find(|c: char| "\\.+*?()|[]{}^$".contains(c)).unwrap_or(rest.len());
-    // What may be absent does not count.
-    let absent = rest.get(end..).is_some_and(|rest| rest.starts_with(['*', '?', '{']));
-    rest.get(..end.saturating_sub(usize::from(absent))).unwrap_or_default()
-}
-
-/// A pattern that finds, as one that matches the whole path.
-fn anchored(pattern: &str) -> String {
-    let (start, rest) = match pattern.strip_prefix('^') {
-        Some(rest) => ("", rest),
-        None => (".*", pattern),
-    };
-    match rest.strip_suffix('$') {
-        Some(rest) => format!("{start}{rest}"),
-        None => format!("{start}{rest}.*"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pattern_that_finds_becomes_one_that_matches_the_whole() {
-        for (pattern, expected) in
-            [("^/api", "/api.*"), ("^/health$", "/health"), ("/x", ".*/x.*"), ("\\.js$", ".*\\.js")]
-        {
-            assert_eq!(anchored(pattern), expected);
-        }
-    }
-
-    #[test]
-    fn what_a_pattern_begins_with_is_known() {
-        for (pattern, expected) in
-            [("^/api/v1/", "/api/v1/"), ("^/a(b|c)", "/a"), ("^/ab?", "/a"), ("/x", ""), ("^/x$", "/x")]
-        {
-            assert_eq!(literal(pattern), expected, "{pattern}");
-        }
-    }
-
-    #[test]
-    fn a_method_before_a_pattern_is_read() {
-        assert_eq!(method_of("GET=^/a"), (Some("GET".into()), "^/a"));
-        assert_eq!(method_of("POST!=^/a"), (Some(json!({"not_in": ["POST"]})), "^/a"));
-        assert_eq!(method_of("^/a?b=c"), (None, "^/a?b=c"));
-        assert_eq!(method_of("^/a"), (None, "^/a"));
-    }
 }

@@ -15,6 +15,64 @@ pub(super) struct Setting {
     pub(super) place: String,
     /// The file that it stands in, beside which others are looked for.
     pub(super) file: PathBuf,
+    /// How it was given.
+    pub(super) form: Form,
+}
+
+/// How an option is given; what comes later goes before what comes earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Form {
+    /// In a file.
+    File,
+    /// By a variable of the environment.
+    Variable,
+    /// By a flag.
+    Flag,
+    /// In the alpha YAML, which takes the place of all others.
+    Alpha,
+}
+
+/// Flags without a value after a blank.
+const SWITCHES: [&str; 22] = [
+    "reverse_proxy",
+    "proxy_websockets",
+    "cookie_secure",
+    "cookie_httponly",
+    "cookie_csrf_per_request",
+    "request_logging",
+    "auth_logging",
+    "standard_logging",
+    "logging_compress",
+    "logging_local_time",
+    "show_debug_on_error",
+    "session_cookie_minimal",
+    "encode_state",
+    "allow_query_semicolons",
+    "prefer_email_to_user",
+    "use_system_trust_store",
+    "display_htpasswd_form",
+    "disable_keep_alives",
+    "relative_redirect_url",
+    "gcp_healthchecks",
+    "bearer_token_login_fallback",
+    "google_use_application_default_credentials",
+];
+/// And those that begin so.
+const SWITCHES_OF: [&str; 9] = [
+    "pass_",
+    "set_",
+    "skip_",
+    "insecure_",
+    "silence_",
+    "ssl_",
+    "force_json_errors",
+    "redis_use_",
+    "redis_insecure_",
+];
+
+fn is_switch(name: &str) -> bool {
+    let takes_a_value = ["skip_auth_route", "skip_auth_regex"].contains(&name);
+    SWITCHES.contains(&name) || (SWITCHES_OF.iter().any(|start| name.starts_with(start)) && !takes_a_value)
 }
 
 /// Names of lists, as files and the environment have them, with the flag's.
@@ -72,8 +130,10 @@ fn read_one(file: &Path) -> Result<Vec<Setting>, String> {
     match ending.as_str() {
         "yaml" | "yml" | "json" => {
             let leaves = config::leaves(file).map_err(problem)?;
-            let alpha =
-                leaves.into_iter().map(|(name, line, value)| setting(file, line, &name, &name, &value));
+            let alpha = leaves.into_iter().map(|(name, line, value)| Setting {
+                form: Form::Alpha,
+                ..setting(file, line, &name, &name, &value)
+            });
             Ok(alpha.collect())
         }
         "env" => Ok(environment(file, &text()?)),
@@ -94,7 +154,13 @@ fn read_one(file: &Path) -> Result<Vec<Setting>, String> {
 
 fn setting(file: &Path, line: usize, typed: &str, name: &str, value: &str) -> Setting {
     let place = format!("{}:{line}: {typed}", file.display());
-    Setting { name: name.to_owned(), value: value.to_owned(), place, file: file.to_owned() }
+    let (name, value, file) = (name.to_owned(), value.to_owned(), file.to_owned());
+    let form = match typed {
+        _ if typed.starts_with("--") => Form::Flag,
+        _ if typed.starts_with("OAUTH2_PROXY_") => Form::Variable,
+        _ => Form::File,
+    };
+    Setting { name, value, place, file, form }
 }
 
 /// The flag's name.
@@ -119,13 +185,46 @@ fn unquoted(value: &str) -> &str {
 }
 
 fn environment(file: &Path, text: &str) -> Vec<Setting> {
-    let lines = text.lines().enumerate().filter_map(|(at, line)| {
-        let line = line.trim();
-        let line = line.strip_prefix("export ").unwrap_or(line);
-        let (name, value) = line.split_once('=')?;
-        name.starts_with("OAUTH2_PROXY_").then(|| split(file, at + 1, name.trim(), unquoted(value)))
-    });
-    lines.flatten().collect()
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with('#'));
+    lines.flat_map(|(at, line)| variables(file, at + 1, line)).collect()
+}
+
+/// The variables that a line sets, in a file of them, a script, a unit file or a container's: `NAME=value`, `"NAME=value"`,
+/// `NAME: value`. One that is named in another way is no option that is known, so that it is spoken of.
+fn variables(file: &Path, line: usize, text: &str) -> Vec<Setting> {
+    const START: &str = "OAUTH2_PROXY_";
+    let mut all = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(START) {
+        let (before, found) = rest.split_at(at);
+        let end = found.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(found.len());
+        let (name, after) = found.split_at(end);
+        let quote = before.chars().next_back().filter(|c| matches!(c, '"' | '\''));
+        let sets = after.strip_prefix('=').map(|value| (value, false));
+        let sets = sets.or_else(|| Some((after.strip_prefix(':')?, true)));
+        match sets.filter(|_| !before.ends_with(['$', '{', '('])) {
+            Some((value, is_mapping)) => {
+                let value = value.trim_start_matches(|c: char| is_mapping && c == ' ');
+                // All of the line, unless more words follow it there.
+                let end = match (quote, value.chars().next().filter(|c| matches!(c, '"' | '\''))) {
+                    (Some(quote), _) => value.find(quote).unwrap_or(value.len()),
+                    (None, Some(own)) => {
+                        value.get(1..).and_then(|rest| rest.find(own)).map_or(value.len(), |at| at + 2)
+                    }
+                    (None, None) if before.trim().is_empty() || before.trim() == "export" => value.len(),
+                    (None, None) => value.find(char::is_whitespace).unwrap_or(value.len()),
+                };
+                let (value, after) = value.split_at(end);
+                all.extend(split(file, line, name, unquoted(value)));
+                rest = after;
+            }
+            None => {
+                all.push(setting(file, line, name, &format!("unread {name}"), "x"));
+                rest = after;
+            }
+        }
+    }
+    all
 }
 
 /// A command line, as in a script, a unit file or the arguments of a container.
@@ -137,9 +236,12 @@ fn flags(file: &Path, text: &str) -> Vec<Setting> {
         if line.starts_with('#') {
             continue;
         }
+        all.extend(variables(file, at + 1, line));
         for word in words(line) {
             // What stands around it in a list of arguments.
-            let word = word.trim_matches(|c| matches!(c, ',' | '[' | ']'));
+            let word = word.trim_start_matches('[').trim_end_matches(',');
+            let is_open = word.matches('[').count() < word.matches(']').count();
+            let word = word.strip_suffix(']').filter(|_| is_open).unwrap_or(word);
             let word = unquoted(word).to_owned();
             match word.strip_prefix("--") {
                 Some(flag) => {
@@ -149,6 +251,9 @@ fn flags(file: &Path, text: &str) -> Vec<Setting> {
                     match flag.split_once('=') {
                         Some((name, value)) => {
                             all.extend(split(file, at + 1, &format!("--{name}"), unquoted(value)));
+                        }
+                        None if is_switch(&canonical(flag)) => {
+                            all.extend(split(file, at + 1, &word, "true"));
                         }
                         None => waiting = Some((at + 1, word)),
                     }
