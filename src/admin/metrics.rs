@@ -1,5 +1,6 @@
 //! The page that Prometheus reads.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use ::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
@@ -111,11 +112,16 @@ fn page(state: &Running) -> String {
     ORDERS.write(&mut page);
     page.single(&ACME_TROUBLES, snapshot.acme.as_ref().map_or(0, |acme| acme.troubles().len()));
     page.begin(&CERTIFICATE_END);
-    for certificate in snapshot.certificates() {
+    // Several may be for the same names: the first to end counts, and one that is made up until there is another does not.
+    let mut ends = BTreeMap::new();
+    for certificate in snapshot.certificates().iter().filter(|one| !one.is_made_up()) {
         if let Some(validity) = certificate.validity() {
-            let names = certificate.names().join(",");
-            page.value(&CERTIFICATE_END, &[&names], validity.until.as_unix_seconds());
+            let end = ends.entry(certificate.names().join(",")).or_insert(validity.until);
+            *end = validity.until.min(*end);
         }
+    }
+    for (names, end) in ends {
+        page.value(&CERTIFICATE_END, &[&names], end.as_unix_seconds());
     }
     page.single(&RECORDS_DROPPED, DROPPED.get());
     page.single(&SPANS_DROPPED, trace::DROPPED.get());

@@ -191,7 +191,9 @@ impl Tracer {
             Some(given) => given.is_sampled,
             // By the end of the name, so that all who take part decide alike.
             None => {
-                let end = trace.last_chunk().map_or(0, |end| u64::from_be_bytes(*end));
+                // One that anybody may have chosen is not asked.
+                let decides = if is_trusted { &trace[..] } else { named };
+                let end = decides.last_chunk().map_or(0, |end| u64::from_be_bytes(*end));
                 self.settings.share == u64::MAX || end < self.settings.share
             }
         };
@@ -336,6 +338,18 @@ mod tests {
         assert!(decided(&none, &sampled, true) && !decided(&all, &not, true));
         assert!(!decided(&none, &sampled, false) && decided(&all, &not, false), "anybody can write a flag");
         assert!(!decided(&tracer(0, false), &sampled, true));
+        // Half of them: by the name that a trusted proxy gave, and never by one that anybody chose.
+        let half = tracer(u64::MAX / 2, false);
+        let named = |end: &str| headers(&SOUND.replace("8448eb211c80319c", end));
+        for (end, random, trusted, expected) in [
+            ("0000000000000001", [0xff; 32], true, true),
+            ("0000000000000001", [0xff; 32], false, false),
+            ("ffffffffffffffff", [0; 32], true, false),
+            ("ffffffffffffffff", [0; 32], false, true),
+        ] {
+            let sampled = half.begin(&named(end), trusted, random).own.is_sampled;
+            assert_eq!(sampled, expected, "{end} {trusted}");
+        }
         let trace = all.begin(&sampled, false, [9; 32]);
         assert_eq!(trace.for_upstream().unwrap(), "00-0af7651916cd43dd8448eb211c80319c-0909090909090909-01");
         assert_eq!(trace.parent, Some([0xb7, 0xad, 0x6b, 0x71, 0x69, 0x20, 0x33, 0x31]));

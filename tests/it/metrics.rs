@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use crate::client_certificates::{Card, authority, issue, params};
-use crate::rig::{Answer, ROUTES, Rig, Setup, read_all, self_signed, write_certificate};
+use crate::rig::{Answer, HTTPS, ROUTES, Rig, Setup, read_all, self_signed, write_certificate};
 use crate::sessions::{lasting_upstream, open_websocket};
 
 const METRICS: &str = "metrics_address: 127.0.0.1:0";
@@ -236,6 +236,32 @@ fn who_may_read_stays_the_same_when_the_address_is_taken_away_until_the_next_sta
     // Another password counts at once.
     rig.change(&Setup { settings: format!("{METRICS}\nmetrics_basic_auth: dTpx"), ..Setup::default() });
     assert_eq!(read(), [401, 401]);
+}
+
+#[test]
+fn certificates_for_the_same_names_are_one_number_and_made_up_ones_are_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut settings = format!("{HTTPS}\n{METRICS}\ncertificates:\n");
+    for (file, year) in [("later", 2091), ("first", 2090)] {
+        let mut params = rcgen::CertificateParams::new(vec!["authenticate.localhost".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let made = rcgen::CertifiedKey { cert: params.self_signed(&key).unwrap(), signing_key: key };
+        let (cert, key) = write_certificate(directory.path(), file, &made);
+        settings.push_str(&format!("  - {{cert: {cert}, key: {key}}}\n"));
+    }
+    let ends = |settings: &str| {
+        let routes = "\n  - from: https://authenticate.localhost\n    to: http://UPSTREAM\n    allow_any_authenticated_user: true\n";
+        let mut rig =
+            Rig::with(Setup { settings: settings.into(), routes: routes.into(), ..Setup::default() });
+        let page = page(&address(&mut rig));
+        assert_eq!(promtool(&page), "");
+        let start = "portcullis_certificate_not_after_timestamp_seconds{";
+        page.lines().filter(|line| line.starts_with(start)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let found = ends(&settings);
+    assert!(found.len() == 1 && found[0].ends_with("} 3786912000"), "{found:?}");
+    assert_eq!(ends(&format!("{HTTPS}\n{METRICS}")), Vec::<String>::new());
 }
 
 #[test]

@@ -18,11 +18,15 @@ use serde::{Deserialize, Serialize};
 
 use super::challenge::{self, Challenge};
 use super::{Acme, Settings};
-use crate::client::Client;
+use crate::client::{Client, Limits};
 use crate::clock::Timestamp;
 
 /// The authority may take so long to look, and then to sign.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// One call; some authorities take half a minute for one.
+const CALL: Duration = Duration::from_secs(60);
+/// What could not be fetched is asked for again after this.
+const AGAIN: Duration = Duration::from_secs(2);
 /// What is said when the authority says nothing.
 const NO_REASON: &str = "the authority refuses the order, and does not say why";
 /// A challenge is forgotten after this.
@@ -98,7 +102,8 @@ impl From<Error> for Failed {
 }
 
 fn builder(settings: &Settings) -> AccountBuilder {
-    Account::builder_with_http(Box::new(Calls(Client::new(settings.client.clone()))))
+    let limits = Limits { time: CALL, ..Limits::default() };
+    Account::builder_with_http(Box::new(Calls(Client::new(settings.client.clone()).with_limits(limits))))
 }
 
 /// What the authority says is wrong, and what to do.
@@ -264,7 +269,17 @@ impl Acme {
         }
         proved?;
         let key = order.finalize().await?;
-        let chain = order.poll_certificate(&RetryPolicy::new().timeout(PATIENCE)).await?;
+        // The authority has counted it: what does not come at once is asked for again.
+        let until = self.clock.instant() + PATIENCE;
+        let chain = loop {
+            match order.poll_certificate(&RetryPolicy::new().timeout(PATIENCE)).await {
+                Ok(chain) => break chain,
+                Err(error @ Error::Api(_)) => return Err(error.into()),
+                Err(error) if self.clock.instant() >= until => return Err(error.into()),
+                Err(error) => tracing::debug!(host, %error, "the certificate could not be fetched yet"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        };
         Ok(Pair { chain, key, obtained: self.clock.now() })
     }
 
@@ -302,7 +317,9 @@ impl Acme {
             let answer = challenge.key_authorization().as_str().to_owned();
             let until: Timestamp = self.clock.now() + CHALLENGE;
             let kept = serde_json::to_vec(&Challenge { token, answer, until }).map_err(Error::Json)?;
-            self.write(&challenge::name(host), kept, until).await.map_err(Failed::Store)?;
+            // It counts: the authority has been asked.
+            let kept = self.write(&challenge::name(host), kept, until).await;
+            kept.map_err(|what| Failed::Order(format!("a challenge cannot be kept: {what}")))?;
             tracing::debug!(host, challenge = ?kind, "the authority looks whether the host is served here");
             challenge.set_ready().await?;
         }

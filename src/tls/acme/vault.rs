@@ -181,10 +181,17 @@ fn write_file(root: &Path, path: &Path, value: &[u8]) -> io::Result<()> {
     make_parent(root, path)?;
     let beside = root.join(".new").join(crypto::random_name::<12>());
     make_parent(root, &beside)?;
-    let mut file = private().create(true).truncate(true).write(true).open(&beside)?;
-    file.write_all(value)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
+    let written = (|| {
+        let mut file = private().create(true).truncate(true).write(true).open(&beside)?;
+        file.write_all(value)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    })();
+    if let Err(error) = written {
+        // A part of it helps nobody.
+        let _ = fs::remove_file(&beside);
+        return Err(error);
+    }
     fs::File::open(path.parent().unwrap_or(root))?.sync_all()
 }
 
