@@ -209,14 +209,7 @@ impl Acme {
             {
                 tracing::warn!(host, error, "that orders failed before cannot be forgotten");
             }
-            let taken = self.take(settings, host, &pair).await;
-            // It counts, whoever is to blame: the authority has issued one.
-            let next = taken.map_err(|failed| match failed {
-                Failed::Store(what) => {
-                    (Failed::Order(format!("the certificate cannot be kept: {what}")), failures + 1)
-                }
-                failed @ Failed::Order(_) => (failed, failures + 1),
-            })?;
+            let next = self.take(settings, host, &pair).await.map_err(|failed| (failed, failures + 1))?;
             Ok(Done::Next(next))
         };
         let ordered = ordered.await;
