@@ -20,10 +20,11 @@ const program = (...places) => {
 
 // A text with each of the replacements made; each has to be there to be replaced.
 function adapted(text, replacements) {
-  return replacements.reduce((done, [what, by]) => {
-    if (!done.includes(what)) throw new Error(`${what} is not in the configuration any more`);
-    return done.replaceAll(what, by);
-  }, text);
+  for (const [what] of replacements) if (!text.includes(what)) throw new Error(`${what} is not in the configuration any more`);
+  // All at once, and whole numbers: what was put in may begin like what is still to be replaced.
+  const pattern = ([what]) => what.replace(/[.*+?^${}()|[\]\\]/g, '\\$&') + (/\d$/.test(what) ? '(?!\\d)' : '');
+  const by = new Map(replacements);
+  return text.replace(new RegExp(replacements.map(pattern).join('|'), 'g'), (found) => by.get(found));
 }
 
 const read = (file) => fs.readFileSync(path.join(deploy, file), 'utf8');

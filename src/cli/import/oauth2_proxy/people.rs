@@ -32,9 +32,9 @@ impl Import {
         for one in self.take("github_team") {
             for team in one.value.split(',').map(str::trim).filter(|team| !team.is_empty()) {
                 let within = organisation.as_ref().map(|one| one.value.as_str());
-                teams.extend(match team.split_once(':').or_else(|| Some((within?, team))) {
-                    Some((organisation, team)) => Some(json!({"groups": format!("{organisation}/{team}")})),
-                    None => Some(json!({"reject": true})),
+                teams.push(match team.split_once(':').or_else(|| Some((within?, team))) {
+                    Some((organisation, team)) => json!({"groups": format!("{organisation}/{team}")}),
+                    None => json!({"reject": true}),
                 });
             }
         }
@@ -57,7 +57,7 @@ impl Import {
     /// The rules of who may pass, as alternatives.
     pub(super) fn who(&mut self) -> Vec<Value> {
         let nobody = || vec![json!({"allow": {"or": []}})];
-        let (mut groups, is_closed) = self.restrictions();
+        let (within, is_closed) = self.restrictions();
         let (mut people, mut is_anybody, mut is_listed) = (Vec::new(), false, false);
         for one in self.take("email_domain") {
             match one.value.as_str() {
@@ -88,7 +88,7 @@ impl Import {
             }
         }
         let named = ["allowed_group", "keycloak_group"].into_iter().flat_map(|name| self.take(name));
-        groups.extend(named.map(|one| json!({"groups": one.value})));
+        let mut groups: Vec<Value> = named.map(|one| json!({"groups": one.value})).collect();
         for one in self.take("allowed_role") {
             let (claim, role) = match one.value.split_once(':') {
                 Some((client, role)) => (format!("claim/resource_access/{client}/roles"), role),
@@ -100,19 +100,25 @@ impl Import {
             // Anybody who has an address: it needs one, that is not said to be unverified.
             people = vec![json!({"email": {"contains": "@"}})];
         }
-        match (people.is_empty(), groups.is_empty()) {
-            _ if is_closed => nobody(),
-            // Whom oauth2-proxy would not start for; and where addresses are listed, of whom it lists none.
-            (true, true) => nobody(),
-            (true, false) if is_listed => nobody(),
-            (true, false) => vec![json!({"allow": {"or": groups}})],
-            (false, true) => vec![json!({"allow": {"or": people}})],
-            (false, false) => {
-                // Both are needed there.
-                let both = people
-                    .iter()
-                    .flat_map(|one| groups.iter().map(move |group| json!({"allow": {"and": [one, group]}})));
-                both.collect()
+        // Where addresses are listed, and it lists none, groups let nobody in either.
+        if is_closed || (is_listed && people.is_empty()) {
+            return nobody();
+        }
+        // One of each is needed there: an address, a group, and the organisation or team that the provider is asked for.
+        let mut needed: Vec<Vec<Value>> = [people, groups, within].into();
+        needed.retain(|one| !one.is_empty());
+        match needed.as_slice() {
+            // Whom oauth2-proxy would not start for.
+            [] => nobody(),
+            [one] => vec![json!({"allow": {"or": one}})],
+            several => {
+                let start = vec![Vec::new()];
+                let all = several.iter().fold(start, |ways, one| {
+                    ways.iter()
+                        .flat_map(|way| one.iter().map(move |next| [&way[..], &[next]].concat()))
+                        .collect()
+                });
+                all.into_iter().map(|way| json!({"allow": {"and": way}})).collect()
             }
         }
     }
