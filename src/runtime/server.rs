@@ -44,10 +44,10 @@ const LAST_SPANS: Duration = Duration::from_secs(2);
 const LEFT_BEHIND: Duration = Duration::from_secs(15);
 /// What was given to another process that did not serve is waited for so long, before anybody is let in without it.
 const GIVEN_BACK: Duration = Duration::from_secs(5);
-/// A process that is told to stop while it hands over waits no longer than this for the other one to serve.
-const HURRIED: Duration = Duration::from_secs(10);
 /// Whether it is there is looked for this often.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
+/// A process that is told to stop while it hands over waits no longer than this for the other one to serve.
+const HURRIED: Duration = Duration::from_secs(10);
 /// What is being decided is waited for, before another process gets what only one may use.
 const DECIDING: Duration = Duration::from_millis(100);
 

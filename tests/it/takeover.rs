@@ -51,12 +51,25 @@ fn ask_meanwhile(
     })
 }
 
+/// Asks on several connections at a time from here on. What is returned ends that, and demands that nothing went wrong and more
+/// than so much went well.
+fn nothing_goes_wrong(rig: &Rig) -> impl FnOnce(usize) + use<> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asking: Vec<_> = (0..3).map(|_| ask_meanwhile(rig.server.address, stop.clone())).collect();
+    move |least| {
+        stop.store(true, Ordering::Relaxed);
+        for one in asking {
+            let (wrong, right) = one.join().unwrap();
+            assert!(wrong.is_empty() && right > least, "{right} answered, and {wrong:#?}");
+        }
+    }
+}
+
 #[test]
 fn nobody_notices_that_another_process_serves() {
     let mut rig = rig();
     let mut jane = rig.signed_in();
-    let stop = Arc::new(AtomicBool::new(false));
-    let asking: Vec<_> = (0..3).map(|_| ask_meanwhile(rig.server.address, stop.clone())).collect();
+    let demand = nothing_goes_wrong(&rig);
     std::thread::sleep(Duration::from_millis(200));
     let address = rig.server.address;
     for _ in 0..3 {
@@ -67,11 +80,7 @@ fn nobody_notices_that_another_process_serves() {
         assert_eq!((rig.server.health("/readyz"), rig.server.health("/status")), (200, 200));
         assert_eq!(jane.get("http://app.localhost/").status, 200, "her session goes on");
     }
-    stop.store(true, Ordering::Relaxed);
-    for one in asking {
-        let (wrong, right) = one.join().unwrap();
-        assert!(wrong.is_empty() && right > 50, "{right} answered, and {wrong:#?}");
-    }
+    demand(50);
     // The sockets of the administrator lead to the process that serves.
     let token = rig.account("robot", &[]);
     assert!(!token.is_empty());
@@ -269,25 +278,40 @@ fn slowly() -> Setup {
     Setup { settings: SLOWLY.into(), ..Setup::default() }
 }
 
-/// Until a process has said it.
-fn said(rig: &Rig, message: &str) {
+/// Until the process that runs has said it so often.
+fn said(rig: &Rig, message: &str, times: usize) {
     let until = Instant::now() + Duration::from_secs(10);
-    while !rig.server.raw_log().contains(message) {
+    while rig.server.raw_log().matches(message).count() < times {
         assert!(Instant::now() < until, "{message}: {}", rig.server.raw_log());
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Starts a process that is to take over, the `number`th one, and stops it that long after it has asked: its log.
+fn stopped_before_it_serves(rig: &Rig, setup: &Setup, number: usize, signal: &str, after: u64) -> String {
+    let mut command = Server::takeover(&rig.configuration(setup), rig.state());
+    let next = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    said(rig, "another process asks to take over", number);
+    std::thread::sleep(Duration::from_millis(after));
+    let id = next.id().to_string();
+    let killed = std::process::Command::new("kill").args([&format!("-{signal}"), &id]).status();
+    assert!(killed.unwrap().success());
+    let done = next.wait_with_output().unwrap();
+    let log = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.code() == Some(0) && log.contains("stopped before it served"), "{log}");
+    said(rig, "this one goes on", number);
+    log
 }
 
 #[test]
 fn a_process_that_is_told_to_stop_while_it_hands_over_does_so_first() {
     let mut rig = Rig::with(slowly());
     let mut jane = rig.signed_in();
-    let stop = Arc::new(AtomicBool::new(false));
-    let asking: Vec<_> = (0..3).map(|_| ask_meanwhile(rig.server.address, stop.clone())).collect();
+    let demand = nothing_goes_wrong(&rig);
     let (began, configuration) = (Instant::now(), rig.configuration(&slowly()));
     let next = std::thread::scope(|scope| {
         let next = scope.spawn(|| rig.server.successor(&configuration, rig.state()));
-        said(&rig, "another process asks to take over");
+        said(&rig, "another process asks to take over", 1);
         std::thread::sleep(Duration::from_millis(300));
         rig.server.signal("TERM");
         next.join().unwrap()
@@ -298,44 +322,20 @@ fn a_process_that_is_told_to_stop_while_it_hands_over_does_so_first() {
     assert!(before.raw_log().contains("another process has taken over"), "{}", before.raw_log());
     assert_eq!(jane.get("http://app.localhost/").status, 200);
     assert!(!rig.account("robot", &[]).is_empty(), "the administrator reaches it");
-    stop.store(true, Ordering::Relaxed);
-    for one in asking {
-        let (wrong, right) = one.join().unwrap();
-        assert!(wrong.is_empty() && right > 20, "{right} answered, and {wrong:#?}");
-    }
+    demand(20);
 }
 
 #[test]
 fn a_process_that_is_stopped_before_it_serves_takes_nothing_over() {
     let rig = Rig::with(slowly());
     let mut jane = rig.signed_in();
-    let stop = Arc::new(AtomicBool::new(false));
-    let asking: Vec<_> = (0..3).map(|_| ask_meanwhile(rig.server.address, stop.clone())).collect();
-    for (at, (signal, wait)) in [("INT", 300), ("TERM", 1500)].into_iter().enumerate() {
-        let mut command = Server::takeover(&rig.configuration(&slowly()), rig.state());
-        let next = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
-        said(&rig, "another process asks to take over");
-        std::thread::sleep(Duration::from_millis(wait));
-        let id = next.id().to_string();
-        assert!(
-            std::process::Command::new("kill").args([&format!("-{signal}"), &id]).status().unwrap().success()
-        );
-        let done = next.wait_with_output().unwrap();
-        let log = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.code() == Some(0) && log.contains("stopped before it served"), "{log}");
-        let until = Instant::now() + Duration::from_secs(10);
-        while rig.server.raw_log().matches("this one goes on").count() <= at {
-            assert!(Instant::now() < until, "{}", rig.server.raw_log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    let demand = nothing_goes_wrong(&rig);
+    for (number, (signal, after)) in (1..).zip([("INT", 300), ("TERM", 1500)]) {
+        stopped_before_it_serves(&rig, &slowly(), number, signal, after);
         assert_eq!(jane.get("http://app.localhost/").status, 200, "{signal}");
         assert_eq!(rig.server.health("/readyz"), 200, "{signal}");
     }
-    stop.store(true, Ordering::Relaxed);
-    for one in asking {
-        let (wrong, right) = one.join().unwrap();
-        assert!(wrong.is_empty() && right > 20, "{right} answered, and {wrong:#?}");
-    }
+    demand(20);
 }
 
 #[test]
@@ -391,28 +391,10 @@ fn a_process_that_is_stopped_when_it_was_given_everything_gives_it_back() {
         ..Setup::default()
     };
     let rig = Rig::with(setup.clone());
-    let stop = Arc::new(AtomicBool::new(false));
-    let asking: Vec<_> = (0..3).map(|_| ask_meanwhile(rig.server.address, stop.clone())).collect();
-    for (at, signal) in ["TERM", "INT"].into_iter().enumerate() {
-        let mut command = Server::takeover(&rig.configuration(&setup), rig.state());
-        let next = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
-        let until = Instant::now() + Duration::from_secs(10);
-        while rig.server.raw_log().matches("another process asks to take over").count() <= at {
-            assert!(Instant::now() < until, "{}", rig.server.raw_log());
-        }
-        std::thread::sleep(Duration::from_millis(1500));
-        let id = next.id().to_string();
-        assert!(
-            std::process::Command::new("kill").args([&format!("-{signal}"), &id]).status().unwrap().success()
-        );
-        let done = next.wait_with_output().unwrap();
-        let log = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.code() == Some(0) && log.contains("stopped before it served"), "{log}");
+    let demand = nothing_goes_wrong(&rig);
+    for (number, signal) in (1..).zip(["TERM", "INT"]) {
+        let log = stopped_before_it_serves(&rig, &setup, number, signal, 1500);
         assert!(log.contains("the session store cannot be used yet"), "it was given everything: {log}");
-        let until = Instant::now() + Duration::from_secs(10);
-        while rig.server.raw_log().matches("this one goes on").count() <= at {
-            assert!(Instant::now() < until, "{}", rig.server.raw_log());
-        }
         assert_eq!(rig.server.health("/readyz"), 200, "{signal}");
         assert!(!rig.server.raw_log().contains("there is no such socket"), "{}", rig.server.raw_log());
         for socket in ["takeover.sock", "control.sock"] {
@@ -421,9 +403,5 @@ fn a_process_that_is_stopped_when_it_was_given_everything_gives_it_back() {
         // Whoever asked, and went: it is said, and no more comes of it.
         std::thread::sleep(Duration::from_millis(500));
     }
-    stop.store(true, Ordering::Relaxed);
-    for one in asking {
-        let (wrong, right) = one.join().unwrap();
-        assert!(wrong.is_empty() && right > 20, "{right} answered, and {wrong:#?}");
-    }
+    demand(20);
 }
