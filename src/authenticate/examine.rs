@@ -192,40 +192,37 @@ impl Provider {
     async fn examine_callback(&self, at: &Discovered, callback: &str, others: &[String]) -> Option<Wrong> {
         let settings = self.settings();
         let scopes = &settings.scopes;
-        let wrong = |text: String| Wrong { finding: Finding::grave("", text), is_final: false };
+        let grave = |text: String| Finding::grave("", text);
+        let wrong = |finding| Wrong { finding, is_final: false };
         Some(match self.probe(at, callback, scopes).await {
             Probed::Good => return None,
             Probed::Mismatch => {
                 let near = self.near_miss(at, callback, others, scopes).await;
-                wrong(sentence::mismatch(callback, near.as_deref(), settings))
+                wrong(grave(sentence::mismatch(callback, near.as_deref(), settings)))
             }
             Probed::Refused(SignInError::InvalidScope { text, .. }) => {
                 let refused = self.refused_scopes(at, callback, scopes).await;
                 let error = SignInError::InvalidScope { scopes: refused.join(" "), text };
-                wrong(sentence::refused(&error, settings))
+                wrong(grave(sentence::refused(&error, settings)))
             }
             Probed::Refused(error) => Wrong {
                 is_final: matches!(error, SignInError::InvalidClient { .. }),
-                ..wrong(sentence::refused(&error, settings))
+                finding: grave(sentence::refused(&error, settings)),
             },
-            Probed::NoPage(status) => {
-                let wrong = wrong(sentence::no_page(status));
-                Wrong { finding: wrong.finding.at("HTTP"), ..wrong }
-            }
+            Probed::NoPage(status) => wrong(grave(sentence::no_page(status)).at("HTTP")),
             Probed::Unclear(status) => {
                 let text = format!(
                     "it answers the request to sign in with {status} and shows no way to sign in: open {} in a browser, and \
                      compare idp_client_id and the callback URL {callback} at the provider",
                     at.authorization_endpoint
                 );
-                let wrong = wrong(text);
-                Wrong { finding: wrong.finding.at("HTTP"), ..wrong }
+                wrong(grave(text).at("HTTP"))
             }
             Probed::Failed(error) => {
                 let text = sentence::unreachable("where people sign in", &error, settings);
                 // Codes are exchanged at the same host, as a rule.
                 let is_final = at.authorization_endpoint.host() == at.token_endpoint.host();
-                Wrong { finding: Finding::grave("", text).at(error.hop()), is_final }
+                Wrong { finding: grave(text).at(error.hop()), is_final }
             }
         })
     }
